@@ -1,0 +1,118 @@
+"""Complete, atomic checkpoints without pickle.
+
+A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, moving average, random state) and
+`state.json` (counters). It is written under another name, flushed to disk and renamed: it exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vardistill.errors import UsageError
+
+FORMAT = "vardistill-checkpoint-1"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class State:
+    """Everything that a run needs to go on as if it had not stopped.
+
+    Attributes:
+        step: finished updates of the generator.
+        seconds: wall-clock time spent so far.
+        tensors: sections (`generator`, `ema`, `objective`, `optimizer.*`, `rng`) of named tensors.
+    """
+
+    step: int
+    seconds: float
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def save(folder: Path, state: State, keep: int) -> Path:
+    """Write `state` below `folder`, remove all but the `keep` latest checkpoints, and return the new one's path."""
+    target = folder / f"step-{state.step:08d}"
+    partial = folder / f".partial-{state.step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    flat = {f"{section}/{name}": v.contiguous() for section, part in state.tensors.items() for name, v in part.items()}
+    save_file(flat, partial / "state.safetensors", metadata={"format": FORMAT})
+    counters = {"format": FORMAT, "step": state.step, "seconds": state.seconds}
+    (partial / "state.json").write_text(json.dumps(counters))
+    for file in (*partial.iterdir(), partial):
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _flush(folder)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest(folder: Path) -> Path:
+    """The checkpoint with the most steps; raises UsageError where there is none."""
+    found = _all(folder)
+    if not found:
+        raise UsageError(f"nothing to resume: no checkpoint in {folder}")
+    return found[-1]
+
+
+def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
+    """Read a checkpoint.
+
+    Raises:
+        UsageError: where it is truncated, not one of ours, or a link that leaves its run.
+    """
+    if not checkpoint.resolve().is_relative_to(checkpoint.parent.resolve()):
+        raise UsageError(f"{checkpoint} leads out of its run folder: refused")
+    try:
+        counters = json.loads((checkpoint / "state.json").read_text())
+        flat = load_file(checkpoint / "state.safetensors", device=str(device))
+        step, seconds, form = int(counters["step"]), float(counters["seconds"]), counters["format"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"the checkpoint {checkpoint} is truncated or not one of vardistill's: {reason}") from error
+    if form != FORMAT:
+        raise UsageError(f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, v in flat.items():
+        section, _, key = name.partition("/")
+        tensors.setdefault(section, {})[key] = v
+    return State(step, seconds, tensors)
+
+
+def match(section: str, loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise UsageError unless `loaded` has the names, shapes and dtypes of `own`."""
+    if loaded.keys() != own.keys():
+        name = min(loaded.keys() ^ own.keys())
+        owner = "the checkpoint lacks" if name in own else "only the checkpoint has"
+        raise UsageError(f"the checkpoint is of another model: {owner} {section} '{name}'")
+    for name, v in own.items():
+        if (loaded[name].shape, loaded[name].dtype) != (v.shape, v.dtype):
+            raise UsageError(
+                f"the checkpoint is of another model: {section} '{name}' is {tuple(loaded[name].shape)} of "
+                f"{loaded[name].dtype} there and {tuple(v.shape)} of {v.dtype} here"
+            )
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,289 @@
+"""The configuration of a run: typed, complete, and written beside its results.
+
+Importing this module does not import torch, so that the command line can answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+import yaml
+
+from vardistill.errors import UsageError, unknown
+from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
+
+Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The one-step generator, a perceptron."""
+
+    latent: int = 2
+    """Dimension of z."""
+    depth: int = 4
+    """Hidden layers."""
+    width: int = 256
+    """Units of a hidden layer."""
+    activation: Literal["silu", "gelu", "relu", "leaky_relu", "tanh"] = "silu"
+    """Activation function."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The denoiser to distil."""
+
+    teacher: Literal["true", "empirical", "learned"] = "true"
+    """The problem's exact denoiser; the exact one of a sample of it; or a network fitted to that sample."""
+    teacher_run: Path | None = None
+    """Folder of a teacher made by `vardistill teach`, for a learned teacher; default: fit one first."""
+    teacher_samples: int = 10_000
+    """Size of the sample that an empirical or a learned teacher sees."""
+    bandwidth: float = 0.0
+    """Standard deviation of the Gaussian that an empirical teacher puts on every point."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """VarDiU."""
+
+    posterior: Literal["prior", "diagonal", "full", "mixture", "nsf"] = "prior"
+    """Family of q(z | x_t)."""
+    candidates: int | Literal["batch"] = 0
+    """K of the multi-sample bound: latents drawn from q, or the batch's other latents (posterior prior)."""
+    control_variate: Literal["zero", "one", "gaussian"] = "gaussian"
+    """c(t) of the teacher's term: 0, 1, or σ²/(σ² + σ_d²)."""
+    posterior_steps: int = 1
+    """Posterior updates per generator update."""
+    posterior_depth: int = 4
+    """Hidden layers of the posterior's network."""
+    posterior_width: int = 256
+    """Units of its hidden layers."""
+
+
+@dataclass(frozen=True)
+class LevelsConfig:
+    """Noise levels and their weights."""
+
+    distribution: Distribution = field(default_factory=LogNormal)
+    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
+    """Forward process."""
+    weight: Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"] = "sigma2_linear"
+    """w(t)."""
+    draws: int = 1
+    """Noise draws per latent."""
+    antithetic: bool = False
+    """Draw ε in pairs of opposite sign."""
+    stratified: bool = False
+    """Draw a step's levels from equal strata."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation and what a run keeps.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    steps: int = 20_000
+    """Updates of the generator."""
+    max_minutes: float | None = None
+    """Wall-clock budget; the schedules then follow the clock, and the run ends at the budget or after `steps`."""
+    batch: int = 1024
+    """Latents per step, over all processes."""
+    lr: float = 1e-3
+    """Peak learning rate of the generator."""
+    posterior_lr: float = 1e-3
+    """Peak learning rate of the objective's own networks."""
+    beta1: float = 0.9
+    """Adam's β₁."""
+    beta2: float = 0.99
+    """Adam's β₂."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """Decay to `lr_final` along a half cosine, or none."""
+    lr_final: float = 0.0
+    """Share of the peak learning rate at the end of a cosine."""
+    warmup: float = 0.01
+    """Share of the run in which the learning rate rises linearly."""
+    clip: float = float("inf")
+    """Largest norm of a gradient, for the generator and the objective's networks apart."""
+    ema: float = 0.999
+    """Decay of the moving average of the generator's weights; 0 for none."""
+    seed: int = 0
+    """Fixes initial weights and all draws."""
+    log_every: int = 100
+    """Steps between lines of metrics."""
+    eval_every: int = 1000
+    """Steps between evaluations; 0 for the last one alone."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints to keep."""
+    eval_samples: int = 10_000
+    """Samples per evaluation."""
+    max_skipped: int = 100
+    """Skipped steps (NaN or infinite gradients) after which the run stops."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the generator's forward pass."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    tracker: str = "tensorboard"
+    """Accelerate's tracker (tensorboard, wandb, trackio), or none."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
+            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        for name in ("max_skipped", "weight_decay", "eval_every"):
+            require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
+        for name in ("beta1", "beta2", "ema", "warmup"):
+            require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
+        require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
+        if self.max_minutes is not None:
+            require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, completely."""
+
+    problem: Literal["mog40"] = "mog40"
+    """The target."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    levels: LevelsConfig = field(default_factory=LevelsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """A network denoiser, fitted to a sample of a problem by denoising score matching.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    problem: Literal["mog40"] = "mog40"
+    """The target."""
+    samples: int = 10_000
+    """Size of the data set."""
+    steps: int = 20_000
+    """Updates."""
+    max_minutes: float | None = None
+    """Wall-clock budget."""
+    batch: int = 1024
+    """Points per step."""
+    lr: float = 1e-3
+    """Peak learning rate, decayed along a half cosine."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights."""
+    depth: int = 4
+    """Hidden layers."""
+    width: int = 256
+    """Units of a hidden layer."""
+    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
+    """Forward process."""
+    distribution: Distribution = field(default_factory=lambda: LogNormal(base_start=1.5, base_end=1.5, spread=1.4))
+    seed: int = 0
+    """Fixes the data, the initial weights and all draws."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps", "batch", "lr", "depth", "width"):
+            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+
+
+def require(name: str, value: object, holds: bool, rule: str) -> None:
+    """Raise a UsageError that names the value unless its rule holds."""
+    if not holds:
+        raise UsageError(f"{name} must be {rule}, but is {value}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain data; a level distribution carries its type's name as `kind`."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            kind = {"kind": type(value).__name__} if f.name == "distribution" else {}
+            out[f.name] = kind | to_dict(value)
+        else:
+            out[f.name] = str(value) if isinstance(value, Path) else value
+    return out
+
+
+def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
+    """The inverse of `to_dict`; raises UsageError for unknown keys (with the nearest) and values of a wrong type."""
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{where} must be a mapping, but is {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            raise unknown(f"key in {where}", str(key), hints)
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if all(dataclasses.is_dataclass(option) for option in options):
+        return _dataclass(options, value, where)
+    for option in options:
+        matched, converted = _match(option, value)
+        if matched:
+            return converted
+    raise UsageError(f"{where} must be {_describe(options)}, but is {value!r}")
+
+
+def _dataclass(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if len(options) == 1:
+        return from_dict(options[0], value, where)
+    kinds = {option.__name__: option for option in options}
+    rest = dict(value) if isinstance(value, Mapping) else {}
+    kind = str(rest.pop("kind", None))
+    if kind not in kinds:
+        raise unknown(f"kind of {where}", kind, kinds)
+    return from_dict(kinds[kind], rest, where)
+
+
+def _match(option: Any, value: Any) -> tuple[bool, Any]:
+    if typing.get_origin(option) is Literal:
+        return value in typing.get_args(option), value
+    if option is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool), value
+    if option is Path:
+        return isinstance(value, str), Path(str(value))
+    return type(value) is option, value
+
+
+def _describe(options: tuple[Any, ...]) -> str:
+    names = [str(option.__args__) if typing.get_origin(option) is Literal else option.__name__ for option in options]
+    return " or ".join(names)
+
+
+def write(config: Any, path: Path) -> None:
+    """Write the configuration as YAML."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def read(cls: Any, path: Path) -> Any:
+    """Read a configuration of type `cls`; raises UsageError where the file is missing or not one."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {str(error).splitlines()[0]}") from error
+    return from_dict(cls, data, path.name)

@@ -1,0 +1,33 @@
+"""Denoisers E[x | x_t]: exact ones, learned ones, and a user's own module."""
+
+from vardistill.denoisers.base import (
+    Denoiser,
+    DensityDenoiser,
+    FromModule,
+    Rescheduled,
+    check_denoiser,
+    from_module,
+    reschedule,
+    score,
+)
+from vardistill.denoisers.mixture import Empirical, GaussianMixture
+from vardistill.denoisers.network import Preconditioned, dsm_loss
+from vardistill.denoisers.parametrisations import PREDICTIONS, from_x, to_x
+
+__all__ = [
+    "PREDICTIONS",
+    "Denoiser",
+    "DensityDenoiser",
+    "Empirical",
+    "FromModule",
+    "GaussianMixture",
+    "Preconditioned",
+    "Rescheduled",
+    "check_denoiser",
+    "dsm_loss",
+    "from_module",
+    "from_x",
+    "reschedule",
+    "score",
+    "to_x",
+]

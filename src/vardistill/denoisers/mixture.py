@@ -1,0 +1,245 @@
+r"""Gaussian mixtures, whose noisy marginals are mixtures again: everything is exact.
+
+    p(x)      = Σ_k π_k N(x; μ_k, Σ_k)
+    p_t(x_t)  = Σ_k π_k N(x_t; α μ_k, C_k),   C_k = α² Σ_k + σ² I
+    E[x|x_t]  = Σ_k γ_k(x_t) [μ_k + α Σ_k C_k⁻¹ (x_t − α μ_k)],   γ_k = responsibility of component k.
+
+Components are visited in blocks with a running log-sum-exp, so 10⁵ components against 10³ queries fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vardistill.errors import UsageError
+from vardistill.schedules import VE, Schedule, expand
+
+BLOCK_ENTRIES = 2**22
+"""Entries of the largest (queries × components × ...) temporary."""
+
+
+class GaussianMixture(nn.Module):
+    """The exact denoiser and density of a Gaussian mixture in d dimensions.
+
+    Args:
+        means: (K, d) component means.
+        std: standard deviation of isotropic components, a number or (K,); 0 makes them points.
+        covariances: (K, d, d) full covariances, positive definite; instead of `std`.
+        weights: (K,) positive component weights, normalised here; default equal.
+        schedule: of the noisy marginals.
+
+    Raises:
+        UsageError: for empty or non-finite means, or for not exactly one of `std` and `covariances`.
+    """
+
+    means: Tensor
+    log_weights: Tensor
+
+    def __init__(
+        self,
+        means: Tensor,
+        std: float | Tensor | None = None,
+        covariances: Tensor | None = None,
+        weights: Tensor | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        if means.ndim != 2 or means.numel() == 0:
+            raise UsageError(f"means must be a non-empty (K, d) tensor, but have shape {tuple(means.shape)}")
+        if not means.isfinite().all():
+            raise UsageError("means must be finite, but hold NaN or infinity")
+        if (std is None) == (covariances is None):
+            raise UsageError("give either std (isotropic components) or covariances (full), not both and not neither")
+        self.schedule: Schedule = VE() if schedule is None else schedule
+        weights = torch.ones_like(means[:, 0]) if weights is None else weights.to(means)
+        self.register_buffer("means", means)
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
+        self.components: Isotropic | Full = (
+            Isotropic(torch.as_tensor(std).to(means).expand(len(means)).clone())
+            if covariances is None
+            else Full(covariances.to(means))
+        )
+
+    @property
+    def std(self) -> Tensor | None:
+        """(K,) standard deviations of isotropic components; None for full covariances."""
+        return self.components.std if isinstance(self.components, Isotropic) else None
+
+    @property
+    def weights(self) -> Tensor:
+        """(K,) component weights; they sum to 1."""
+        return self.log_weights.exp()
+
+    def log_prob(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """log p_t(x_t) in nats, (B,); without t the log-density of the clean mixture."""
+        alpha, sigma = self._scales(x_t, t)
+        normaliser = None
+        for log_joint, _ in self._blocks(x_t, alpha, sigma):
+            block = log_joint.logsumexp(1)
+            normaliser = block if normaliser is None else torch.logaddexp(normaliser, block)
+        assert normaliser is not None
+        return normaliser
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """E[x | x_t] for x_t (B, d) and t (B,), shape of x_t."""
+        alpha, sigma = self._scales(x_t, t)
+        normaliser: Tensor | None = None
+        mean = torch.zeros_like(x_t)
+        for log_joint, part in self._blocks(x_t, alpha, sigma):
+            block = log_joint.logsumexp(1)
+            total = block if normaliser is None else torch.logaddexp(normaliser, block)
+            responsibilities = (log_joint - total[:, None]).exp()
+            block_mean = self.components.posterior_mean(responsibilities, x_t, self.means[part], alpha, sigma, part)
+            mean = block_mean if normaliser is None else mean * (normaliser - total).exp()[:, None] + block_mean
+            normaliser = total
+        return mean
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """(n, d) samples of the clean mixture."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=rng)
+        eps = torch.randn(n, self.means.shape[1], generator=rng, device=rng.device, dtype=self.means.dtype)
+        return self.means[k] + self.components.colour(eps, k)
+
+    def _scales(self, x_t: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+        if t is None:
+            return torch.ones_like(x_t[:, 0]), torch.zeros_like(x_t[:, 0])
+        return self.schedule(t)
+
+    def _blocks(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """log π_k N(x_t; α μ_k, C_k), (B, block), and the block's slice of the components."""
+        size = max(1, BLOCK_ENTRIES // (len(x_t) * self.components.entries_per_pair))
+        for start in range(0, len(self.means), size):
+            part = slice(start, start + size)
+            log_likelihood = self.components.log_likelihood(x_t, self.means[part], alpha, sigma, part)
+            yield self.log_weights[part] + log_likelihood, part
+
+
+class Isotropic(nn.Module):
+    """Components N(μ_k, s_k² I)."""
+
+    std: Tensor
+    entries_per_pair = 1
+
+    def __init__(self, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("std", std)
+        self.shared = bool((std == std[0]).all())
+
+    def log_likelihood(self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """log N(x_t; α μ_k, (α² s_k² + σ²) I), (B, K)."""
+        variance = self._variance(alpha, sigma, part)
+        distance2 = squared_distances(x_t, means, alpha)
+        return -0.5 * (distance2 / variance + x_t.shape[1] * (2 * math.pi * variance).log())
+
+    def posterior_mean(
+        self, responsibilities: Tensor, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice
+    ) -> Tensor:
+        """Σ_k γ_k [μ_k + (α s_k²/C_k)(x_t − α μ_k)], (B, d)."""
+        gain = expand(alpha, responsibilities) * self._std(part) ** 2 / self._variance(alpha, sigma, part)
+        to_means = responsibilities * (1 - expand(alpha, responsibilities) * gain)
+        return to_means @ means + (responsibilities * gain).sum(1, keepdim=True) * x_t
+
+    def colour(self, eps: Tensor, k: Tensor) -> Tensor:
+        """s_k ε."""
+        return self.std[k, None] * eps
+
+    def _std(self, part: slice) -> Tensor:
+        return self.std[:1] if self.shared else self.std[part]
+
+    def _variance(self, alpha: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """C_k = α² s_k² + σ², (B, K), or (B, 1) where all components share it."""
+        return alpha[:, None] ** 2 * self._std(part) ** 2 + sigma[:, None] ** 2
+
+
+class Full(nn.Module):
+    """Components N(μ_k, Σ_k), Σ_k = U_k diag(λ_k) U_kᵀ: C_k has the same eigenvectors at every noise level."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    def __init__(self, covariances: Tensor) -> None:
+        super().__init__()
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
+        if not (eigenvalues > 0).all():
+            raise UsageError("covariances must be positive definite, but one has an eigenvalue that is not positive")
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("eigenvectors", eigenvectors)
+        self.entries_per_pair = covariances.shape[1]
+
+    def log_likelihood(self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """log N(x_t; α μ_k, C_k), (B, K)."""
+        projected, variance = self._project(x_t, means, alpha, sigma, part)
+        return -0.5 * (projected**2 / variance + (2 * math.pi * variance).log()).sum(-1)
+
+    def posterior_mean(
+        self, responsibilities: Tensor, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice
+    ) -> Tensor:
+        """Σ_k γ_k [μ_k + α U_k (λ_k/C_k) U_kᵀ (x_t − α μ_k)], (B, d)."""
+        projected, variance = self._project(x_t, means, alpha, sigma, part)
+        shrunk = alpha[:, None, None] * self.eigenvalues[part] / variance * projected
+        moved = torch.einsum("bk,kij,bkj->bi", responsibilities, self.eigenvectors[part], shrunk)
+        return responsibilities @ means + moved
+
+    def colour(self, eps: Tensor, k: Tensor) -> Tensor:
+        """U_k λ_k^½ ε."""
+        return torch.einsum("nij,nj->ni", self.eigenvectors[k], self.eigenvalues[k].sqrt() * eps)
+
+    def _project(
+        self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor]:
+        """U_kᵀ(x_t − α μ_k) and the eigenvalues of C_k, both (B, K, d)."""
+        vectors = self.eigenvectors[part]
+        means_projected = torch.einsum("kij,ki->kj", vectors, means)
+        projected = torch.einsum("kij,bi->bkj", vectors, x_t) - alpha[:, None, None] * means_projected
+        return projected, alpha[:, None, None] ** 2 * self.eigenvalues[part] + sigma[:, None, None] ** 2
+
+
+class Empirical(GaussianMixture):
+    """The exact denoiser of a data set: E[x | x_t] is a softmax average of the data.
+
+    At ratio r the noisy marginal is the kernel density of the data with bandwidth r (times α).
+
+    Args:
+        data: (n, d) data points.
+        bandwidth: standard deviation of a Gaussian put on every point; 0 for the points themselves.
+        schedule: of the noisy marginals.
+
+    Raises:
+        UsageError: for empty or non-finite data, or a negative bandwidth.
+    """
+
+    def __init__(self, data: Tensor, bandwidth: float = 0.0, schedule: Schedule | None = None) -> None:
+        check_data(data)
+        if not 0 <= bandwidth < math.inf:
+            raise UsageError(f"bandwidth must be 0 or positive, but is {bandwidth:g}")
+        super().__init__(data, std=bandwidth, schedule=schedule)
+
+
+def check_data(data: Tensor) -> None:
+    """Raise UsageError for data without entries or with NaN or infinity."""
+    if data.numel() == 0:
+        raise UsageError(f"the data are empty: shape {tuple(data.shape)}")
+    if not data.isfinite().all():
+        raise UsageError(f"the data hold NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} entries")
+
+
+def squared_distances(x_t: Tensor, means: Tensor, alpha: Tensor) -> Tensor:
+    """‖x_t − α μ_k‖², (B, K), without a (B, K, d) tensor in more than a few dimensions.
+
+    In one to three dimensions the differences are squared directly, which keeps their precision; above, the
+    square is expanded about the mean of `means`.
+    """
+    if x_t.shape[1] <= 3:
+        distance2 = torch.zeros(len(x_t), len(means), dtype=x_t.dtype, device=x_t.device)
+        for i in range(x_t.shape[1]):
+            distance2 = distance2 + (x_t[:, i, None] - alpha[:, None] * means[:, i]) ** 2
+        return distance2
+    centre = means.mean(0)
+    x_t, means = x_t - alpha[:, None] * centre, means - centre
+    cross = (alpha[:, None] * x_t) @ means.T
+    squares = (x_t**2).sum(1, keepdim=True) + (alpha[:, None] ** 2) * (means**2).sum(1)
+    return (squares - 2 * cross).clamp_min(0)

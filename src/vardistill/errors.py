@@ -1,0 +1,21 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A user's mistake, told in one line: what was wrong and what would be right.
+
+    The command line prints the line without a traceback and exits with status 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """An error for a `name` that is not among the `known` ones; it names the nearest."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(names)}"
+    return UsageError(f"unknown {kind} '{name}': {hint}")

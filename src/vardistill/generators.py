@@ -1,0 +1,87 @@
+r"""One-step generators x = g(z), z ~ N(0, I)."""
+
+from __future__ import annotations
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from vardistill.errors import UsageError
+from vardistill.networks import mlp
+
+
+class Generator(nn.Module):
+    """x = g(z) with z ~ N(0, I).
+
+    Attributes:
+        latent_shape: shape of one z.
+        data_shape: shape of one x.
+    """
+
+    latent_shape: tuple[int, ...]
+    data_shape: tuple[int, ...]
+
+    def latents(self, n: int, rng: torch.Generator) -> Tensor:
+        """z ~ N(0, I), (n, *latent), in the generator's dtype, on the device of `rng`."""
+        dtype = next(self.parameters()).dtype
+        return torch.randn(n, *self.latent_shape, generator=rng, device=rng.device, dtype=dtype)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, block: int = 65_536) -> Tensor:
+        """(n, *data) samples; `block` at a time, the same for every block size.
+
+        Raises:
+            UsageError: unless n is at least 1.
+        """
+        if n < 1:
+            raise UsageError(f"the number of samples must be at least 1, but is {n}")
+        device = next(self.parameters()).device
+        z = self.latents(n, torch.Generator(device).manual_seed(seed))
+        return torch.cat([self(part) for part in z.split(block)])
+
+
+class MLP(
+    Generator,
+    PyTorchModelHubMixin,
+    library_name="vardistill",
+    tags=["one-step-generation", "diffusion-distillation"],
+):
+    """x = mean + std · f(z), with f a perceptron.
+
+    Args:
+        latent: dimension of z.
+        data: dimension of x.
+        depth: hidden layers.
+        width: units of a hidden layer.
+        activation: name in `vardistill.networks.ACTIVATIONS`.
+        data_std: scale of the data.
+        data_mean: offset of the data.
+
+    Raises:
+        UsageError: for an unknown activation or a scale that is not positive.
+    """
+
+    def __init__(
+        self,
+        latent: int = 2,
+        data: int = 2,
+        depth: int = 4,
+        width: int = 256,
+        activation: str = "silu",
+        data_std: float = 1.0,
+        data_mean: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, size in {"latent": latent, "data": data, "depth": depth, "width": width}.items():
+            if size < 1:
+                raise UsageError(f"{name} must be at least 1, but is {size}")
+        if not data_std > 0:
+            raise UsageError(f"data_std must be positive, but is {data_std:g}")
+        self.latent_shape, self.data_shape = (latent,), (data,)
+        self.data_std, self.data_mean = data_std, data_mean
+        self.layers = mlp(latent, data, depth, width, activation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map z (B, latent) to x (B, data)."""
+        out: Tensor = self.layers(z)
+        return self.data_mean + self.data_std * out

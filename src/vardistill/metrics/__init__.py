@@ -1,0 +1,24 @@
+"""How far samples, and bounds, are from what they should be."""
+
+from vardistill.metrics.bound import BoundGap, bound_gap
+from vardistill.metrics.density import log_density, log_density_gap
+from vardistill.metrics.energy_distance import energy_distance
+from vardistill.metrics.evaluate import evaluate
+from vardistill.metrics.mmd import MMD, log_mmd, mmd2, mmd_statistics, mmd_test
+from vardistill.metrics.modes import ModeStatistics, mode_statistics
+
+__all__ = [
+    "MMD",
+    "BoundGap",
+    "ModeStatistics",
+    "bound_gap",
+    "energy_distance",
+    "evaluate",
+    "log_density",
+    "log_density_gap",
+    "log_mmd",
+    "mmd2",
+    "mmd_statistics",
+    "mmd_test",
+    "mode_statistics",
+]

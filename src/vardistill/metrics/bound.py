@@ -1,0 +1,197 @@
+r"""How tight a bound on the diffusive KL is, for generators with few latents.
+
+At a noise level with ratio r = σ_t/α_t, over x = g_θ(z), z ~ N(0, I_k), and x_t = α_t x + σ_t ε,
+
+    DiKL_t = E[ log p_θ^t(x_t) − log p_d^t(x_t) ],   DiU_t = E[ objective.bound ],   gap_t = DiU_t − DiKL_t ≥ 0.
+
+All three are means over the same draws, so the gap's own error is that of the paired differences.
+
+The student's noisy density is an integral over the latents, taken by the midpoint rule in u ∈ (0, 1)^k, with
+z = 2 Φ⁻¹(u), so that the rule's weights are those of N(z; 0, 4 I):
+
+    p_θ^t(x_t) = ∫ p(z) N(x_t; α_t g_θ(z), σ_t² I) dz ≈ Σ_m w_m N(x_t; α_t g_θ(z_m), σ_t² I),   w_m ∝ p(z_m)/N(z_m; 0, 4 I).
+
+The stretch by 2 makes the integrand vanish at the ends of (0, 1), and puts nodes beyond |z| = 5. (With z = Φ⁻¹(u), and equal weights, the
+outermost cells reach from |z| ≈ 2.7 to infinity; their one node misses the density of the latents there by many nats at small σ.)
+The rule is accurate while neighbouring nodes' α_t g_θ(z_m) lie within about σ_t: `quadrature_error` watches that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vardistill.denoisers import Denoiser, DensityDenoiser
+from vardistill.denoisers.mixture import squared_distances
+from vardistill.errors import UsageError
+from vardistill.generators import Generator
+from vardistill.noise_levels import Draw, Noise
+
+STRETCH = 2.0
+"""z = STRETCH · Φ⁻¹(u)."""
+
+LARGEST_LATENT = 3
+"""Dimensions of z that the quadrature takes."""
+
+LARGEST_GRID = 2**24
+"""Nodes in all dimensions together."""
+
+ROWS, COLUMNS = 256, 1024
+"""Samples × nodes of a block."""
+
+SMALLEST_TERM = -80.0
+"""Logarithm, relative to a block's largest term, that stands for all smaller ones."""
+
+
+class BoundedObjective(Protocol):
+    """What `bound_gap` needs of an objective."""
+
+    teacher: Denoiser
+    fresh_latents: int
+
+    def bound(self, draw: Draw) -> Tensor:
+        """The integrand of DiU_t in nats, (R,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class BoundGap:
+    """DiU, DiKL and their gap in nats, per noise level; all fields are (L,), float64.
+
+    Attributes:
+        ratio: r = σ_t/α_t.
+        diu: the bound.
+        dikl: the diffusive KL.
+        gap: diu − dikl.
+        diu_error: Monte-Carlo standard error of diu.
+        dikl_error: Monte-Carlo standard error of dikl.
+        gap_error: Monte-Carlo standard error of the gap.
+        quadrature_error: |change of dikl| from half the nodes to all; the error that is left is smaller.
+    """
+
+    ratio: Tensor
+    diu: Tensor
+    dikl: Tensor
+    gap: Tensor
+    diu_error: Tensor
+    dikl_error: Tensor
+    gap_error: Tensor
+    quadrature_error: Tensor
+
+
+@torch.no_grad()
+def bound_gap(
+    objective: BoundedObjective,
+    generator: Generator,
+    ratios: Iterable[float],
+    rng: torch.Generator,
+    n: int = 2048,
+    nodes: int = 256,
+) -> BoundGap:
+    """Measure the bound, the diffusive KL and the gap at each of `ratios`.
+
+    Args:
+        objective: whose bound it is, and whose teacher has the density p_d^t. With candidates shared across the batch
+            there are n − 1 of them here.
+        generator: g_θ, with one to three latent dimensions.
+        ratios: noise-to-signal ratios σ_t/α_t, > 0.
+        rng: draws z and ε.
+        n: draws per level, at least 2.
+        nodes: of the quadrature, per latent dimension, at least 2. Time is O(n nodes^k), memory O(nodes^k).
+
+    Raises:
+        UsageError: for a teacher without a density, more than three latent dimensions, nodes^k above 2^24, ratios
+            that are not positive, or too few n or nodes.
+    """
+    teacher = objective.teacher
+    if not isinstance(teacher, DensityDenoiser):
+        raise UsageError(f"the exact gap needs a teacher with log_prob, but {type(teacher).__name__} has none")
+    ratio = torch.tensor(list(ratios), dtype=torch.float64)
+    if len(ratio) == 0 or not (ratio > 0).all() or not ratio.isfinite().all():
+        raise UsageError(f"ratios must be positive and finite, at least one, but are {ratio.tolist()}")
+    if n < 2:
+        raise UsageError(f"n must be at least 2, but is {n}")
+    if nodes < 2:
+        raise UsageError(f"nodes must be at least 2, but is {nodes}")
+    fine, coarse = Quadrature(generator, nodes, rng.device), Quadrature(generator, nodes // 2, rng.device)
+    rows = []
+    for r in ratio.tolist():
+        draw = draw_level(objective, generator, r, n, rng)
+        x_t, noise = draw.x_t, draw.noise
+        log_student = fine.log_density(x_t, noise.alpha, noise.sigma)
+        log_student_coarse = coarse.log_density(x_t, noise.alpha, noise.sigma)
+        diu = objective.bound(draw).double()
+        dikl = log_student - teacher.log_prob(x_t, noise.t).double()
+        means = [v.mean() for v in (diu, dikl, diu - dikl)]
+        errors = [v.std() / math.sqrt(n) for v in (diu, dikl, diu - dikl)]
+        rows.append(torch.stack([*means, *errors, (log_student - log_student_coarse).mean().abs()]).cpu())
+    return BoundGap(ratio, *torch.stack(rows, 1))
+
+
+def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator) -> Draw:
+    """n draws of (z, ε) at one noise level, with the further latents that the objective asks for."""
+    z = generator.latents(n, rng)
+    x = generator(z)
+    schedule = objective.teacher.schedule
+    t = schedule.time(torch.full((n,), ratio, dtype=torch.float64, device=z.device)).to(z.dtype)
+    alpha, sigma = schedule(t)
+    eps = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype)
+    noise = Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=n)
+    fresh = (objective.fresh_latents, *z.shape)
+    eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype) if objective.fresh_latents else None
+    return Draw(z, x, noise, generator, eta)
+
+
+class Quadrature:
+    """The student as a mixture of points g_θ(z_m) with weights w_m, in float64.
+
+    Args:
+        generator: g_θ, with k ≤ 3 latent dimensions.
+        nodes: per latent dimension.
+        device: of the generator.
+
+    Raises:
+        UsageError: for more than three latent dimensions, or nodes^k above 2^24.
+    """
+
+    def __init__(self, generator: Generator, nodes: int, device: torch.device) -> None:
+        k = math.prod(generator.latent_shape)
+        if k > LARGEST_LATENT:
+            raise UsageError(f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but the generator has {k}")
+        if nodes**k > LARGEST_GRID:
+            raise UsageError(f"nodes^{k} must be at most {LARGEST_GRID}, but nodes is {nodes}")
+        z, log_w = stretched_midpoints(nodes, device)
+        grid = torch.cartesian_prod(*[z] * k).reshape(-1, *generator.latent_shape)
+        dtype = next(generator.parameters()).dtype
+        self.x = torch.cat([generator(part.to(dtype)).flatten(1).double() for part in grid.split(2**16)])
+        self.log_w = torch.cartesian_prod(*[log_w] * k).reshape(len(grid), k).sum(1)
+
+    def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log p_θ^t(x_t) in nats, (R,), for x_t (R, *data) and the scales (R,)."""
+        x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double(), sigma.double()
+        parts = zip(x_t.split(ROWS), alpha.split(ROWS), sigma.split(ROWS), strict=True)
+        log_sum = torch.cat([self._log_sum(*part) for part in parts])
+        return log_sum - x_t.shape[1] * (sigma.log() + 0.5 * math.log(2 * math.pi))
+
+    def _log_sum(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log Σ_m w_m exp(−‖x_t − α x_m‖²/(2σ²)), (R,)."""
+        blocks = []
+        for x, log_w in zip(self.x.split(COLUMNS), self.log_w.split(COLUMNS), strict=True):
+            terms = squared_distances(x_t, x, alpha).div_((-2 * sigma**2)[:, None]).add_(log_w)
+            largest = terms.amax(1)
+            relative = terms.sub_(largest[:, None]).clamp_(min=SMALLEST_TERM).exp_()
+            blocks.append(largest + relative.sum(1).log())
+        return torch.stack(blocks).logsumexp(0)
+
+
+def stretched_midpoints(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """z_m = 2 Φ⁻¹((m + ½)/nodes) and log w_m, w_m ∝ N(z_m; 0, 1)/N(z_m; 0, 4) with sum 1, both (nodes,) in float64."""
+    u = (torch.arange(nodes, dtype=torch.float64, device=device) + 0.5) / nodes
+    e = torch.special.ndtri(u)
+    z = STRETCH * e
+    return z, (0.5 * (e**2 - z**2)).log_softmax(0)

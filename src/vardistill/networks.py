@@ -1,0 +1,49 @@
+"""Small networks that generators, posteriors and denoisers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vardistill.errors import unknown
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(inputs: int, outputs: int, depth: int, width: int, activation: str = "silu") -> nn.Sequential:
+    """A perceptron with `depth` hidden layers of `width` units: (..., inputs) → (..., outputs)."""
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    layers: list[nn.Module] = []
+    for size_in, size_out in zip([inputs, *[width] * (depth - 1)], [width] * depth, strict=True):
+        layers += [nn.Linear(size_in, size_out), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+class LevelMLP(nn.Module):
+    """A perceptron of a vector and a noise level, F(x, c): x (B, d), c (B,) → (B, outputs).
+
+    Args:
+        inputs: d.
+        outputs: size of the result.
+        depth: hidden layers.
+        width: units of a hidden layer.
+        activation: name in `ACTIVATIONS`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, depth: int = 4, width: int = 256, activation: str = "silu") -> None:
+        super().__init__()
+        self.layers = mlp(inputs + 1, outputs, depth, width, activation)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """F(x, c), (B, outputs)."""
+        out: Tensor = self.layers(torch.cat([x, c[:, None]], dim=1))
+        return out

@@ -1,0 +1,178 @@
+r"""What a training step draws: times, noise, weights.
+
+A level distribution draws the ratios σ_t/α_t (see `levels`), a weight turns them into w(t), `NoiseLevels.draw` gathers one
+step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that objectives receive.
+
+The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair is
+two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vardistill.errors import UsageError, unknown
+from vardistill.levels import LevelDistribution
+from vardistill.schedules import Schedule, expand
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """One step's noise.
+
+    Attributes:
+        t: (R,) times in [0, 1].
+        alpha: (R,) α_t.
+        sigma: (R,) σ_t.
+        weight: (R,) w(t).
+        eps: (R, *data) standard normal.
+        latents: N, the number of different latents; rows r, r + N, r + 2N, ... share one.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    weight: Tensor
+    eps: Tensor
+    latents: int
+
+    def x_t(self, x: Tensor) -> Tensor:
+        """α_t x + σ_t ε for x of shape (R, *data)."""
+        return expand(self.alpha, x) * x + expand(self.sigma, x) * self.eps
+
+    def rows(self, v: Tensor) -> Tensor:
+        """`v` of shape (N, ...), one entry a latent, repeated to the R rows."""
+        return v.repeat(len(self.t) // self.latents, *[1] * (v.ndim - 1))
+
+    def shard(self, process: int, processes: int) -> Noise:
+        """The rows of the `process`-th of `processes` equal, contiguous parts of the latents."""
+        n = self.latents // processes
+
+        def part(v: Tensor) -> Tensor:
+            of_latents = v.unflatten(0, (-1, self.latents))[:, process * n : (process + 1) * n]
+            return of_latents.flatten(0, 1)
+
+        return Noise(part(self.t), part(self.alpha), part(self.sigma), part(self.weight), part(self.eps), n)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What a step draws, as an objective receives it: a loss is a deterministic function of this.
+
+    Attributes:
+        z: (R, *latent) latents.
+        x: (R, *data) = generator(z), with its gradient.
+        noise: times, scales, weights and ε of the R rows.
+        generator: g, for objectives that evaluate it at other latents.
+        eta: (K, R, *latent) standard normal, for objectives that draw K further latents; None for the others.
+        batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
+    """
+
+    z: Tensor
+    x: Tensor
+    noise: Noise
+    generator: Callable[[Tensor], Tensor]
+    eta: Tensor | None = None
+    batch: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def x_t(self) -> Tensor:
+        """The noisy samples α_t x + σ_t ε, (R, *data)."""
+        return self.noise.x_t(self.x)
+
+
+Weight = Callable[[Tensor, Tensor], Tensor]
+"""w from (α_t, σ_t), each (R,)."""
+
+
+def weights(sigma_data: float, sigma_max: float) -> dict[str, Weight]:
+    """The named weights, for data of standard deviation `sigma_data` and levels up to `sigma_max`.
+
+    `one` 1; `sigma2` σ²; `sigma2_max` (σ/σ_max)² (VarDiU's reference); `inverse_sigma` 1/σ; `snr` α²/σ²;
+    `edm` (r² + σ_d²)/(r σ_d)² with r = σ/α (EDM, table 1); `sigma2_linear` σ²/(1 + σ), which goes from σ² to σ.
+    """
+    return {
+        "one": lambda alpha, sigma: torch.ones_like(sigma),
+        "sigma2": lambda alpha, sigma: sigma**2,
+        "sigma2_max": lambda alpha, sigma: (sigma / sigma_max) ** 2,
+        "inverse_sigma": lambda alpha, sigma: 1 / sigma,
+        "snr": lambda alpha, sigma: (alpha / sigma) ** 2,
+        "edm": lambda alpha, sigma: (alpha / sigma) ** 2 + sigma_data**-2,
+        "sigma2_linear": lambda alpha, sigma: sigma**2 / (1 + sigma),
+    }
+
+
+def named_weight(name: str, sigma_data: float = 1.0, sigma_max: float = 1.0) -> Weight:
+    """The weight of this name; see `weights`. Raises UsageError for an unknown name."""
+    known = weights(sigma_data, sigma_max)
+    if name not in known:
+        raise unknown("weight", name, known)
+    return known[name]
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """How a step draws its noise.
+
+    Args:
+        schedule: t → (α_t, σ_t).
+        distribution: of the ratios σ_t/α_t.
+        weight: w(α, σ); default 1.
+        draws: G, noise draws per latent; even if antithetic.
+        antithetic: the second half of the rows repeats the first half's times with −ε.
+        stratified: draw the levels' u from R equal strata (one each, in random order), not independently: same
+            marginal law, less variance.
+
+    Raises:
+        UsageError: for draws < 1, or odd draws with antithetic pairs.
+    """
+
+    schedule: Schedule
+    distribution: LevelDistribution
+    weight: Weight = lambda alpha, sigma: torch.ones_like(sigma)
+    draws: int = 1
+    antithetic: bool = False
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise UsageError(f"draws must be at least 1, but is {self.draws}")
+        if self.antithetic and self.draws % 2:
+            raise UsageError(f"antithetic pairs need an even number of noise draws per latent, but draws={self.draws}")
+
+    def draw(
+        self,
+        shape: torch.Size | tuple[int, ...],
+        latents: int,
+        progress: float,
+        rng: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Noise:
+        """Draw a step's noise for `latents` latents and data of `shape`, on the device of `rng`.
+
+        Args:
+            shape: of one data point.
+            latents: N; the draw has R = draws · N rows.
+            progress: of the run, in [0, 1].
+            rng: the source of randomness.
+            dtype: of the result.
+        """
+        independent = self.draws // 2 if self.antithetic else self.draws
+        n = independent * latents
+        u = self._uniform(n, rng, dtype).clamp(1e-7, 1 - 1e-7)
+        t = self.schedule.time(self.distribution(u, progress, self.schedule))
+        eps = torch.randn(n, *shape, generator=rng, device=rng.device, dtype=dtype)
+        if self.antithetic:
+            t, eps = torch.cat([t, t]), torch.cat([eps, -eps])
+        alpha, sigma = self.schedule(t)
+        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents)
+
+    def _uniform(self, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=dtype)
+        if not self.stratified:
+            return u
+        return (torch.randperm(n, generator=rng, device=rng.device) + u) / n

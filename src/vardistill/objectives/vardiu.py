@@ -1,0 +1,185 @@
+r"""VarDiU: a variational upper bound on the diffusive KL (Wang, Zhang, Ou & Barber 2025, arXiv 2508.20646).
+
+For x = g_θ(z), z ~ p(z) = N(0, I), x_t = α_t x + σ_t ε and any density q_φ(z | x_t, t),
+
+    KL(p_θ^t ‖ p_d^t) ≤ DiU_t = E[ log p(z) + log N(x_t; α_t g_θ(z), σ_t² I) − log q_φ(z | x_t, t) − log p_d^t(x_t) ],
+
+with gap E KL(p_θ(z | x_t) ‖ q_φ(z | x_t, t)). The first two terms are constants, and the teacher enters through its
+score s_T = ∇ log p_d^t alone, so the gradient is that of
+
+    ℓ = −w(t) [ log q_φ(z | x_t, t) + ⟨sg(s_T(x_t, t) + c(t) ε/σ_t), x_t⟩ ],
+
+where c(t) ε/σ_t has no gradient in the mean, for any c (a control variate).
+
+**Multi-sample bound.** With z_0 = z, z_1..z_K ~ q_φ(· | x_t, t) and ℓ_k = log p(z_k) + log N(x_t; α_t g_θ(z_k), σ_t² I) − log q_φ(z_k | x_t, t),
+
+    DiU_t^K = DiU_t + E log [ 1/(K+1) Σ_{k=0..K} exp(ℓ_k − ℓ_0) ]
+
+is DiU_t at K = 0, never increases with K, and tends to the KL (Sobolev & Vetrov 2019, arXiv 1905.03290).
+With q = p the candidates can be the other latents of the batch (`candidates="batch"`). Given the set of candidates,
+x_t follows their mixture, so by the score identity the candidates' own gradients at fixed x_t sum to zero in the mean: they are
+left out, and the correction's gradient is s_m(x_t) + ε/σ_t, with s_m the score of the mixture 1/(K+1) Σ_k N(x_t; α_t x_k, σ_t² I).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vardistill.denoisers import Denoiser, DensityDenoiser, score
+from vardistill.denoisers.mixture import squared_distances
+from vardistill.errors import UsageError, unknown
+from vardistill.noise_levels import Draw, Noise
+from vardistill.objectives.base import Objective
+from vardistill.posteriors import Conditional, Posterior, Prior
+from vardistill.processes import gather
+from vardistill.schedules import expand
+
+ControlVariate = Callable[[Tensor], Tensor]
+"""c from the ratio σ_t/α_t, both (R,)."""
+
+
+def control_variates(sigma_data: float) -> dict[str, ControlVariate]:
+    """The named c(t), with r = σ_t/α_t.
+
+    `zero` 0; `one` 1, the reference's, good at large σ; `gaussian` r²/(r² + σ_d²), which cancels ε exactly for
+    Gaussian data of standard deviation σ_d.
+    """
+    return {
+        "zero": torch.zeros_like,
+        "one": torch.ones_like,
+        "gaussian": lambda ratio: ratio**2 / (ratio**2 + sigma_data**2),
+    }
+
+
+class VarDiU(Objective):
+    """The single- and multi-sample VarDiU objective.
+
+    Args:
+        teacher: E[x | x_t]; where it has `log_prob`, the bound is logged in nats.
+        posterior: q_φ(z | x_t, t).
+        candidates: K, further latents drawn from q_φ per row; or "batch": the batch's other latents, with q = p.
+        control_variate: name of c(t), see `control_variates`.
+        sigma_data: σ_d of the `gaussian` control variate.
+        posterior_steps: updates of q_φ per update of the generator, the joint one included.
+
+    Raises:
+        UsageError: for "batch" candidates with a posterior that is not the prior, drawn candidates from a posterior without
+            reparameterised draws, posterior steps for a posterior without parameters, or an unknown control variate.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        posterior: Posterior,
+        candidates: int | Literal["batch"] = 0,
+        control_variate: str = "gaussian",
+        sigma_data: float = 1.0,
+        posterior_steps: int = 1,
+    ) -> None:
+        super().__init__(teacher)
+        known = control_variates(sigma_data)
+        if control_variate not in known:
+            raise unknown("control variate", control_variate, known)
+        name = type(posterior).__name__
+        if candidates == "batch" and not isinstance(posterior, Prior):
+            raise UsageError(f"candidates shared across the batch come from the prior, but the posterior is {name}")
+        if isinstance(candidates, int) and candidates < 0:
+            raise UsageError(f"candidates must be 0, positive or 'batch', but is {candidates}")
+        if candidates not in (0, "batch") and not posterior.reparameterised:
+            raise UsageError(f"{name} has no reparameterised draws: use candidates=0 or another posterior")
+        if posterior_steps < 1 or (posterior_steps > 1 and isinstance(posterior, Prior)):
+            raise UsageError(f"posterior_steps must be at least 1, and 1 for the prior, but is {posterior_steps} for {name}")
+        self.posterior = posterior
+        self.candidates = candidates
+        self.control_variate = known[control_variate]
+        self.critic_steps = posterior_steps - 1
+        self.fresh_latents = candidates if isinstance(candidates, int) else 0
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        """w(t) times the integrand of the bound, up to constants and the value of log p_d^t, (R,)."""
+        noise, x_t = draw.noise, draw.x_t
+        with torch.no_grad():
+            s_t = score(self.teacher, x_t, noise.t, **draw.batch)
+            s_t += expand(self.control_variate(noise.sigma / noise.alpha) / noise.sigma, x_t) * noise.eps
+        return noise.weight * (self._latent_terms(draw, x_t) - inner(s_t, x_t))
+
+    def critic_loss(self, draw: Draw) -> Tensor:
+        """The same for the posterior alone: w(t) times the terms of the bound that depend on φ, (R,)."""
+        return draw.noise.weight * self._latent_terms(draw, draw.x_t.detach())
+
+    def bound(self, draw: Draw) -> Tensor:
+        """The integrand of DiU_t^K in nats, (R,); its mean exceeds the diffusive KL.
+
+        Raises:
+            UsageError: for a teacher without a density.
+        """
+        if not isinstance(self.teacher, DensityDenoiser):
+            raise UsageError(f"the bound's value needs a teacher with log_prob, but {type(self.teacher).__name__} has none")
+        log_prior = standard_normal_log_prob(draw.z)
+        log_noise = standard_normal_log_prob(draw.noise.eps) - draw.x[0].numel() * draw.noise.sigma.log()
+        log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t)
+        return log_prior + log_noise + self._latent_terms(draw, draw.x_t) - log_teacher
+
+    @torch.no_grad()
+    def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
+        """The bound in nats over the step's levels, where the teacher has a density."""
+        return {"bound": self.bound(draw).mean()} if isinstance(self.teacher, DensityDenoiser) else {}
+
+    def _latent_terms(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """−log q_φ(z | x_t, t) + log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0), (R,)."""
+        q = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
+        log_q = q.log_prob(draw.z)
+        if self.candidates == "batch":
+            return shared_correction(draw.x, x_t, draw.noise) - log_q
+        if self.candidates:
+            return self._drawn_correction(draw, x_t, q, log_q) - log_q
+        return -log_q
+
+    def _drawn_correction(self, draw: Draw, x_t: Tensor, q: Conditional, log_q: Tensor) -> Tensor:
+        """log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0) with candidates from q_φ, (R,)."""
+        if draw.eta is None:
+            raise UsageError(f"the bound with {self.candidates} candidates needs draw.eta, ({self.candidates}, R, latent)")
+        z = q.transport(draw.eta)
+        x = draw.generator(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        alpha, sigma = expand(draw.noise.alpha, x_t), expand(draw.noise.sigma, x_t)
+        eps = (x_t - alpha * x) / sigma
+        log_w = standard_normal_log_prob(z, 2) + standard_normal_log_prob(eps, 2) - q.log_prob(z)
+        log_w_0 = standard_normal_log_prob(draw.z) + standard_normal_log_prob(draw.noise.eps) - log_q
+        log_w = torch.cat([log_w_0[None], log_w])
+        return log_w.logsumexp(0) - math.log(len(log_w)) - log_w_0
+
+
+def shared_correction(x: Tensor, x_t: Tensor, noise: Noise) -> Tensor:
+    """log 1/(K+1) Σ_k N(x_t; α x_k, σ² I)/N(x_t; α x, σ² I) over the batch's latents, (R,), each counted once.
+
+    Its value is differentiable in x_t with the gradient s_m(x_t) + ε/σ: two matrix products without autograd, memory R × N.
+    """
+    with torch.no_grad():
+        candidates, first = gather(x[: noise.latents].flatten(1))
+        flat = x_t.flatten(1)
+        own = noise.rows(torch.arange(noise.latents, device=x.device)) + first
+        log_w = squared_distances(flat, candidates, noise.alpha) / (-2 * noise.sigma**2)[:, None]
+        log_w_0 = log_w.gather(1, own[:, None]).squeeze(1)
+        log_sum = log_w.logsumexp(1)
+        responsibilities = (log_w - log_sum[:, None]).exp()
+        denoised = (responsibilities @ candidates).view_as(x_t)
+        alpha, sigma = expand(noise.alpha, x_t), expand(noise.sigma, x_t)
+        gradient = (alpha * denoised - x_t) / sigma**2 + noise.eps / sigma
+        value = log_sum - math.log(len(candidates)) - log_w_0
+    return value + inner(gradient, x_t - x_t.detach())
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ over all but the batch axis, (R,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def standard_normal_log_prob(v: Tensor, batch_axes: int = 1) -> Tensor:
+    """log N(v; 0, I) over all axes after the first `batch_axes`."""
+    v = v.flatten(batch_axes)
+    return -0.5 * (v**2).sum(-1) - 0.5 * v.shape[-1] * math.log(2 * math.pi)

@@ -1,0 +1,270 @@
+r"""Variational posteriors q_φ(z | x_t, t).
+
+Networks see x_t scaled to unit variance and ln r/σ_d, r = σ_t/α_t. Scales are predicted relative to
+
+    s(r) = r/√(r² + σ_d²),
+
+the posterior's standard deviation when z → x is linear: it goes from 0 at small noise to the prior's 1 at large.
+Every posterior is a normalised density in z and differentiable in x_t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from vardistill.errors import UsageError
+from vardistill.networks import LevelMLP
+
+
+class Conditional(Protocol):
+    """q(z | x_t, t) for a batch of x_t."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z | x_t, t) in nats, (..., B), for z (..., B, latent)."""
+        ...
+
+
+class Reparameterised(Conditional, Protocol):
+    """A conditional with reparameterised draws."""
+
+    def transport(self, eta: Tensor) -> Tensor:
+        """z ~ q(z | x_t, t) as a differentiable function of η ~ N(0, I), both (..., B, latent)."""
+        ...
+
+
+class Posterior(nn.Module):
+    """q_φ(z | x_t, t), as a module from (x_t, α, σ) to a `Conditional`.
+
+    Attributes:
+        reparameterised: whether its conditionals have `transport`.
+    """
+
+    reparameterised = True
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Conditional:
+        """q(· | x_t, t) for x_t (B, *data) and the scales (B,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Triangular:
+    """N(loc, L Lᵀ) with lower triangular L, (B, d, d): full covariance, diagonal as a special case."""
+
+    loc: Tensor
+    scale_tril: Tensor
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """−½‖η‖² − Σ ln L_ii − (d/2) ln 2π with η = L⁻¹(z − loc)."""
+        eta = self.whiten(z)
+        return -0.5 * (eta**2).sum(-1) - self.log_det() - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+    def transport(self, eta: Tensor) -> Tensor:
+        """z = loc + L η."""
+        return self.loc + (self.scale_tril @ eta[..., None]).squeeze(-1)
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """η = L⁻¹(z − loc), (..., B, d)."""
+        residual = (z - self.loc)[..., None]
+        return torch.linalg.solve_triangular(self.scale_tril, residual, upper=False).squeeze(-1)
+
+    def log_det(self) -> Tensor:
+        """ln det L, (B,)."""
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def triangular_size(d: int) -> int:
+    """Number of parameters of a `triangular` Gaussian in d dimensions."""
+    return d + d * (d + 1) // 2
+
+
+def triangular(parameters: Tensor, scale: Tensor, d: int) -> Triangular:
+    """The Gaussian with unconstrained `parameters` (B, triangular_size(d)) and L multiplied by `scale` (B, 1)."""
+    loc, log_diagonal, below = parameters.split([d, d, d * (d - 1) // 2], dim=1)
+    rows, columns = torch.tril_indices(d, d, offset=-1, device=parameters.device)
+    batch = torch.arange(len(parameters), device=parameters.device)[:, None]
+    tril = torch.diag_embed(log_diagonal.exp()).index_put((batch, rows, columns), below)
+    return Triangular(loc, scale[..., None] * tril)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """N(loc, diag(scale²)), both (B, d)."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Σ_i ln N(z_i; loc_i, scale_i²)."""
+        eta = (z - self.loc) / self.scale
+        return -0.5 * (eta**2).sum(-1) - self.scale.log().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+    def transport(self, eta: Tensor) -> Tensor:
+        """z = loc + scale η."""
+        return self.loc + self.scale * eta
+
+
+class Prior(Posterior):
+    """q(z | x_t) = N(0, I), without parameters: for bounds with candidates from the prior."""
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Diagonal:
+        """N(0, I); the latent's dimension comes from z."""
+        return Diagonal(torch.zeros_like(alpha)[:, None], torch.ones_like(alpha)[:, None])
+
+
+class _Amortised(Posterior):
+    """A posterior whose parameters a network computes from x_t and the level.
+
+    Args:
+        data: dimension of x.
+        latent: dimension of z.
+        sigma_data: σ_d, standard deviation of the data; > 0.
+        depth: hidden layers.
+        width: units of a hidden layer.
+        network: (inputs, outputs) → the network F(x, c); default a perceptron.
+    """
+
+    def __init__(
+        self,
+        data: int,
+        latent: int,
+        sigma_data: float,
+        depth: int = 4,
+        width: int = 256,
+        network: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise UsageError(f"sigma_data must be positive, but is {sigma_data:g}")
+        self.latent, self.sigma_data = latent, sigma_data
+        outputs = self._outputs(latent)
+        self.network = LevelMLP(data, outputs, depth, width) if network is None else network(data, outputs)
+
+    def _outputs(self, latent: int) -> int:
+        raise NotImplementedError
+
+    def _head(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output, (B, outputs), and the natural scale s(r), (B, 1)."""
+        ratio = sigma / alpha
+        total = (ratio**2 + self.sigma_data**2).sqrt()
+        out: Tensor = self.network(x_t / (alpha * total)[:, None], (ratio / self.sigma_data).log())
+        return out, (ratio / total)[:, None]
+
+
+class DiagonalGaussian(_Amortised):
+    """q = N(μ_φ, diag(s(r)² e^{2 ω_φ})): the paper's posterior."""
+
+    def _outputs(self, latent: int) -> int:
+        return 2 * latent
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Diagonal:
+        """The Gaussian at x_t."""
+        out, scale = self._head(x_t, alpha, sigma)
+        loc, log_scale = out.chunk(2, dim=1)
+        return Diagonal(loc, scale * log_scale.exp())
+
+
+class FullGaussian(_Amortised):
+    """q = N(μ_φ, s(r)² L_φ L_φᵀ), L_φ lower triangular with positive diagonal."""
+
+    def _outputs(self, latent: int) -> int:
+        return triangular_size(latent)
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Triangular:
+        """The Gaussian at x_t."""
+        return triangular(*self._head(x_t, alpha, sigma), self.latent)
+
+
+class MixtureOfGaussians(_Amortised):
+    """q = Σ_m ω_m N(μ_m, diag(s(r)² e^{2ω_m})), weights and components from the network.
+
+    Its draws are not reparameterised, so it serves the single-sample bound only.
+
+    Args:
+        components: M, at least 1.
+    """
+
+    reparameterised = False
+
+    def __init__(
+        self, data: int, latent: int, sigma_data: float, depth: int = 4, width: int = 256, components: int = 8
+    ) -> None:
+        if components < 1:
+            raise UsageError(f"components must be at least 1, but is {components}")
+        self.components = components
+        super().__init__(data, latent, sigma_data, depth, width)
+
+    def _outputs(self, latent: int) -> int:
+        return self.components * (1 + 2 * latent)
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> MixtureSameFamily:
+        """The mixture at x_t."""
+        out, scale = self._head(x_t, alpha, sigma)
+        logits, loc, log_scale = out.unflatten(1, (self.components, -1)).split([1, self.latent, self.latent], -1)
+        gaussians = Normal(loc, scale[..., None] * log_scale.exp(), validate_args=False)
+        weights = Categorical(logits=logits.squeeze(-1), validate_args=False)
+        return MixtureSameFamily(weights, Independent(gaussians, 1, validate_args=False), validate_args=False)
+
+
+class NeuralSplineFlow(_Amortised):
+    """VarDiU-NSF: a conditional neural spline flow on the whitened residual of a full Gaussian.
+
+    z = μ_φ + s(r) L_φ u, u ~ NSF(· | x_t, r) (Durkan et al. 2019, arXiv 1906.04032): the Gaussian carries the
+    place and the scale, which shrinks with the noise, and the splines, the identity outside [−5, 5], the shape.
+
+    Args:
+        transforms: autoregressive spline transforms.
+        bins: bins of a spline.
+        hidden: units of the flow's hidden layers.
+    """
+
+    def __init__(
+        self,
+        data: int,
+        latent: int,
+        sigma_data: float,
+        depth: int = 4,
+        width: int = 256,
+        transforms: int = 2,
+        bins: int = 8,
+        hidden: tuple[int, ...] = (64, 64),
+        context: int = 32,
+    ) -> None:
+        self.context = context
+        super().__init__(data, latent, sigma_data, depth, width)
+        self.flow = zuko.flows.NSF(
+            features=latent, context=context, bins=bins, transforms=transforms, hidden_features=hidden
+        )
+
+    def _outputs(self, latent: int) -> int:
+        return triangular_size(latent) + self.context
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> WhitenedFlow:
+        """The flow at x_t."""
+        out, scale = self._head(x_t, alpha, sigma)
+        parameters, context = out[:, : -self.context], out[:, -self.context :]
+        return WhitenedFlow(triangular(parameters, scale, self.latent), self.flow(context))
+
+
+@dataclass(frozen=True)
+class WhitenedFlow:
+    """The density of z = loc + L u with u from a flow."""
+
+    gaussian: Triangular
+    flow: zuko.distributions.NormalizingFlow
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p_flow(u) − ln det L with u = L⁻¹(z − loc)."""
+        log_density: Tensor = self.flow.log_prob(self.gaussian.whiten(z))
+        return log_density - self.gaussian.log_det()
+
+    def transport(self, eta: Tensor) -> Tensor:
+        """z = loc + L f⁻¹(η), f the flow's map to its normal base."""
+        return self.gaussian.transport(self.flow.transform.inv(eta))

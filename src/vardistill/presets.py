@@ -1,0 +1,56 @@
+"""Named configurations, as the command line offers them. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vardistill.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TrainingConfig
+from vardistill.levels import LogNormal, PowerLaw
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration and what it is for."""
+
+    about: str
+    config: Config
+
+
+PRESETS = {
+    "mog40-vardiu": Preset(
+        "MoG-40, multi-sample VarDiU with the batch's latents as candidates; the default",
+        Config(
+            objective=ObjectiveConfig(posterior="prior", candidates="batch", control_variate="one"),
+            levels=LevelsConfig(distribution=LogNormal(base_start=15.0, base_end=0.25), weight="sigma2_linear"),
+            training=TrainingConfig(steps=30_000, lr=1e-3),
+        ),
+    ),
+    "mog40-vardiu-gaussian": Preset(
+        "MoG-40, VarDiU with a learned full-covariance Gaussian posterior",
+        Config(
+            objective=ObjectiveConfig(posterior="full", posterior_steps=2),
+            levels=LevelsConfig(distribution=LogNormal(base_start=15.0, base_end=0.25), antithetic=True, draws=2),
+            training=TrainingConfig(batch=512, posterior_lr=2e-3),
+        ),
+    ),
+    "mog40-vardiu-nsf": Preset(
+        "MoG-40, VarDiU with a neural spline flow posterior",
+        Config(
+            objective=ObjectiveConfig(posterior="nsf", posterior_steps=2),
+            levels=LevelsConfig(distribution=LogNormal(base_start=15.0, base_end=0.25), antithetic=True, draws=2),
+            training=TrainingConfig(batch=512, posterior_lr=2e-3),
+        ),
+    ),
+    "mog40-vardiu-paper": Preset(
+        "MoG-40, VarDiU with the settings of the paper's reference code (1,000,000 steps)",
+        Config(
+            generator=GeneratorConfig(depth=4, width=400),
+            objective=ObjectiveConfig(posterior="diagonal", control_variate="one", posterior_width=400),
+            levels=LevelsConfig(distribution=PowerLaw(), weight="sigma2_max", draws=2, antithetic=True),
+            training=TrainingConfig(
+                steps=1_000_000, batch=512, lr=1e-4, posterior_lr=1e-4, beta2=0.999, lr_schedule="constant", warmup=0.0,
+                clip=10.0, ema=0.0, checkpoint_every=10_000,
+            ),
+        ),
+    ),
+}

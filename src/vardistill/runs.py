@@ -1,0 +1,136 @@
+"""Run folders: what a run leaves behind.
+
+    config.yaml         the resolved configuration (runs started by the command line)
+    metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
+    checkpoints/        complete states, for resuming
+    generator/          the finished generator: safetensors and config.json
+    environment.json    versions, hardware, threads
+    teacher/            the teacher's own run, where it was fitted on the way
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vardistill.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of values."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def generator(self) -> Path:
+        """The folder of the finished generator."""
+        return self.path / "generator"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def teacher(self) -> Path:
+        """The folder of a teacher fitted on the way."""
+        return self.path / "teacher"
+
+    def log(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Append a line to the metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of the metrics; a last line cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, which a resumed run will write again."""
+        kept = [json.dumps(line) + "\n" for line in self.history() if line["step"] <= step]
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self.metrics)
+
+
+def create(path: Path) -> RunFolder:
+    """A new run folder.
+
+    Raises:
+        UsageError: where the folder is not empty or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UsageError(f"the run folder {path} is not empty: choose another with --out, or go on with --resume {path}")
+        probe = path / ".write-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write the run folder {path}: {error.strerror}") from error
+    return RunFolder(path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder; raises UsageError where `path` is none."""
+    run = RunFolder(path)
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a run folder: there is no such folder")
+    if not run.config.is_file():
+        raise UsageError(f"{path} is not a run folder: it has no {run.config.name}")
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and threads, for figures that can be traced."""
+    import torch
+
+    packages = ("vardistill", "torch", "accelerate", "zuko", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

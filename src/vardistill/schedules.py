@@ -1,0 +1,136 @@
+r"""Noise schedules.
+
+A schedule maps a time t ∈ [0, 1] to the scales of the forward process
+
+    x_t = α_t x + σ_t ε,   ε ~ N(0, I).
+
+All that a denoiser can tell depends on t only through the *ratio* r_t = σ_t/α_t (EDM's "σ"): x_t/α_t = x + r_t ε.
+`Schedule.time` inverts the ratio, so noise levels can be chosen in units of the data under every schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from vardistill.errors import UsageError
+
+if TYPE_CHECKING:  # configurations name schedules without importing torch
+    from torch import Tensor
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """t ∈ [0, 1] → (α_t, σ_t), with σ_t/α_t increasing in t."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t, each with the shape and dtype of `t`."""
+        ...
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """The t at which σ_t/α_t equals `ratio` (> 0); shape and dtype of `ratio`."""
+        ...
+
+
+def expand(v: Tensor, like: Tensor) -> Tensor:
+    """`v` of shape (B,) with trailing axes of length 1, to multiply `like` of shape (B, ...)."""
+    return v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance exploding: α_t = 1, σ_t = σ_min (σ_max/σ_min)^t (Song et al. 2021, arXiv 2011.13456, eq. 30).
+
+    Args:
+        sigma_min: σ at t = 0, in units of the data; > 0.
+        sigma_max: σ at t = 1; > sigma_min.
+
+    Raises:
+        UsageError: unless 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_range("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t = 1 and σ_t."""
+        log_sigma = math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min)
+        return t.new_ones(t.shape), log_sigma.exp()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = log(r/σ_min) / log(σ_max/σ_min)."""
+        return (ratio / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving: α_t = exp(−½ ∫β), β linear from β_min to β_max; σ_t² = 1 − α_t² (arXiv 2011.13456, eq. 32).
+
+    Args:
+        beta_min: β at t = 0; > 0.
+        beta_max: β at t = 1; > beta_min.
+
+    Raises:
+        UsageError: unless 0 < beta_min < beta_max.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_range("beta_min", self.beta_min, "beta_max", self.beta_max)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t."""
+        integral = self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+        return (-0.5 * integral).exp(), (-(-integral).expm1()).sqrt()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """The root t ≥ 0 of β_min t + ½(β_max − β_min) t² = log(1 + r²)."""
+        integral = (ratio**2).log1p()
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """α_t = cos(πt/2), σ_t = sin(πt/2), without offset (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t."""
+        return (0.5 * math.pi * t).cos(), (0.5 * math.pi * t).sin()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = (2/π) arctan r."""
+        return ratio.atan() * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """Rectified flow: α_t = 1 − t, σ_t = t (Liu et al. 2022, arXiv 2209.03003)."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t."""
+        return 1 - t, t.clone()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = r/(1 + r)."""
+        return ratio / (1 + ratio)
+
+
+SCHEDULES: dict[str, type[VE] | type[VP] | type[Cosine] | type[Rectified]] = {
+    "ve": VE,
+    "vp": VP,
+    "cosine": Cosine,
+    "rectified": Rectified,
+}
+
+
+def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raise UsageError unless 0 < low < high < ∞."""
+    if not 0 < low < high < math.inf:
+        raise UsageError(f"{low_name} must be positive and below {high_name}, but {low_name}={low:g}, {high_name}={high:g}")

@@ -1,0 +1,31 @@
+"""What every test relies on: one thread, no network, no window, seeded randomness."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.load_profile("reproducible")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator of random numbers in the same state for every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision by default, for the length of a test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
