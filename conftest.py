@@ -6,7 +6,6 @@ import os
 import tempfile
 from typing import Any
 
-import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
@@ -22,17 +21,9 @@ def leave_scratch(namespace: dict[str, Any]) -> None:
     scratch.cleanup()
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/*.md"]
-
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=PAGES,
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md"],
     setup=enter_scratch,
     teardown=leave_scratch,
 ).pytest()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.suffix == ".md":  # a page's examples build on each other: one worker runs them all
-            item.add_marker(pytest.mark.xdist_group(item.path.name))

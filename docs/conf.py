@@ -31,24 +31,27 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-MARKUP = re.compile(r"(?P<code>``[^`]+``|:\w+:`[^`]+`)|`(?P<name>[^`]+)`|(?P<special>\*\*\w[^*]*\*\*|[*|]|(?<=\w)_(?!\w))")
+SPECIAL = re.compile(
+    r"(?P<kept>``[^`]+``|:\w+:`[^`]+`|\*{1,2}\w[\w -]*\*{1,2})"  # code, roles, emphasis
+    r"|`(?P<name>[^`]+)`"
+    r"|(?P<escaped>[*|]|(?<=\w)_(?!\w))"
+)
 
 
 def plain_text(match: re.Match[str]) -> str:
-    if name := match["name"]:
-        return f"``{name}``"
-    special = match["special"] or ""
-    return "\\" + special if len(special) == 1 else match[0]
+    if match["kept"]:
+        return match["kept"]
+    return f"``{match['name']}``" if match["name"] else "\\" + match["escaped"]
 
 
 def plain_docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Read docstrings as plain text: `name` is code, a module's indented formulas stay as typed, | and * are themselves."""
+    """Read docstrings as plain text: `name` is code, * and | are themselves, indented formulas stay."""
     out: list[str] = []
     for line in lines:
         formula = what == "module" and line.startswith("    ")
         if formula and out[-1] == "":
             out += ["::", ""]
-        out.append(line if formula else MARKUP.sub(plain_text, line))
+        out.append(line if formula else SPECIAL.sub(plain_text, line))
     lines[:] = out
 
 

@@ -28,7 +28,7 @@ def test_files_agree_on_the_version():
 
 
 def requirements(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
-    """Names of all distributions that `name[extras]` needs here, itself left out; not installed ones as leaves."""
+    """Names of all distributions that `name[extras]` needs on this machine, as far as they are installed."""
     if (name, extras) in seen:
         return
     seen.add((name, extras))

@@ -80,8 +80,30 @@ class MLP(
         self.latent_shape, self.data_shape = (latent,), (data,)
         self.data_std, self.data_mean = data_std, data_mean
         self.layers = mlp(latent, data, depth, width, activation)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He's initialisation (arXiv 1502.01852), the first layer's units spread over the prior's mass, |z| ≤ 2."""
+        first, *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        for layer in hidden:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(first.weight, std=first.in_features**-0.5)
+        nn.init.uniform_(first.bias, -2, 2)
+        nn.init.normal_(last.weight, std=last.in_features**-0.5)
+        nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map z (B, latent) to x (B, data)."""
-        out: Tensor = self.layers(z)
-        return self.data_mean + self.data_std * out
+        """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast."""
+        first, *hidden, last = self.layers
+        h = _full_precision(first, z)
+        for layer in hidden:
+            h = layer(h)
+        return self.data_mean + self.data_std * _full_precision(last, h)
+
+
+def _full_precision(layer: nn.Module, v: Tensor) -> Tensor:
+    """The layer's result in its weights' precision: what bfloat16's 8 bits would blur is the place of z and x."""
+    with torch.autocast(v.device.type, enabled=False):
+        out: Tensor = layer(v.to(next(layer.parameters()).dtype))
+    return out

@@ -70,6 +70,9 @@ class PowerLaw:
 class LogNormal:
     """r = base · exp(spread · n), n ~ N(0, 1), clipped to [σ_min, σ_max]; the base anneals geometrically.
 
+    A share `broad` of the levels is log-uniform in [broad_min, broad_max] all along: the large ones among them keep correcting
+    the modes' masses, which the small ones of a late base cannot see.
+
     Args:
         base_start: base at progress 0.
         base_end: base from progress `anneal` on.
@@ -77,9 +80,12 @@ class LogNormal:
         anneal: share of the run over which the base moves, in (0, 1].
         sigma_min: smallest ratio.
         sigma_max: largest ratio.
+        broad: share of log-uniform levels, in [0, 1].
+        broad_min: their smallest ratio.
+        broad_max: their largest ratio.
 
     Raises:
-        UsageError: unless 0 < sigma_min < sigma_max and the bases are positive.
+        UsageError: unless 0 < sigma_min < sigma_max, 0 < broad_min < broad_max and the bases are positive.
     """
 
     base_start: float = 15.0
@@ -88,9 +94,15 @@ class LogNormal:
     anneal: float = 0.8
     sigma_min: float = 0.01
     sigma_max: float = 100.0
+    broad: float = 0.0
+    broad_min: float = 0.5
+    broad_max: float = 10.0
 
     def __post_init__(self) -> None:
         check_range("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        check_range("broad_min", self.broad_min, "broad_max", self.broad_max)
+        if not 0 <= self.broad <= 1:
+            raise UsageError(f"broad must be a share in [0, 1], but is {self.broad:g}")
         if self.base_start <= 0 or self.base_end <= 0:
             raise UsageError(f"base must be positive, but goes from {self.base_start:g} to {self.base_end:g}")
 
@@ -100,9 +112,11 @@ class LogNormal:
         return float(self.base_start ** (1 - a) * self.base_end**a)
 
     def __call__(self, u: Tensor, progress: float, schedule: Schedule) -> Tensor:
-        """base · exp(spread · Φ⁻¹(u))."""
-        ratio = self.base(progress) * (self.spread * normal_quantile(u)).exp()
-        return ratio.clamp(self.sigma_min, self.sigma_max)
+        """Log-uniform where u < broad, else base · exp(spread · Φ⁻¹(u')), u' the place of u in (broad, 1)."""
+        v = ((u - self.broad) / max(1 - self.broad, 1e-9)).clamp(1e-7, 1 - 1e-7)
+        annealed = (self.base(progress) * (self.spread * normal_quantile(v)).exp()).clamp(self.sigma_min, self.sigma_max)
+        broad = self.broad_min * (self.broad_max / self.broad_min) ** (u / max(self.broad, 1e-9))
+        return annealed.where(u >= self.broad, broad)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def weights(sigma_data: float, sigma_max: float) -> dict[str, Weight]:
     """The named weights, for data of standard deviation `sigma_data` and levels up to `sigma_max`.
 
     `one` 1; `sigma2` σ²; `sigma2_max` (σ/σ_max)² (VarDiU's reference); `inverse_sigma` 1/σ; `snr` α²/σ²;
-    `edm` (r² + σ_d²)/(r σ_d)² with r = σ/α (EDM, table 1); `sigma2_linear` σ²/(1 + σ), which goes from σ² to σ.
+    `edm` (r² + σ_d²)/(r σ_d)² with r = σ/α (EDM, table 1); `sigma2_linear` σ²/(σ + σ_d/20), which goes
+    from σ² to σ where σ is a twentieth of σ_d.
     """
     return {
         "one": lambda alpha, sigma: torch.ones_like(sigma),
@@ -102,7 +103,7 @@ def weights(sigma_data: float, sigma_max: float) -> dict[str, Weight]:
         "inverse_sigma": lambda alpha, sigma: 1 / sigma,
         "snr": lambda alpha, sigma: (alpha / sigma) ** 2,
         "edm": lambda alpha, sigma: (alpha / sigma) ** 2 + sigma_data**-2,
-        "sigma2_linear": lambda alpha, sigma: sigma**2 / (1 + sigma),
+        "sigma2_linear": lambda alpha, sigma: sigma**2 / (sigma + sigma_data / 20),
     }
 
 

@@ -7,14 +7,17 @@ With D = D(x_t, t) and ε̂ = (x_t − α_t D)/σ_t, the probability-flow ODE (a
 One step from t to s < t is
 
     euler  x_s = x_t + (s − t)(α'_t D + σ'_t ε̂): order 1
-    ddim   x_s = x_t + (α_s − α_t) D + (σ_s − σ_t) ε̂ = α_s D + σ_s ε̂: order 1 (arXiv 2010.02502, eq. 12, η = 0)
+    ddim   x_s = x_t + (α_s − α_t) D + (σ_s − σ_t) ε̂ = α_s D + σ_s ε̂: order 1 (arXiv 2010.02502, eq. 12)
     heun   x_s = x_t + ½ (α_s − α_t)(D + D_s) + ½ (σ_s − σ_t)(ε̂ + ε̂_s): order 2; D_s and ε̂_s at ddim's x_s
     ddpm   x_s = α_s D + σ_s (q ε̂ + √(1 − q²) n),  n ~ N(0, I),  q = (σ_s/α_s)/(σ_t/α_t):
            a draw from q(x_s | x_t, x_0 = D) (arXiv 2006.11239, eq. 6–7, in any schedule; DDIM with η = 1)
 
-For VE `heun` is EDM's algorithm 1 (arXiv 2206.00364); for rectified flow it is Heun's rule on the velocity ε̂ − D, and
-`euler` is the same as `ddim`. A grid t_1 > ... > t_n takes n − 1 such steps; the n-th goes on to σ = 0 by
-`ddim`'s rule, which leaves D(x_{t_n}, t_n), the clean sample.
+For VE `heun` is EDM's algorithm 1 (arXiv 2206.00364); for rectified flow it is Heun's rule on the velocity
+ε̂ − D, and `euler` is the same as `ddim`. Only `euler` depends on how the schedule runs through time: under
+VE's geometric σ it needs several times the steps of `ddim`.
+
+A grid t_1 > ... > t_n takes n − 1 such steps; the n-th goes on to σ = 0 by `ddim`'s rule, which leaves
+D(x_{t_n}, t_n), the clean sample.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jvp
 
 from vardistill.denoisers.base import Denoiser
 from vardistill.errors import UsageError, unknown
@@ -48,7 +52,7 @@ def uniform_times(schedule: Schedule, steps: int, t_min: float = T_MIN, t_max: f
 def karras_times(
     schedule: Schedule, steps: int, rho: float = 7.0, t_min: float = T_MIN, t_max: float = T_MAX
 ) -> Tensor:
-    """Times whose ratios r = σ/α are equally spaced in r^(1/ρ) (arXiv 2206.00364, eq. 5); (steps,) of float64.
+    """Times with ratios r = σ/α equally spaced in r^(1/ρ) (arXiv 2206.00364, eq. 5); (steps,) of float64.
 
     Args:
         schedule: gives the ratios of `t_max` and `t_min`, and the times of those between.
@@ -80,17 +84,22 @@ class _Grid:
         return clean, (x - self.alpha[i] * clean) / self.sigma[i]
 
 
-def _euler(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
-    _, (d_alpha, d_sigma) = torch.func.jvp(grid.schedule, (grid.t,), (torch.ones_like(grid.t),))
+Step = Callable[[Tensor, int], Tensor]
+"""(x at t_i, i) → x at t_{i+1}."""
+
+
+def _euler(grid: _Grid) -> Step:
+    slopes: tuple[Tensor, Tensor] = jvp(grid.schedule, grid.t, torch.ones_like(grid.t))[1]
+    d_alpha, d_sigma = (slope[:-1] * grid.t.diff() for slope in slopes)
 
     def step(x: Tensor, i: int) -> Tensor:
         clean, eps = grid.predict(x, i)
-        return x + (grid.t[i + 1] - grid.t[i]) * (d_alpha[i] * clean + d_sigma[i] * eps)
+        return x + d_alpha[i] * clean + d_sigma[i] * eps
 
     return step
 
 
-def _ddim(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
+def _ddim(grid: _Grid) -> Step:
     def step(x: Tensor, i: int) -> Tensor:
         clean, eps = grid.predict(x, i)
         return grid.alpha[i + 1] * clean + grid.sigma[i + 1] * eps
@@ -98,7 +107,7 @@ def _ddim(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
     return step
 
 
-def _heun(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
+def _heun(grid: _Grid) -> Step:
     d_alpha, d_sigma = grid.alpha.diff(), grid.sigma.diff()
 
     def step(x: Tensor, i: int) -> Tensor:
@@ -109,7 +118,7 @@ def _heun(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
     return step
 
 
-def _ddpm(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
+def _ddpm(grid: _Grid) -> Step:
     if grid.rng is None:
         raise UsageError("method 'ddpm' is random: give it a torch.Generator as rng")
     q = grid.sigma[1:] * grid.alpha[:-1] / (grid.alpha[1:] * grid.sigma[:-1])
@@ -122,7 +131,7 @@ def _ddpm(grid: _Grid) -> Callable[[Tensor, int], Tensor]:
     return step
 
 
-METHODS: dict[str, Callable[[_Grid], Callable[[Tensor, int], Tensor]]] = {
+METHODS: dict[str, Callable[[_Grid], Step]] = {
     "heun": _heun,
     "euler": _euler,
     "ddim": _ddim,
@@ -150,8 +159,8 @@ def sample(
 ) -> Tensor:
     """Draw clean samples with a many-step sampler.
 
-    The start is x = σ noise at the first time. The marginal there is that of α x + σ ε, so the start leaves out
-    the data's share α x: choose a first time at which σ/α is large next to the data.
+    The start is x = σ noise at the first time. The marginal there is that of α x + σ ε, so the start leaves
+    out the data's share α x: choose a first time at which σ/α is large next to the data.
 
     Args:
         denoiser: D(x_t, t, **condition).

@@ -96,9 +96,18 @@ class Step(nn.Module):
 
 
 def default_levels(denoiser: Denoiser, data_std: float) -> NoiseLevels:
-    """Log-normal levels that anneal from 0.65 to 0.011 standard deviations of the data, weight σ²/(1 + σ)."""
-    annealed = LogNormal(base_start=0.65 * data_std, base_end=0.011 * data_std)
-    return NoiseLevels(denoiser.schedule, annealed, named_weight("sigma2_linear"))
+    """Half the levels anneal from 2 to 0.05 standard deviations of the data, half stay log-uniform between the two."""
+    largest, smallest = 2 * data_std, 0.05 * data_std
+    annealed = LogNormal(
+        base_start=largest,
+        base_end=smallest,
+        sigma_min=0.02 * smallest,
+        sigma_max=5 * largest,
+        broad=0.5,
+        broad_min=smallest,
+        broad_max=largest,
+    )
+    return NoiseLevels(denoiser.schedule, annealed, named_weight("sigma2_linear", data_std), stratified=True)
 
 
 def distill(

@@ -227,19 +227,22 @@ def check_data(data: Tensor) -> None:
         raise UsageError(f"the data hold NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} entries")
 
 
-def squared_distances(x_t: Tensor, means: Tensor, alpha: Tensor) -> Tensor:
-    """‖x_t − α μ_k‖², (B, K), without a (B, K, d) tensor in more than a few dimensions.
+def squared_distances(x: Tensor, points: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """‖x − x_k‖² or, with alpha (B,), ‖x − α x_k‖², (B, K), without a (B, K, d) tensor.
 
     In one to three dimensions the differences are squared directly, which keeps their precision; above, the
-    square is expanded about the mean of `means`.
+    square is expanded about the mean of `points`.
     """
-    if x_t.shape[1] <= 3:
-        distance2 = torch.zeros(len(x_t), len(means), dtype=x_t.dtype, device=x_t.device)
-        for i in range(x_t.shape[1]):
-            distance2 = distance2 + (x_t[:, i, None] - alpha[:, None] * means[:, i]) ** 2
+    if x.shape[1] <= 3:
+        distance2 = x.new_zeros(len(x), len(points))
+        for i in range(x.shape[1]):
+            scaled = points[:, i] if alpha is None else alpha[:, None] * points[:, i]
+            difference = x[:, i, None] - scaled
+            distance2 = torch.addcmul(distance2, difference, difference)
         return distance2
-    centre = means.mean(0)
-    x_t, means = x_t - alpha[:, None] * centre, means - centre
-    cross = (alpha[:, None] * x_t) @ means.T
-    squares = (x_t**2).sum(1, keepdim=True) + (alpha[:, None] ** 2) * (means**2).sum(1)
+    centre = points.mean(0)
+    alpha = torch.ones_like(x[:, 0]) if alpha is None else alpha
+    x, points = x - alpha[:, None] * centre, points - centre
+    cross = (alpha[:, None] * x) @ points.T
+    squares = (x**2).sum(1, keepdim=True) + (alpha[:, None] ** 2) * (points**2).sum(1)
     return (squares - 2 * cross).clamp_min(0)

@@ -2,18 +2,18 @@ r"""How tight a bound on the diffusive KL is, for generators with few latents.
 
 At a noise level with ratio r = σ_t/α_t, over x = g_θ(z), z ~ N(0, I_k), and x_t = α_t x + σ_t ε,
 
-    DiKL_t = E[ log p_θ^t(x_t) − log p_d^t(x_t) ],   DiU_t = E[ objective.bound ],   gap_t = DiU_t − DiKL_t ≥ 0.
+    DiKL_t = E[ log p_θ^t(x_t) − log p_d^t(x_t) ], DiU_t = E[ objective.bound ], gap_t = DiU_t − DiKL_t ≥ 0.
 
-All three are means over the same draws, so the gap's own error is that of the paired differences.
+All three are means over the same draws, so the gap's own error is that of the paired differences. The
+student's noisy density is an integral over the latents,
 
-The student's noisy density is an integral over the latents, taken by the midpoint rule in u ∈ (0, 1)^k, with
-z = 2 Φ⁻¹(u), so that the rule's weights are those of N(z; 0, 4 I):
+    p_θ^t(x_t) = ∫ p(z) N(x_t; α_t g_θ(z), σ_t² I) dz ≈ Σ_m w_m N(x_t; α_t g_θ(z_m), σ_t² I),
 
-    p_θ^t(x_t) = ∫ p(z) N(x_t; α_t g_θ(z), σ_t² I) dz ≈ Σ_m w_m N(x_t; α_t g_θ(z_m), σ_t² I),   w_m ∝ p(z_m)/N(z_m; 0, 4 I).
-
-The stretch by 2 makes the integrand vanish at the ends of (0, 1), and puts nodes beyond |z| = 5. (With z = Φ⁻¹(u), and equal weights, the
-outermost cells reach from |z| ≈ 2.7 to infinity; their one node misses the density of the latents there by many nats at small σ.)
-The rule is accurate while neighbouring nodes' α_t g_θ(z_m) lie within about σ_t: `quadrature_error` watches that.
+taken by the midpoint rule in u ∈ (0, 1)^k with z = 2 Φ⁻¹(u), so w_m ∝ p(z_m)/N(z_m; 0, 4 I). The stretch by
+2 makes the integrand vanish at the ends of (0, 1) and puts nodes beyond |z| = 5. (Without it the weights
+are equal, but the outermost of 256 cells reach from |z| = 2.7 to infinity, and their one node misses the
+density there by many nats at small σ.) The rule is accurate while the α_t g_θ(z_m) of neighbouring nodes
+lie within about σ_t; `quadrature_error` watches that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from vardistill.denoisers import Denoiser, DensityDenoiser
-from vardistill.denoisers.mixture import squared_distances
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise
@@ -41,7 +40,10 @@ LARGEST_LATENT = 3
 LARGEST_GRID = 2**24
 """Nodes in all dimensions together."""
 
-ROWS, COLUMNS = 256, 1024
+GRID_ROWS = 2**16
+"""Nodes that the generator maps at once."""
+
+ROWS, COLUMNS = 256, 512
 """Samples × nodes of a block."""
 
 SMALLEST_TERM = -80.0
@@ -96,8 +98,8 @@ def bound_gap(
     """Measure the bound, the diffusive KL and the gap at each of `ratios`.
 
     Args:
-        objective: whose bound it is, and whose teacher has the density p_d^t. With candidates shared across the batch
-            there are n − 1 of them here.
+        objective: whose bound it is, and whose teacher has the density p_d^t. Where candidates are shared
+            across the batch there are n − 1 of them.
         generator: g_θ, with one to three latent dimensions.
         ratios: noise-to-signal ratios σ_t/α_t, > 0.
         rng: draws z and ε.
@@ -105,12 +107,13 @@ def bound_gap(
         nodes: of the quadrature, per latent dimension, at least 2. Time is O(n nodes^k), memory O(nodes^k).
 
     Raises:
-        UsageError: for a teacher without a density, more than three latent dimensions, nodes^k above 2^24, ratios
-            that are not positive, or too few n or nodes.
+        UsageError: for a teacher without a density, more than three latent dimensions, nodes^k above 2^24,
+            ratios that are not positive, or too few n or nodes.
     """
     teacher = objective.teacher
     if not isinstance(teacher, DensityDenoiser):
-        raise UsageError(f"the exact gap needs a teacher with log_prob, but {type(teacher).__name__} has none")
+        name = type(teacher).__name__
+        raise UsageError(f"the exact gap needs a teacher with log_prob, but {name} has none")
     ratio = torch.tensor(list(ratios), dtype=torch.float64)
     if len(ratio) == 0 or not (ratio > 0).all() or not ratio.isfinite().all():
         raise UsageError(f"ratios must be positive and finite, at least one, but are {ratio.tolist()}")
@@ -133,8 +136,10 @@ def bound_gap(
     return BoundGap(ratio, *torch.stack(rows, 1))
 
 
-def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator) -> Draw:
-    """n draws of (z, ε) at one noise level, with the further latents that the objective asks for."""
+def draw_level(
+    objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator
+) -> Draw:
+    """Draw (z, ε) n times at one noise level, with the further latents that the objective asks for."""
     z = generator.latents(n, rng)
     x = generator(z)
     schedule = objective.teacher.schedule
@@ -143,8 +148,8 @@ def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, 
     eps = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype)
     noise = Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=n)
     fresh = (objective.fresh_latents, *z.shape)
-    eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype) if objective.fresh_latents else None
-    return Draw(z, x, noise, generator, eta)
+    eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype)
+    return Draw(z, x, noise, generator, eta if objective.fresh_latents else None)
 
 
 class Quadrature:
@@ -162,27 +167,35 @@ class Quadrature:
     def __init__(self, generator: Generator, nodes: int, device: torch.device) -> None:
         k = math.prod(generator.latent_shape)
         if k > LARGEST_LATENT:
-            raise UsageError(f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but the generator has {k}")
+            raise UsageError(
+                f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but there are {k}"
+            )
         if nodes**k > LARGEST_GRID:
             raise UsageError(f"nodes^{k} must be at most {LARGEST_GRID}, but nodes is {nodes}")
         z, log_w = stretched_midpoints(nodes, device)
         grid = torch.cartesian_prod(*[z] * k).reshape(-1, *generator.latent_shape)
+        log_w = torch.cartesian_prod(*[log_w] * k).reshape(len(grid), k).sum(1, keepdim=True)
         dtype = next(generator.parameters()).dtype
-        self.x = torch.cat([generator(part.to(dtype)).flatten(1).double() for part in grid.split(2**16)])
-        self.log_w = torch.cartesian_prod(*[log_w] * k).reshape(len(grid), k).sum(1)
+        x = torch.cat([generator(z.to(dtype)).flatten(1).double() for z in torch.split(grid, GRID_ROWS)])
+        self.nodes = torch.cat([x, (x**2).sum(1, keepdim=True), log_w], 1)
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p_θ^t(x_t) in nats, (R,), for x_t (R, *data) and the scales (R,)."""
-        x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double(), sigma.double()
-        parts = zip(x_t.split(ROWS), alpha.split(ROWS), sigma.split(ROWS), strict=True)
-        log_sum = torch.cat([self._log_sum(*part) for part in parts])
-        return log_sum - x_t.shape[1] * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        """The student's log p_θ^t(x_t) in nats, (R,), for x_t (R, *data) and the scales (R,).
 
-    def _log_sum(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log Σ_m w_m exp(−‖x_t − α x_m‖²/(2σ²)), (R,)."""
+        Up to the term −‖x_t‖²/(2σ²), ln w_m − ‖x_t − α x_m‖²/(2σ²) is the inner product of (α x_t/σ²,
+        −α²/(2σ²), 1) with the node (x_m, ‖x_m‖², ln w_m).
+        """
+        x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double()[:, None], sigma.double()[:, None]
+        rows = torch.cat([alpha / sigma**2 * x_t, -0.5 * (alpha / sigma) ** 2, torch.ones_like(sigma)], 1)
+        log_sum = torch.cat([self._log_sum(part) for part in torch.split(rows, ROWS)])
+        log_normaliser = x_t.shape[1] * (sigma.log() + 0.5 * math.log(2 * math.pi)).squeeze(1)
+        return log_sum - 0.5 * (x_t / sigma).square().sum(1) - log_normaliser
+
+    def _log_sum(self, rows: Tensor) -> Tensor:
+        """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,)."""
         blocks = []
-        for x, log_w in zip(self.x.split(COLUMNS), self.log_w.split(COLUMNS), strict=True):
-            terms = squared_distances(x_t, x, alpha).div_((-2 * sigma**2)[:, None]).add_(log_w)
+        for nodes in torch.split(self.nodes, COLUMNS):
+            terms = rows @ nodes.T
             largest = terms.amax(1)
             relative = terms.sub_(largest[:, None]).clamp_(min=SMALLEST_TERM).exp_()
             blocks.append(largest + relative.sum(1).log())
@@ -190,7 +203,7 @@ class Quadrature:
 
 
 def stretched_midpoints(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """z_m = 2 Φ⁻¹((m + ½)/nodes) and log w_m, w_m ∝ N(z_m; 0, 1)/N(z_m; 0, 4) with sum 1, both (nodes,) in float64."""
+    """z_m = 2 Φ⁻¹((m + ½)/nodes) and log w_m, w_m ∝ N(z_m; 0, 1)/N(z_m; 0, 4); both (nodes,), float64."""
     u = (torch.arange(nodes, dtype=torch.float64, device=device) + 0.5) / nodes
     e = torch.special.ndtri(u)
     z = STRETCH * e

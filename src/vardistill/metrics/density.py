@@ -2,8 +2,9 @@ r"""Mean log-density of samples under the target.
 
     ℓ = 1/n Σ_i log p_d(x_i),   gap = ℓ − E_{x ~ p_d} log p_d(x)
 
-The gap is signed: negative for mass where the target has little, positive for mass piled on the target's peaks. A
-value near 0 is necessary for a good student, not sufficient: one that sits in a single mode may have it.
+The gap is signed: negative for mass where the target has little, positive for mass piled on the target's
+peaks. A value near 0 is necessary for a good student, not sufficient: one that sits in a single mode may
+have it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Target(Protocol):
     """A density."""
 
     def log_prob(self, x: Tensor, /) -> Tensor:
-        """log p_d(x) in nats, (B,)."""
+        """The log-density log p_d(x) in nats, (B,)."""
         ...
 
 
@@ -39,8 +40,8 @@ def log_density(samples: Tensor, target: Target) -> float:
         UsageError: for samples that are fewer than 2 or not finite.
     """
     sample_matrix(samples, "samples")
-    total = sum(target.log_prob(rows).sum(dtype=torch.float64) for rows in samples.split(ROWS))
-    return float(total) / len(samples)
+    log_prob = torch.cat([target.log_prob(rows) for rows in torch.split(samples, ROWS)])
+    return float(log_prob.double().mean())
 
 
 def log_density_gap(samples: Tensor, target: Target, reference: float) -> float:

@@ -2,8 +2,8 @@ r"""Energy distance (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249�
 
     E_β(p, q) = 2 E‖x − y‖^β − E‖x − x′‖^β − E‖y − y′‖^β,   β ∈ (0, 2)
 
-is never negative, and zero only at p = q. It is estimated by U-statistics: the pairs i = j are left out of the last two means,
-so the estimate is unbiased, 0 in the mean at p = q, and may be a little below zero.
+is never negative, and zero only at p = q. It is estimated by U-statistics: the pairs i = j are left out of
+the last two means, so the estimate is unbiased, 0 in the mean at p = q, and may be a little below zero.
 """
 
 from __future__ import annotations

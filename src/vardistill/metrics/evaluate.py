@@ -16,7 +16,9 @@ PERMUTATIONS = 200
 """Of the two-sample test: p-values are multiples of 1/201."""
 
 
-def evaluate(samples: Tensor, problem: Problem, rng: torch.Generator, p_value: bool = True) -> dict[str, float | int]:
+def evaluate(
+    samples: Tensor, problem: Problem, rng: torch.Generator, p_value: bool = True
+) -> dict[str, float | int]:
     """Compare samples with as many fresh ones of the target.
 
     Args:
@@ -26,14 +28,15 @@ def evaluate(samples: Tensor, problem: Problem, rng: torch.Generator, p_value: b
         p_value: whether to run the permutation test, the slower half of the work.
 
     Returns:
-        `log_density`, `log_density_gap` (nats), `log_mmd` (biased), `mmd2_unbiased`, `mmd_p_value` (if asked for),
-        `energy_distance`, `modes_found`, `mode_tv`, `off_mode`.
+        `log_density` and `log_density_gap` (nats), `log_mmd` (biased), `mmd2_unbiased`, `mmd_p_value` (if
+        asked for), `energy_distance`, `modes_found`, `mode_tv`, `off_mode`.
 
     Raises:
         UsageError: for samples that are fewer than 2, not finite or not of the problem's shape.
     """
-    if tuple(samples.shape[1:]) != problem.data_shape:
-        raise UsageError(f"samples of {problem.name} have shape {problem.data_shape}, but these have {tuple(samples.shape[1:])}")
+    shape = tuple(samples.shape[1:])
+    if shape != problem.data_shape:
+        raise UsageError(f"samples of {problem.name} have shape {problem.data_shape}, but these have {shape}")
     density = log_density(samples, problem)
     truth = problem.sample(len(samples), rng).to(samples)
     mmd = mmd_statistics(samples, truth, permutations=PERMUTATIONS if p_value else 0, rng=rng)

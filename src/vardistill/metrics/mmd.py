@@ -2,11 +2,13 @@ r"""Maximum mean discrepancy (Gretton et al. 2012, JMLR 13, 723–773).
 
     MMD²(p, q) = E k(x, x′) + E k(y, y′) − 2 E k(x, y),   k(x, y) = mean over h of exp(−‖x − y‖²/(2h²))
 
-The *biased* estimate (V-statistic, eq. 5 there) averages over all pairs, i = j included: it is never negative, and about
-(1/n + 1/m)(1 − E k) at p = q. The *unbiased* one (U-statistic, eq. 3) leaves the pairs i = j out: 0 in the mean at p = q.
+The *biased* estimate (V-statistic, eq. 5 there) averages over all pairs, i = j included: it is never
+negative, and (1/n + 1/m)(1 − E k) in the mean at p = q. The *unbiased* one (U-statistic, eq. 3) leaves the
+pairs i = j out: its mean is MMD² itself.
 
-The permutation test's p-value is the share of relabellings of the pooled sample, the observed one among them, whose biased estimate is
-at least as large as the observed: under p = q it is at most u with probability at most u, for every sample size.
+The permutation test's p-value is the share of relabellings of the pooled sample, the observed one among
+them, whose biased estimate is at least as large as the observed: at p = q it is at most u with probability
+at most u, exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,16 +69,16 @@ def mmd_statistics(
         rng: draws the relabellings.
 
     Raises:
-        UsageError: for samples that are fewer than 2, not finite or of different shape; for bandwidths that are not
-            positive; for permutations without an rng.
+        UsageError: for samples that are fewer than 2, not finite or of different shape; for bandwidths that
+            are not positive; for permutations without an rng.
     """
     if permutations < 0 or (permutations and rng is None):
         raise UsageError(f"permutations must be 0, or positive with an rng, but is {permutations}")
     w, v = pool(x, y)
     n, m = len(x), len(y)
     if rng is not None and permutations:
-        relabelled = [v[2, torch.randperm(n + m, generator=rng, device=rng.device).to(v.device)] for _ in range(permutations)]
-        v = torch.cat([v, torch.stack(relabelled)])
+        orders = [torch.randperm(n + m, generator=rng, device=rng.device) for _ in range(permutations)]
+        v = torch.cat([v, v[2, torch.stack(orders).to(v.device)]])
     forms = quadratic_forms(w, v, gaussian_kernel(bandwidths))
     xx, yy, biased = forms[:3].tolist()
     exceeding = int((forms[3:] >= biased - TIE * (xx + yy)).sum())
@@ -93,7 +96,7 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS, biased:
 
 
 def log_mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
-    """ln of the biased MMD², as the VarDiU reference reports it; −∞ for equal samples. See `mmd_statistics`."""
+    """The logarithm of the biased MMD², as the VarDiU reference reports it; −∞ where that is 0."""
     return log_or_minus_infinity(mmd2(x, y, bandwidths))
 
 
@@ -109,7 +112,7 @@ def mmd_test(
 
 
 def log_or_minus_infinity(v: float) -> float:
-    """ln v; −∞ unless v > 0."""
+    """The logarithm of v; −∞ unless v > 0."""
     return math.log(v) if v > 0 else -math.inf
 
 
@@ -141,5 +144,5 @@ def gaussian_kernel(bandwidths: Sequence[float]) -> Kernel:
             total += exponential(distance2, h)
         return total.div_(len(widest_first))
 
-    in_octaves = all(wide == 2 * narrow for wide, narrow in zip(widest_first[:-1], widest_first[1:], strict=True))
+    in_octaves = all(2 * narrow == wide for wide, narrow in pairwise(widest_first))
     return octaves if in_octaves else general

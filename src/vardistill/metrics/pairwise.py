@@ -8,8 +8,9 @@ With w = (x_1..x_n, y_1..y_m) the pooled sample, a = 1_x/n and b = 1_y/m,
     form(b) = the same of y,
     form(a − b) = form(a) + form(b) − 2 mean of k over the pairs (x, y).
 
-K is symmetric: only the blocks on and above its diagonal are computed, one at a time, so memory is that of w and v.
-Blocks are computed in the samples' precision, about the pooled mean, and added up in float64; ‖w_i − w_i‖² = 0 exactly.
+K is symmetric: only the blocks on and above its diagonal are computed, one at a time, so memory is that of
+w and v. Blocks are computed in the samples' precision, about the pooled mean, and added in float64; ‖w_i −
+w_i‖² is exactly 0.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def sample_matrix(samples: Tensor, name: str) -> Tensor:
     """`samples` (n, *data) as a matrix (n, d).
 
     Raises:
-        UsageError: for fewer than 2 samples, samples without a data axis or entries, integers, or NaN and infinity.
+        UsageError: for fewer than 2 samples, for samples without a data axis or entries, for integers, NaN,
+            infinity.
     """
     if samples.ndim < 2 or samples[:1].numel() == 0 or len(samples) < 2:
-        raise UsageError(f"{name} must be at least 2 samples, (n, *data), but has shape {tuple(samples.shape)}")
+        raise UsageError(f"{name} must be (n, *data) with n at least 2, but is {tuple(samples.shape)}")
     if not samples.is_floating_point():
         raise UsageError(f"{name} must be floating point, but is {samples.dtype}")
     if not samples.isfinite().all():
@@ -51,7 +53,9 @@ def pool(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         UsageError: for samples that `sample_matrix` refuses, or of different dimension.
     """
     if x.shape[1:] != y.shape[1:]:
-        raise UsageError(f"x and y must have the same data shape, but have {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
+        raise UsageError(
+            f"x and y must have the same data shape, but are {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     w = torch.cat([sample_matrix(x, "x"), sample_matrix(y, "y")])
     is_x = torch.arange(len(w), device=w.device) < len(x)
     a, b = is_x.to(w) / len(x), (~is_x).to(w) / len(y)

@@ -28,7 +28,7 @@ class Objective(nn.Module):
         super().__init__()
         self.teacher = teacher
         if isinstance(teacher, nn.Module):
-            teacher.requires_grad_(False)
+            teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Objective:
         """Set the mode of the auxiliary networks."""

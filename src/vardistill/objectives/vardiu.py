@@ -39,6 +39,12 @@ from vardistill.posteriors import Conditional, Posterior, Prior
 from vardistill.processes import gather
 from vardistill.schedules import expand
 
+CACHED_ENTRIES = 2**17
+"""Entries of a block of weights: half a megabyte in single precision."""
+
+SMALLEST_LOG_WEIGHT = -80.0
+"""Weights below e⁻⁸⁰ of the largest are set to it: they are rounding errors, and slow as denormal numbers."""
+
 ControlVariate = Callable[[Tensor], Tensor]
 """c from the ratio σ_t/α_t, both (R,)."""
 
@@ -88,7 +94,7 @@ class VarDiU(Objective):
         name = type(posterior).__name__
         if candidates == "batch" and not isinstance(posterior, Prior):
             raise UsageError(f"candidates shared across the batch come from the prior, but the posterior is {name}")
-        if isinstance(candidates, int) and candidates < 0:
+        if candidates != "batch" and not (isinstance(candidates, int) and candidates >= 0):
             raise UsageError(f"candidates must be 0, positive or 'batch', but is {candidates}")
         if candidates not in (0, "batch") and not posterior.reparameterised:
             raise UsageError(f"{name} has no reparameterised draws: use candidates=0 or another posterior")
@@ -133,7 +139,7 @@ class VarDiU(Objective):
     def _latent_terms(self, draw: Draw, x_t: Tensor) -> Tensor:
         """−log q_φ(z | x_t, t) + log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0), (R,)."""
         q = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
-        log_q = q.log_prob(draw.z)
+        log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
             return shared_correction(draw.x, x_t, draw.noise) - log_q
         if self.candidates:
@@ -144,8 +150,8 @@ class VarDiU(Objective):
         """log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0) with candidates from q_φ, (R,)."""
         if draw.eta is None:
             raise UsageError(f"the bound with {self.candidates} candidates needs draw.eta, ({self.candidates}, R, latent)")
-        z = q.transport(draw.eta)
-        x = draw.generator(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        z = q.transport(draw.eta.flatten(2))
+        x = draw.generator(z.view(-1, *draw.z.shape[1:])).unflatten(0, z.shape[:2])
         alpha, sigma = expand(draw.noise.alpha, x_t), expand(draw.noise.sigma, x_t)
         eps = (x_t - alpha * x) / sigma
         log_w = standard_normal_log_prob(z, 2) + standard_normal_log_prob(eps, 2) - q.log_prob(z)
@@ -157,21 +163,36 @@ class VarDiU(Objective):
 def shared_correction(x: Tensor, x_t: Tensor, noise: Noise) -> Tensor:
     """log 1/(K+1) Σ_k N(x_t; α x_k, σ² I)/N(x_t; α x, σ² I) over the batch's latents, (R,), each counted once.
 
-    Its value is differentiable in x_t with the gradient s_m(x_t) + ε/σ: two matrix products without autograd, memory R × N.
+    Its value is differentiable in x_t with the gradient s_m(x_t) + ε/σ, computed without autograd.
     """
     with torch.no_grad():
         candidates, first = gather(x[: noise.latents].flatten(1))
-        flat = x_t.flatten(1)
-        own = noise.rows(torch.arange(noise.latents, device=x.device)) + first
-        log_w = squared_distances(flat, candidates, noise.alpha) / (-2 * noise.sigma**2)[:, None]
-        log_w_0 = log_w.gather(1, own[:, None]).squeeze(1)
-        log_sum = log_w.logsumexp(1)
-        responsibilities = (log_w - log_sum[:, None]).exp()
-        denoised = (responsibilities @ candidates).view_as(x_t)
+        log_sum, denoised = mixture_of_points(x_t.flatten(1), candidates, noise.alpha, noise.sigma)
         alpha, sigma = expand(noise.alpha, x_t), expand(noise.sigma, x_t)
-        gradient = (alpha * denoised - x_t) / sigma**2 + noise.eps / sigma
-        value = log_sum - math.log(len(candidates)) - log_w_0
+        gradient = (alpha * denoised.view_as(x_t) - x_t) / sigma**2 + noise.eps / sigma
+        log_own = -0.5 * noise.eps.flatten(1).pow(2).sum(1)
+        value = log_sum - math.log(len(candidates)) - log_own
     return value + inner(gradient, x_t - x_t.detach())
+
+
+def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
+
+    Blocks of rows that fit a processor's cache; one product with [x_k, 1] gives numerator and denominator.
+    """
+    log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
+    weighted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
+    size = max(1, CACHED_ENTRIES // len(points))
+    x, precision = x_t / alpha[:, None], (-0.5 * (alpha / sigma) ** 2)[:, None]
+    for rows in range(0, len(x_t), size):
+        part = slice(rows, rows + size)
+        log_w = squared_distances(x[part], points).mul_(precision[part])
+        largest = log_w.amax(1, keepdim=True)
+        w = log_w.sub_(largest).clamp_min_(SMALLEST_LOG_WEIGHT).exp_()
+        sums = w @ weighted
+        averages[part] = sums[:, :-1] / sums[:, -1:]
+        log_sum[part] = sums[:, -1].log() + largest.squeeze(1)
+    return log_sum, averages
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -14,18 +14,18 @@ from vardistill.schedules import Schedule
 
 @dataclass(frozen=True)
 class Reference:
-    """What a perfect student scores, measured on samples of the target itself.
+    """What a perfect student scores: mean and standard deviation over evaluations of `samples` true samples.
 
     Attributes:
         log_density: E log p_d(x), nats.
-        log_density_error: its Monte-Carlo standard error.
-        log_mmd: mean log-MMD of `samples` true samples against as many others, its floor.
-        log_mmd_std: standard deviation of one such comparison.
-        samples: number of samples on each side.
+        log_density_std: of a mean over `samples`.
+        log_mmd: the floor, against as many other true samples.
+        log_mmd_std: of one such comparison.
+        samples: number of samples.
     """
 
     log_density: float
-    log_density_error: float
+    log_density_std: float
     log_mmd: float
     log_mmd_std: float
     samples: int
@@ -67,5 +67,5 @@ class Problem:
         return self.denoiser.sample(n, rng)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p_d(x) in nats, (B,)."""
+        """The log-density log p_d(x) in nats, (B,)."""
         return self.denoiser.log_prob(x)

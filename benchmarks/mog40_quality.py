@@ -1,0 +1,38 @@
+"""How close to the target the default preset comes: `python benchmarks/mog40_quality.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import tyro
+from cells import Cell, print_rows, run_cells, write_results
+
+from vardistill.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The default preset over seeds."""
+
+    presets: tuple[str, ...] = ("mog40-vardiu-demo", "mog40-vardiu")
+    seeds: int = 3
+    jobs: int = 2
+    threads: int = 1
+
+
+def main(arguments: Arguments) -> None:
+    """Run, print, and write results/mog40_quality.json."""
+    cells = []
+    for name in arguments.presets:
+        config = PRESETS[name].config
+        for seed in range(arguments.seeds):
+            training = dataclasses.replace(config.training, seed=seed)
+            cells.append(Cell(name, seed, dataclasses.replace(config, training=training)))
+    rows = run_cells("mog40_quality", cells, arguments.jobs, arguments.threads)
+    print_rows("MoG-40, true teacher", rows)
+    write_results("mog40_quality", rows, arguments.threads, arguments.jobs)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

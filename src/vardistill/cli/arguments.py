@@ -1,0 +1,86 @@
+"""Flags from dataclasses, by tyro, with mistakes told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from typing import Any, TypeVar
+
+import tyro
+
+from vardistill.errors import UsageError, unknown
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], arguments: list[str], command: str, about: str, default: T | None = None) -> T:
+    """An instance of `cls` from flags, nested dataclasses' flags without prefixes.
+
+    Args:
+        cls: a dataclass; its fields' docstrings are the help.
+        arguments: the words of the command line after the command's own.
+        command: for the usage line.
+        about: first line of the help.
+        default: values of the flags that are not given.
+
+    Raises:
+        UsageError: for an unknown flag, with the nearest known ones, or a value that does not fit its flag.
+        SystemExit: after printing the help.
+    """
+    _refuse_unknown_flags(cls, arguments, default)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                tyro.conf.OmitArgPrefixes[cls],  # type: ignore[valid-type]
+                args=arguments,
+                prog=f"vardistill {command}",
+                description=about,
+                default=default,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(errors.getvalue())) from None
+
+
+def take_positional(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The first word, unless it is a flag, and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def _refuse_unknown_flags(cls: type, arguments: list[str], default: Any) -> None:
+    known = {"help", *flags(cls, default)}
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            name = word[2:].split("=", 1)[0].replace("_", "-")
+            if name not in known and name.removeprefix("no-") not in known:
+                error = unknown("flag", name, known)
+                raise UsageError(str(error) if "did you mean" in str(error) else f"unknown flag '{word}': --help lists them")
+
+
+def flags(cls: Any, default: Any = None) -> set[str]:
+    """The names of the flags of a dataclass and the dataclasses in it; a union's are those of its default."""
+    found: set[str] = set()
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        value = getattr(default, field.name, None)
+        part = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
+        if dataclasses.is_dataclass(part):
+            found |= flags(part, value)
+        else:
+            found.add(field.name.replace("_", "-"))
+    return found
+
+
+def _one_line(message: str) -> str:
+    """Tyro's framed message without its frame, its title and its pointers to the help."""
+    text = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", message).split())
+    text = re.split(r"Argument helptext:|For full helptext|Full help", text)[0].strip()
+    text = re.sub(r"^(Value error|Parsing error|Invalid choice|Missing argument|Unrecognized options) ", "", text)
+    return re.sub(r"^Error parsing run\S*: ", "", text)

@@ -1,0 +1,44 @@
+"""`vardistill evaluate RUN [--json]`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vardistill.cli.arguments import parse, take_positional
+from vardistill.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a run's generator against its problem."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    num: int = 10_000
+    """Number of samples on each side."""
+    seed: int = 3
+    """Fixes the samples of both sides."""
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, keep the table as evaluation.json, and print it."""
+    run, rest = take_positional(arguments)
+    parsed = parse(Arguments, rest, "evaluate RUN", "Measure a run's generator against its problem.")
+    if run is None:
+        raise UsageError("evaluate needs a run folder before its flags: vardistill evaluate RUN")
+
+    from vardistill.build import build_problem
+    from vardistill.cli.tables import print_evaluation
+    from vardistill.experiments import load_run, write_evaluation
+
+    folder, config, generator = load_run(Path(run))
+    problem = build_problem(config.problem, config.levels.schedule)
+    samples = generator.sample(parsed.num, seed=parsed.seed)
+    table = write_evaluation(folder, samples, problem, parsed.seed)
+    if parsed.json:
+        print(json.dumps(table))
+    else:
+        print_evaluation(table, problem)
+    return 0

@@ -1,0 +1,45 @@
+"""`vardistill list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from vardistill.cli.arguments import parse
+from vardistill.config import GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig
+from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.presets import PRESETS, TEACHERS
+from vardistill.schedules import SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Presets, objectives, problems, teachers, posteriors."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the names."""
+    parse(Arguments, arguments, "list", "What there is to choose from.")
+    for title, presets in (("presets", PRESETS), ("teacher presets", TEACHERS)):
+        print(f"{title}:")
+        for name, preset in presets.items():
+            print(f"  {name:<24}{preset.about}")
+    choices: dict[str, Any] = {
+        "problems": ["mog40"],
+        "objectives": ["vardiu"],
+        "teachers": _options(TeacherConfig, "teacher"),
+        "posteriors": _options(ObjectiveConfig, "posterior"),
+        "control variates": _options(ObjectiveConfig, "control_variate"),
+        "schedules": list(SCHEDULES),
+        "level distributions": [kind.__name__ for kind in (LogNormal, PowerLaw, EDM, UniformTime)],
+        "weights": _options(LevelsConfig, "weight"),
+        "activations": _options(GeneratorConfig, "activation"),
+    }
+    for title, names in choices.items():
+        print(f"{title}: {', '.join(names)}")
+    return 0
+
+
+def _options(cls: type, field: str) -> list[str]:
+    return list(typing.get_args(typing.get_type_hints(cls)[field]))

@@ -1,0 +1,68 @@
+"""`vardistill COMMAND`: finds the command, and tells a user's mistakes in one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vardistill._version import __version__
+from vardistill.errors import UsageError, unknown
+
+COMMANDS = {
+    "demo": "distil MoG-40 with VarDiU in minutes; ends with a table and report.html",
+    "train": "train a preset, a configuration file, or a run that was interrupted",
+    "teach": "fit a teacher denoiser to data",
+    "sample": "draw samples of a run's generator as .npz or .png",
+    "evaluate": "measure a run's generator against its problem",
+    "report": "write a run's report.html anew",
+    "list": "presets, objectives, problems, teachers, posteriors, ...",
+}
+
+HELP = "\n".join(
+    [
+        "usage: vardistill COMMAND ...",
+        "",
+        "Distil diffusion models into one-step generators.",
+        "",
+        *(f"  {name:<10}{about}" for name, about in COMMANDS.items()),
+        "",
+        "`vardistill COMMAND --help` tells a command's flags; `vardistill --version` the version.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 success, 1 diverged, 2 a user's mistake, 130 interrupted."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command and return its exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return _run_command(argv[0], argv[1:])
+    except UsageError as error:
+        print(f"vardistill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vardistill: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    return int(importlib.import_module(f"vardistill.cli.{name}").main(arguments))
+
+
+if __name__ == "__main__":
+    main()

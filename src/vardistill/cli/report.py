@@ -1,0 +1,28 @@
+"""`vardistill report RUN`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vardistill.cli.arguments import parse, take_positional
+from vardistill.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a run's report.html anew."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page and say where it is."""
+    run, rest = take_positional(arguments)
+    parse(Arguments, rest, "report RUN", "Write a run's report.html anew.")
+    if run is None:
+        raise UsageError("report needs a run folder: vardistill report RUN")
+
+    from vardistill.report import write_report
+    from vardistill.runs import open_run
+
+    print(write_report(open_run(Path(run))))
+    return 0

@@ -1,0 +1,53 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vardistill import config as configs
+from vardistill.build import build_problem
+from vardistill.config import Config
+from vardistill.problems import Problem
+from vardistill.runs import RunFolder
+
+
+def print_run(folder: RunFolder) -> None:
+    """A finished run's metrics and where to look."""
+    config: Config = configs.read(Config, folder.config)
+    table = json.loads((folder.path / "evaluation.json").read_text())
+    print_evaluation(table, build_problem(config.problem, config.levels.schedule))
+    print(f"report:    {folder.path / 'report.html'}")
+    print(f"generator: {folder.generator}")
+
+
+def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
+    """Metrics beside what a perfect student scores."""
+    reference = problem.reference
+    perfect = {
+        "log_density": f"{reference.log_density:.3f}",
+        "log_density_gap": "0",
+        "log_mmd": f"{reference.log_mmd:.2f} ± {reference.log_mmd_std:.2f}",
+        "mmd2_unbiased": "0",
+        "mmd_p_value": "uniform in (0, 1)",
+        "energy_distance": "0",
+        "modes_found": str(len(problem.denoiser.means)),
+    }
+    table = Table("metric", "student", "perfect student", title=problem.name)
+    for name, value in values.items():
+        table.add_row(name, f"{value:.4g}", perfect.get(name, ""))
+    Console().print(table)
+
+
+def print_teacher(path: Path) -> None:
+    """A fitted teacher's score error at each noise level."""
+    errors = json.loads((path / "evaluation.json").read_text())
+    table = Table("σ/α", "relative score error", title=f"teacher {path}")
+    for ratio, error in zip(errors["ratios"], errors["relative_score_error"], strict=True):
+        table.add_row(f"{ratio:.2f}", f"{error:.3f}")
+    Console().print(table)

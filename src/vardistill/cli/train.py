@@ -1,0 +1,94 @@
+"""`vardistill train PRESET|--config FILE|--resume RUN [--flags]`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vardistill.cli.arguments import parse, take_positional
+from vardistill.config import Config, read
+from vardistill.errors import UsageError, unknown
+from vardistill.presets import PRESETS
+
+USAGE = "\n".join(
+    [
+        "usage: vardistill train PRESET [--flags]        `vardistill train PRESET --help` lists the flags",
+        "       vardistill train --config FILE [--flags] repeat a run from its config.yaml",
+        "       vardistill train --resume RUN            go on with a run that was interrupted",
+        "",
+        "presets:",
+        *(f"  {name:<24}{preset.about}" for name, preset in PRESETS.items()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a one-step generator."""
+
+    out: Path | None = None
+    """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
+    run: Config = field(default_factory=Config)
+
+
+def main(arguments: list[str]) -> int:
+    """Train, and say where the result is."""
+    if not arguments or arguments in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--resume":
+        return _resume(arguments[1:])
+    name, config, rest = _start(arguments)
+    parsed = parse(Arguments, rest, f"train {name}", "Train a one-step generator.", Arguments(run=config))
+    return train(parsed.run, parsed.out or free_folder(name))
+
+
+def train(config: Config, out: Path, resume: bool = False) -> int:
+    """Run an experiment with its ends told to the user; returns the exit code."""
+    from vardistill.cli.tables import print_run
+    from vardistill.experiments import run_experiment
+    from vardistill.training import Diverged, Interrupted
+
+    try:
+        folder = run_experiment(config, out, resume)
+    except Interrupted as stop:
+        print(f"{stop}; go on with: vardistill train --resume {out}", file=sys.stderr)
+        return 130
+    except Diverged as error:
+        print(f"vardistill: {error}", file=sys.stderr)
+        return 1
+    print_run(folder)
+    return 0
+
+
+def free_folder(name: str) -> Path:
+    """The first of runs/NAME-001, runs/NAME-002, ... that does not exist."""
+    number = 1
+    while (path := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
+    """The run's name, the configuration to start from and the flags that change it."""
+    if arguments[0] == "--config":
+        if len(arguments) < 2:
+            raise UsageError("--config needs a file: the config.yaml of a run")
+        path = Path(arguments[1])
+        return path.resolve().parent.name, read(Config, path), arguments[2:]
+    name, rest = take_positional(arguments)
+    if name is None:
+        raise UsageError("train needs a preset before its flags; `vardistill train --help` lists them")
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return name, PRESETS[name].config, rest
+
+
+def _resume(rest: list[str]) -> int:
+    if len(rest) != 1:
+        raise UsageError("--resume takes one run folder, and no flags: a run goes on as it was configured")
+    from vardistill.runs import open_run
+
+    folder = open_run(Path(rest[0]))
+    return train(read(Config, folder.config), folder.path, resume=True)

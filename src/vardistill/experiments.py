@@ -1,0 +1,142 @@
+"""A whole experiment: from a configuration to a run folder with its generator, metrics, figures and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vardistill import config as configs
+from vardistill.build import build_empirical, build_generator, build_levels, build_objective, build_problem
+from vardistill.config import Config, TeachConfig
+from vardistill.denoisers import Denoiser, DensityDenoiser
+from vardistill.errors import UsageError
+from vardistill.figures import samples_figure
+from vardistill.generators import MLP, Generator
+from vardistill.metrics import bound_gap, evaluate
+from vardistill.noise_levels import NoiseLevels
+from vardistill.objectives import VarDiU
+from vardistill.problems import Problem
+from vardistill.report import write_report
+from vardistill.runs import RunFolder, create, open_run
+from vardistill.teach import load_teacher, teach
+from vardistill.training import Evaluate, Run, Trainer
+
+BOUND_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Noise-to-signal ratios at which the bound is compared with the diffusive KL."""
+
+
+def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder:
+    """Train what `config` says in the run folder `out` and leave samples, metrics, figures and a report there.
+
+    Raises:
+        UsageError: for a folder or a configuration that cannot be used.
+        Interrupted: after Ctrl-C, with a checkpoint kept.
+        Diverged: after too many skipped steps, with a checkpoint kept.
+    """
+    folder = open_run(out) if resume else create(out)
+    problem = build_problem(config.problem, config.levels.schedule)
+    trainer = _trainer(config, problem, folder)
+    run = trainer.run(resume)
+    if trainer.accelerator.is_main_process:
+        finish(config, problem, folder, run)
+    return folder
+
+
+def _trainer(config: Config, problem: Problem, folder: RunFolder) -> Trainer:
+    generator = build_generator(config, problem)
+    levels = build_levels(config.levels, problem)
+    if not folder.config.exists():
+        configs.write(config, folder.config)
+    objective = build_objective(config, problem, build_teacher(config, problem, folder))
+    return Trainer(generator, objective, levels, config.training, problem_metrics(problem, config), folder)
+
+
+def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser:
+    """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`."""
+    if config.teacher.teacher == "true":
+        return problem.denoiser
+    if config.teacher.teacher == "empirical":
+        return build_empirical(config, problem)
+    if config.teacher.teacher_run is not None:
+        return load_teacher(config.teacher.teacher_run)
+    if not (folder.teacher / "denoiser.safetensors").exists():
+        fit = TeachConfig(
+            problem=config.problem, samples=config.teacher.teacher_samples, schedule=config.levels.schedule,
+            seed=config.training.seed, device=config.training.device,
+        )  # fmt: skip
+        teach(fit, folder.teacher)
+    return load_teacher(folder.teacher)
+
+
+def problem_metrics(problem: Problem, config: Config) -> Evaluate:
+    """Metrics of a generator against fresh samples of the problem, without the two-sample test's p-value."""
+
+    def measure(generator: Generator) -> dict[str, float]:
+        samples = generator.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
+        rng = torch.Generator().manual_seed(config.training.seed + 2)
+        return dict(evaluate(samples, problem, rng, p_value=False))
+
+    return measure
+
+
+def finish(config: Config, problem: Problem, folder: RunFolder, run: Run) -> None:
+    """Write what a reader of the run looks at: samples, final metrics, the bound's gap, the report."""
+    samples = run.generator.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
+    np.savez_compressed(folder.path / "samples.npz", samples=samples.numpy())
+    samples_figure(samples, problem).savefig(folder.path / "samples.png", dpi=120)
+    write_evaluation(folder, samples, problem, seed=config.training.seed + 3)
+    if isinstance(run.objective, VarDiU) and config.generator.latent <= 3:
+        write_bound(folder, run.objective, run.generator, build_levels(config.levels, problem))
+    write_report(folder)
+
+
+def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed: int) -> dict[str, Any]:
+    """Measure samples against the problem, keep the table as `evaluation.json` and return it."""
+    table: dict[str, Any] = dict(evaluate(samples, problem, torch.Generator().manual_seed(seed)))
+    (folder.path / "evaluation.json").write_text(json.dumps(table, indent=2))
+    return table
+
+
+def write_bound(folder: RunFolder, objective: VarDiU, generator: Generator, levels: NoiseLevels) -> None:
+    """DiU, DiKL and their gap at `BOUND_RATIOS`, as `bound.json`, where the teacher has a density."""
+    if not isinstance(objective.teacher, DensityDenoiser):
+        return
+    gap = bound_gap(objective, generator, BOUND_RATIOS, rng=torch.Generator().manual_seed(0))
+    table = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in dataclasses.asdict(gap).items()}
+    (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
+
+
+def load_run(path: Path) -> tuple[RunFolder, Config, MLP]:
+    """A finished run: its folder, configuration and generator.
+
+    Raises:
+        UsageError: where `path` is no run, the run is not finished, or its generator is not one.
+    """
+    folder = open_run(path)
+    config: Config = configs.read(Config, folder.config)
+    if not folder.generator.is_dir():
+        raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
+    return folder, config, load_generator(folder.generator)
+
+
+def load_generator(path: Path) -> MLP:
+    """The generator saved in `path`; raises UsageError where it is truncated or foreign."""
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise UsageError(f"{path} leads out of its run folder: refused")
+    try:
+        generator: MLP = MLP.from_pretrained(path)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the generator in {path} is truncated or not one of vardistill's: {_first_line(error)}") from error
+    return generator.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
