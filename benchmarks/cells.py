@@ -97,4 +97,7 @@ def _run(folder: Path, cell: Cell, threads: int) -> None:
 def _result(path: Path) -> dict[str, Any]:
     """The final metrics of a run, with its steps and seconds."""
     last = [line for line in RunFolder(path).history() if line["kind"] == "eval"][-1]
-    return json.loads((path / "evaluation.json").read_text()) | {"steps": last["step"], "seconds": last["seconds"]}
+    return json.loads((path / "evaluation.json").read_text()) | {
+        "steps": last["step"],
+        "seconds": last["seconds"],
+    }

@@ -48,7 +48,9 @@ class BareLoop:
         self.levels = build_levels(config.levels, problem)
         self.rng = torch.Generator().manual_seed(config.training.seed)
         betas = (config.training.beta1, config.training.beta2)
-        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-4, betas=betas, weight_decay=0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.generator.parameters(), lr=1e-4, betas=betas, weight_decay=0, fused=True
+        )
         self.phases: dict[str, float] = {}
 
     def step(self) -> None:
@@ -113,12 +115,19 @@ def main(arguments: Arguments) -> None:
     step = statistics.median(b for b, _ in pairs) / arguments.steps * 1e3
     total = sum(bare.phases.values())
     shares = {name: spent / total for name, spent in bare.phases.items()}
-    table = Table("phase", "ms a step", "share", title=f"{arguments.preset}: bare step {step:.2f} ms, {arguments.threads} thread(s)")
+    table = Table(
+        "phase",
+        "ms a step",
+        "share",
+        title=f"{arguments.preset}: bare step {step:.2f} ms, {arguments.threads} thread(s)",
+    )
     for name, share in shares.items():
         table.add_row(name, f"{share * step:.2f}", f"{share:.0%}")
     Console().print(table)
     median = statistics.median(ratios)
-    print(f"trainer / bare loop: median {median:.3f}, pairs from {ratios[0]:.3f} to {ratios[-1]:.3f} ({len(ratios)} pairs)")
+    print(
+        f"trainer / bare loop: median {median:.3f}, pairs from {ratios[0]:.3f} to {ratios[-1]:.3f} ({len(ratios)} pairs)"
+    )
     rows = {"ratio": {"median": median, "pairs": ratios}, "bare step, ms": step, "shares": shares}
     write_results("step_overhead", rows, arguments.threads, 1, preset=arguments.preset)
 

@@ -8,37 +8,63 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from vardistill import denoisers, generators, levels, metrics, noise_levels, objectives, posteriors, problems, samplers, schedules
-    from vardistill.config import Config, TrainingConfig
-    from vardistill.errors import UsageError
-    from vardistill.noise_levels import Draw, Noise, NoiseLevels
-    from vardistill.training import Diverged, Interrupted, Run, distill
+from vardistill._version import __version__
 
-_MODULES = (
-    "denoisers", "generators", "levels", "metrics", "noise_levels", "objectives", "posteriors", "problems", "samplers", "schedules",
-)  # fmt: skip
-_NAMES = {
+if TYPE_CHECKING:
+    from vardistill import denoisers as denoisers
+    from vardistill import generators as generators
+    from vardistill import levels as levels
+    from vardistill import metrics as metrics
+    from vardistill import noise_levels as noise_levels
+    from vardistill import objectives as objectives
+    from vardistill import posteriors as posteriors
+    from vardistill import problems as problems
+    from vardistill import samplers as samplers
+    from vardistill import schedules as schedules
+    from vardistill.config import Config as Config
+    from vardistill.config import TrainingConfig as TrainingConfig
+    from vardistill.errors import UsageError as UsageError
+    from vardistill.noise_levels import Draw as Draw
+    from vardistill.noise_levels import Noise as Noise
+    from vardistill.noise_levels import NoiseLevels as NoiseLevels
+    from vardistill.training import Diverged as Diverged
+    from vardistill.training import Interrupted as Interrupted
+    from vardistill.training import Run as Run
+    from vardistill.training import distill as distill
+
+_HOMES = {
     "Config": "config",
-    "TrainingConfig": "config",
-    "UsageError": "errors",
+    "Diverged": "training",
     "Draw": "noise_levels",
+    "Interrupted": "training",
     "Noise": "noise_levels",
     "NoiseLevels": "noise_levels",
-    "Diverged": "training",
-    "Interrupted": "training",
     "Run": "training",
+    "TrainingConfig": "config",
+    "UsageError": "errors",
     "distill": "training",
 }
+_MODULES = (
+    "denoisers",
+    "generators",
+    "levels",
+    "metrics",
+    "noise_levels",
+    "objectives",
+    "posteriors",
+    "problems",
+    "samplers",
+    "schedules",
+)
 
-__all__ = [*_MODULES, *_NAMES]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULES, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"vardistill.{name}")
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"vardistill.{_NAMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"vardistill.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'vardistill' has no attribute '{name}'")
 
 

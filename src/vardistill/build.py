@@ -64,7 +64,7 @@ def build_generator(config: Config, problem: Problem) -> MLP:
     (data,) = problem.data_shape
     g = config.generator
     with initial_weights(config.training.seed):
-        return MLP(g.latent, data, g.depth, g.width, g.activation, data_std=problem.data_std)
+        return MLP(g.latent, data, g.depth, g.width, g.activation, problem.data_std, fourier=g.fourier)
 
 
 def build_objective(config: Config, problem: Problem, teacher: Denoiser) -> VarDiU:

@@ -34,6 +34,8 @@ class GeneratorConfig:
     """Units of a hidden layer."""
     activation: Literal["silu", "gelu", "relu", "leaky_relu", "tanh"] = "silu"
     """Activation function."""
+    fourier: int = 0
+    """Random Fourier features of z beside z itself; they make sharper maps."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ObjectiveConfig:
     """Family of q(z | x_t)."""
     candidates: int | Literal["batch"] = 0
     """K of the multi-sample bound: latents drawn from q, or the batch's other latents (posterior prior)."""
-    control_variate: Literal["zero", "one", "gaussian"] = "gaussian"
+    control_variate: Literal["zero", "one", "gaussian"] = "one"
     """c(t) of the teacher's term: 0, 1, or σ²/(σ² + σ_d²)."""
     posterior_steps: int = 1
     """Posterior updates per generator update."""
@@ -143,7 +145,16 @@ class TrainingConfig:
     """Accelerate's tracker (tensorboard, wandb, trackio), or none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
+        for name in (
+            "steps",
+            "batch",
+            "lr",
+            "posterior_lr",
+            "clip",
+            "log_every",
+            "checkpoint_every",
+            "eval_samples",
+        ):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
 from vardistill.generators import MLP, Generator
 from vardistill.metrics import bound_gap, evaluate
-from vardistill.noise_levels import NoiseLevels
-from vardistill.objectives import VarDiU
+from vardistill.metrics.bound import LARGEST_LATENT
+from vardistill.objectives import Objective, VarDiU
 from vardistill.problems import Problem
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run
 from vardistill.teach import load_teacher, teach
 from vardistill.training import Evaluate, Run, Trainer
 
-BOUND_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Noise-to-signal ratios at which the bound is compared with the diffusive KL."""
+BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
+
+GAP_RATIOS = (1.0, 4.0, 16.0)
+"""Those over which the curves of a run's bound, KL and gap are averaged."""
 
 
 def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder:
@@ -41,20 +45,20 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
     """
     folder = open_run(out) if resume else create(out)
     problem = build_problem(config.problem, config.levels.schedule)
-    trainer = _trainer(config, problem, folder)
-    run = trainer.run(resume)
-    if trainer.accelerator.is_main_process:
-        finish(config, problem, folder, run)
-    return folder
-
-
-def _trainer(config: Config, problem: Problem, folder: RunFolder) -> Trainer:
-    generator = build_generator(config, problem)
-    levels = build_levels(config.levels, problem)
-    if not folder.config.exists():
+    torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
+    student = build_generator(config, problem)
+    if not resume:
         configs.write(config, folder.config)
     objective = build_objective(config, problem, build_teacher(config, problem, folder))
-    return Trainer(generator, objective, levels, config.training, problem_metrics(problem, config), folder)
+    metrics = problem_metrics(config, problem, objective, student)
+    levels = build_levels(config.levels, problem)
+    trainer = Trainer(student, objective, levels, config.training, metrics, folder)
+    run = trainer.run(resume)
+    if trainer.accelerator.is_main_process:
+        if has_exact_bound(objective, student):
+            write_bound(folder, objective, student)
+        finish(config, problem, folder, run)
+    return folder
 
 
 def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser:
@@ -74,15 +78,38 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
     return load_teacher(folder.teacher)
 
 
-def problem_metrics(problem: Problem, config: Config) -> Evaluate:
-    """Metrics of a generator against fresh samples of the problem, without the two-sample test's p-value."""
+def problem_metrics(config: Config, problem: Problem, objective: VarDiU, student: Generator) -> Evaluate:
+    """What a run measures as it goes: its samples against fresh ones of the problem, and its bound against the KL.
 
-    def measure(generator: Generator) -> dict[str, float]:
-        samples = generator.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
+    The samples are the averaged generator's, the bound that of the `student` in training, whose posterior it is.
+    """
+
+    def measure(average: Generator) -> dict[str, float]:
+        samples = average.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
         rng = torch.Generator().manual_seed(config.training.seed + 2)
-        return dict(evaluate(samples, problem, rng, p_value=False))
+        table = dict(evaluate(samples, problem, rng, p_value=False))
+        if has_exact_bound(objective, student):
+            rng = torch.Generator(device_of(student)).manual_seed(config.training.seed + 3)
+            gap = bound_gap(objective, student, GAP_RATIOS, rng, n=config.training.batch, nodes=128)
+            table |= {
+                "diu": float(gap.diu.mean()),
+                "dikl": float(gap.dikl.mean()),
+                "gap": float(gap.gap.mean()),
+            }
+        return table
 
     return measure
+
+
+def has_exact_bound(objective: Objective, generator: Generator) -> bool:
+    """Whether the gap between the bound and the diffusive KL can be had by quadrature."""
+    few_latents = math.prod(generator.latent_shape) <= LARGEST_LATENT
+    return isinstance(objective, VarDiU) and isinstance(objective.teacher, DensityDenoiser) and few_latents
+
+
+def device_of(generator: Generator) -> torch.device:
+    """Where the generator's parameters are."""
+    return next(generator.parameters()).device
 
 
 def finish(config: Config, problem: Problem, folder: RunFolder, run: Run) -> None:
@@ -91,8 +118,6 @@ def finish(config: Config, problem: Problem, folder: RunFolder, run: Run) -> Non
     np.savez_compressed(folder.path / "samples.npz", samples=samples.numpy())
     samples_figure(samples, problem).savefig(folder.path / "samples.png", dpi=120)
     write_evaluation(folder, samples, problem, seed=config.training.seed + 3)
-    if isinstance(run.objective, VarDiU) and config.generator.latent <= 3:
-        write_bound(folder, run.objective, run.generator, build_levels(config.levels, problem))
     write_report(folder)
 
 
@@ -103,12 +128,10 @@ def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed:
     return table
 
 
-def write_bound(folder: RunFolder, objective: VarDiU, generator: Generator, levels: NoiseLevels) -> None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS`, as `bound.json`, where the teacher has a density."""
-    if not isinstance(objective.teacher, DensityDenoiser):
-        return
-    gap = bound_gap(objective, generator, BOUND_RATIOS, rng=torch.Generator().manual_seed(0))
-    table = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in dataclasses.asdict(gap).items()}
+def write_bound(folder: RunFolder, objective: VarDiU, student: Generator) -> None:
+    """DiU, DiKL and their gap at `BOUND_RATIOS`, as `bound.json`."""
+    gap = bound_gap(objective, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0))
+    table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
     (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
 
 
@@ -134,7 +157,9 @@ def load_generator(path: Path) -> MLP:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"the generator in {path} is truncated or not one of vardistill's: {_first_line(error)}") from error
+        raise UsageError(
+            f"the generator in {path} is truncated or not one of vardistill's: {_first_line(error)}"
+        ) from error
     return generator.eval()
 
 

@@ -179,7 +179,9 @@ def levels_figure(low: Curve, middle: Curve, high: Curve, scales: Mapping[str, f
     ax.plot(middle.steps, middle.values, color=STUDENT, linewidth=1.8)
     for name, scale in scales.items():
         ax.axhline(scale, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-        ax.annotate(name, (1, scale), (-2, 3), ax.get_yaxis_transform(), "offset points", ha="right", fontsize=8, color=MUTED)
+        ax.annotate(
+            name, (1, scale), (-2, 3), ax.get_yaxis_transform(), "offset points", ha="right", fontsize=8, color=MUTED
+        )
     _ticks(ax, log=True)
     return figure
 
@@ -329,6 +331,7 @@ def _head(markup: str, label: str) -> str:
     found = re.search(r'viewBox="([^"]*)"', markup)
     assert found is not None
     start = markup.index(">") + 1
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{found[1]}" role="img" aria-label="{escape(label)}">'
+    head = (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{found[1]}" role="img" aria-label="{escape(label)}">'
+    )
     return head + markup[start:].strip()
-

@@ -46,7 +46,9 @@ class MLP(
     library_name="vardistill",
     tags=["one-step-generation", "diffusion-distillation"],
 ):
-    """x = mean + std · f(z), with f a perceptron.
+    """x = mean + std · f(z), with f a perceptron of z and, for sharper maps, of its random Fourier features.
+
+    The features are sin(zF) and cos(zF) with a fixed F ~ N(0, 1) (Tancik et al. 2020, arXiv 2006.10739).
 
     Args:
         latent: dimension of z.
@@ -56,10 +58,13 @@ class MLP(
         activation: name in `vardistill.networks.ACTIVATIONS`.
         data_std: scale of the data.
         data_mean: offset of the data.
+        fourier: columns of F; 0 for none.
 
     Raises:
         UsageError: for an unknown activation or a scale that is not positive.
     """
+
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -70,16 +75,20 @@ class MLP(
         activation: str = "silu",
         data_std: float = 1.0,
         data_mean: float = 0.0,
+        fourier: int = 0,
     ) -> None:
         super().__init__()
         for name, size in {"latent": latent, "data": data, "depth": depth, "width": width}.items():
             if size < 1:
                 raise UsageError(f"{name} must be at least 1, but is {size}")
+        if fourier < 0:
+            raise UsageError(f"fourier must not be negative, but is {fourier}")
         if not data_std > 0:
             raise UsageError(f"data_std must be positive, but is {data_std:g}")
         self.latent_shape, self.data_shape = (latent,), (data,)
         self.data_std, self.data_mean = data_std, data_mean
-        self.layers = mlp(latent, data, depth, width, activation)
+        self.register_buffer("frequencies", torch.randn(latent, fourier))
+        self.layers = mlp(latent + 2 * fourier, data, depth, width, activation)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -95,6 +104,9 @@ class MLP(
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast."""
+        if self.frequencies.shape[1]:
+            phase = z @ self.frequencies
+            z = torch.cat([z, phase.sin(), phase.cos()], dim=1)
         first, *hidden, last = self.layers
         h = _full_precision(first, z)
         for layer in hidden:

@@ -1,7 +1,7 @@
 r"""Level distributions: which noise levels a run trains on, and how they move.
 
-They draw the ratio r = σ_t/α_t (units of the data, the same under every schedule) from a uniform u, and may move with the
-run's progress ∈ [0, 1].
+They draw the ratio r = σ_t/α_t (units of the data, the same under every schedule) from a uniform u, and may move
+with the run's progress ∈ [0, 1].
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class PowerLaw:
         check_range("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
         if self.rho_start <= 0 or self.rho_end <= 0:
             raise UsageError(f"rho must be positive, but goes from {self.rho_start:g} to {self.rho_end:g}")
+        if not 0 < self.rise <= 1 or self.stairs < 1:
+            raise UsageError(f"rise must be in (0, 1] and stairs at least 1, but are {self.rise:g} and {self.stairs}")
 
     def rho(self, progress: float) -> float:
         """The exponent at this progress."""
@@ -70,8 +72,8 @@ class PowerLaw:
 class LogNormal:
     """r = base · exp(spread · n), n ~ N(0, 1), clipped to [σ_min, σ_max]; the base anneals geometrically.
 
-    A share `broad` of the levels is log-uniform in [broad_min, broad_max] all along: the large ones among them keep correcting
-    the modes' masses, which the small ones of a late base cannot see.
+    A share `broad` of the levels is log-uniform in [broad_min, broad_max] all along: the large ones among them keep
+    correcting the modes' masses, which the small ones of a late base cannot see.
 
     Args:
         base_start: base at progress 0.
@@ -105,6 +107,8 @@ class LogNormal:
             raise UsageError(f"broad must be a share in [0, 1], but is {self.broad:g}")
         if self.base_start <= 0 or self.base_end <= 0:
             raise UsageError(f"base must be positive, but goes from {self.base_start:g} to {self.base_end:g}")
+        if not 0 < self.anneal <= 1 or self.spread < 0:
+            raise UsageError(f"anneal must be in (0, 1], spread not negative, but are {self.anneal:g}, {self.spread:g}")
 
     def base(self, progress: float) -> float:
         """base_start^(1−a) · base_end^a with a = min(progress/anneal, 1)."""
@@ -114,7 +118,9 @@ class LogNormal:
     def __call__(self, u: Tensor, progress: float, schedule: Schedule) -> Tensor:
         """Log-uniform where u < broad, else base · exp(spread · Φ⁻¹(u')), u' the place of u in (broad, 1)."""
         v = ((u - self.broad) / max(1 - self.broad, 1e-9)).clamp(1e-7, 1 - 1e-7)
-        annealed = (self.base(progress) * (self.spread * normal_quantile(v)).exp()).clamp(self.sigma_min, self.sigma_max)
+        annealed = (self.base(progress) * (self.spread * normal_quantile(v)).exp()).clamp(
+            self.sigma_min, self.sigma_max
+        )
         broad = self.broad_min * (self.broad_max / self.broad_min) ** (u / max(self.broad, 1e-9))
         return annealed.where(u >= self.broad, broad)
 
@@ -125,6 +131,10 @@ class EDM:
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if self.std < 0:
+            raise UsageError(f"std must not be negative, but is {self.std:g}")
 
     def __call__(self, u: Tensor, progress: float, schedule: Schedule) -> Tensor:
         """exp(mean + std · Φ⁻¹(u))."""
@@ -140,7 +150,9 @@ class UniformTime:
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.t_max <= 1:
-            raise UsageError(f"t_min and t_max must obey 0 <= t_min < t_max <= 1, but are {self.t_min:g}, {self.t_max:g}")
+            raise UsageError(
+                f"t_min and t_max must obey 0 <= t_min < t_max <= 1, but are {self.t_min:g}, {self.t_max:g}"
+            )
 
     def __call__(self, u: Tensor, progress: float, schedule: Schedule) -> Tensor:
         """The ratio at t_min + u (t_max − t_min)."""

@@ -1,10 +1,11 @@
 r"""What a training step draws: times, noise, weights.
 
-A level distribution draws the ratios σ_t/α_t (see `levels`), a weight turns them into w(t), `NoiseLevels.draw` gathers one
-step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that objectives receive.
+A level distribution draws the ratios σ_t/α_t (see `levels`), a weight turns them into w(t), `NoiseLevels.draw` gathers
+one step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that objectives
+receive.
 
-The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair is
-two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.
+The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair
+is two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Noise:
         n = self.latents // processes
 
         def part(v: Tensor) -> Tensor:
-            of_latents = v.unflatten(0, (-1, self.latents))[:, process * n : (process + 1) * n]
+            of_latents = v.reshape(-1, self.latents, *v.shape[1:])[:, process * n : (process + 1) * n]
             return of_latents.flatten(0, 1)
 
         return Noise(part(self.t), part(self.alpha), part(self.sigma), part(self.weight), part(self.eps), n)
@@ -155,6 +156,8 @@ class NoiseLevels:
     ) -> Noise:
         """Draw a step's noise for `latents` latents and data of `shape`, on the device of `rng`.
 
+        Levels outside the schedule's range are moved to its ends, t = 0 and t = 1.
+
         Args:
             shape: of one data point.
             latents: N; the draw has R = draws · N rows.
@@ -165,7 +168,7 @@ class NoiseLevels:
         independent = self.draws // 2 if self.antithetic else self.draws
         n = independent * latents
         u = self._uniform(n, rng, dtype).clamp(1e-7, 1 - 1e-7)
-        t = self.schedule.time(self.distribution(u, progress, self.schedule))
+        t = self.schedule.time(self.distribution(u, progress, self.schedule)).clamp(0, 1)
         eps = torch.randn(n, *shape, generator=rng, device=rng.device, dtype=dtype)
         if self.antithetic:
             t, eps = torch.cat([t, t]), torch.cat([eps, -eps])

@@ -73,7 +73,8 @@ class Triangular:
     def whiten(self, z: Tensor) -> Tensor:
         """η = L⁻¹(z − loc), (..., B, d)."""
         residual = (z - self.loc)[..., None]
-        return torch.linalg.solve_triangular(self.scale_tril, residual, upper=False).squeeze(-1)
+        eta: Tensor = torch.linalg.solve_triangular(self.scale_tril, residual, upper=False)
+        return eta.squeeze(-1)
 
     def log_det(self) -> Tensor:
         """ln det L, (B,)."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
 from typing import Generic, TypeVar
 
-from vardistill.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TeachConfig, TrainingConfig
+from vardistill.config import (
+    Config,
+    GeneratorConfig,
+    LevelsConfig,
+    ObjectiveConfig,
+    TeachConfig,
+    TrainingConfig,
+)
 from vardistill.levels import LogNormal, PowerLaw
-
 
 C = TypeVar("C", Config, TeachConfig)
 
@@ -24,18 +29,22 @@ class Preset(Generic[C]):
 MOG40_LEVELS = LogNormal(base_start=15.0, base_end=0.5, broad=0.5, broad_min=0.4, broad_max=15.0)
 
 MOG40 = Config(
-    generator=GeneratorConfig(depth=4, width=256, activation="relu"),
+    generator=GeneratorConfig(depth=4, width=192, activation="relu", fourier=32),
     objective=ObjectiveConfig(posterior="prior", candidates="batch", control_variate="one"),
     levels=LevelsConfig(distribution=MOG40_LEVELS, weight="sigma2_linear", stratified=True),
     training=TrainingConfig(
-        steps=60_000, batch=1024, lr=2e-3, precision="bf16", log_every=200, eval_every=3000, checkpoint_every=3000
+        steps=60_000,
+        batch=1024,
+        lr=2e-3,
+        precision="bf16",
+        log_every=200,
+        eval_every=3000,
+        checkpoint_every=3000,
     ),
 )
 
 PRESETS = {
-    "mog40-vardiu": Preset(
-        "MoG-40, multi-sample VarDiU with the batch's latents as candidates; the default", MOG40
-    ),
+    "mog40-vardiu": Preset("MoG-40, multi-sample VarDiU with the batch's latents as candidates; the default", MOG40),
     "mog40-vardiu-demo": Preset(
         "the same in fewer steps: a first result in minutes",
         replace(MOG40, training=replace(MOG40.training, steps=8000, eval_every=1000, checkpoint_every=1000)),
@@ -63,8 +72,16 @@ PRESETS = {
             objective=ObjectiveConfig(posterior="diagonal", control_variate="one", posterior_width=400),
             levels=LevelsConfig(distribution=PowerLaw(), weight="sigma2_max", draws=2, antithetic=True),
             training=TrainingConfig(
-                steps=1_000_000, batch=512, lr=1e-4, posterior_lr=1e-4, beta2=0.999, lr_schedule="constant", warmup=0.0,
-                clip=10.0, ema=0.0, checkpoint_every=10_000,
+                steps=1_000_000,
+                batch=512,
+                lr=1e-4,
+                posterior_lr=1e-4,
+                beta2=0.999,
+                lr_schedule="constant",
+                warmup=0.0,
+                clip=10.0,
+                ema=0.0,
+                checkpoint_every=10_000,
             ),
         ),
     ),

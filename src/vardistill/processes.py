@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def gather(v: Tensor) -> tuple[Tensor, int]:
-    """All processes' `v` (N, ...) in the order of their ranks, (P·N, ...), without gradient, and where this one's begin."""
+    """All processes' `v` (N, ...) by rank, (P·N, ...), without gradient, and the index where this one's begin."""
     v = v.detach()
     if not (dist.is_available() and dist.is_initialized()):
         return v, 0

@@ -89,18 +89,28 @@ def duration(seconds: float) -> str:
 
 METRICS = {
     "log_density": Metric("Mean log-density", fixed(3), "of the samples under the target, in nats"),
-    "log_density_gap": Metric("Log-density gap", fixed(3, signed=True), "its difference to the target's own mean, in nats"),
+    "log_density_gap": Metric(
+        "Log-density gap", fixed(3, signed=True), "its difference to the target's own mean, in nats"
+    ),
     "log_mmd": Metric("log-MMD", fixed(2), "logarithm of the biased MMD² to as many true samples"),
     "mmd2_unbiased": Metric("MMD², unbiased", significant, "of either sign at the target", "0 in the mean"),
     "mmd_p_value": Metric(
-        "Two-sample p-value", fixed(3), f"permutation test of MMD²; below {LEVEL:g} it tells the two apart", "uniform in (0, 1)"
+        "Two-sample p-value",
+        fixed(3),
+        f"permutation test of MMD²; below {LEVEL:g} it tells the two apart",
+        "uniform in (0, 1)",
     ),
     "energy_distance": Metric("Energy distance", significant, "unbiased estimate", "0 in the mean"),
     "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass"),
     "off_mode": Metric(
-        "Samples off the modes", percent, "farther than 4 standard deviations from every mode", axis={"log": True, "percent": True}
+        "Samples off the modes",
+        percent,
+        "farther than 4 standard deviations from every mode",
+        axis={"log": True, "percent": True},
     ),
-    "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", axis={"log": True}),
+    "mode_tv": Metric(
+        "Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", axis={"log": True}
+    ),
 }
 
 CHARTS = ("log_density", "log_mmd", "modes_found", "off_mode", "mode_tv")
@@ -320,7 +330,11 @@ def summary(run: Contents) -> str:
     v, problem = run.final, run.problem
     if problem is None or not grades(v, run.truth):
         told = "there is no evaluation against a known target" if run.steps else "the run has logged nothing yet"
-        return f"Trained for {run.steps:,} steps in {duration(run.seconds)}; {told}." if run.steps else f"{told.capitalize()}."
+        return (
+            f"Trained for {run.steps:,} steps in {duration(run.seconds)}; {told}."
+            if run.steps
+            else f"{told.capitalize()}."
+        )
     parts = []
     if "modes_found" in v:
         parts.append(f"It finds {v['modes_found']:.0f} of the target's {len(problem.denoiser.means)} modes")
@@ -439,7 +453,10 @@ def bound(run: Contents) -> str:
 def optimisation(run: Contents) -> str:
     """What happened step by step."""
     cards = []
-    curves = {name: Curve.of(run.train, name) for name in ("bound", "loss", "lr", "skipped", "ratio_05", "ratio_50", "ratio_95")}
+    curves = {
+        name: Curve.of(run.train, name)
+        for name in ("bound", "loss", "lr", "skipped", "ratio_05", "ratio_50", "ratio_95")
+    }
     if curve := curves["bound"]:
         caption = "An upper bound on the diffusive KL, averaged over the noise levels of the step: it rises where the levels fall."
         cards.append(card("Bound (nats)", figures.bound_figure(curve), caption))
@@ -447,20 +464,44 @@ def optimisation(run: Contents) -> str:
     if low and middle and high and len(low.steps) == len(middle.steps) == len(high.steps):
         scales = {"data std": run.problem.data_std, "mode std": run.problem.std} if run.problem else {}
         figure = figures.levels_figure(low, middle, high, scales)
-        cards.append(card("Noise levels σ/α", figure, "Median, and the band from the 5 % to the 95 % quantile, of a step's levels."))
+        cards.append(
+            card(
+                "Noise levels σ/α",
+                figure,
+                "Median, and the band from the 5 % to the 95 % quantile, of a step's levels.",
+            )
+        )
     norms = {name: Curve.of(run.train, f"grad_norm_{name}") for name in ("generator", "objective")}
     present = {name: curve for name, curve in norms.items() if curve}
     if present:
-        cards.append(card("Gradient norm", figures.lines_figure(present, log=True), f"Of the {' and the '.join(present)}, before clipping."))
+        cards.append(
+            card(
+                "Gradient norm",
+                figures.lines_figure(present, log=True),
+                f"Of the {' and the '.join(present)}, before clipping.",
+            )
+        )
     if curve := curves["loss"]:
-        cards.append(card("Loss", figures.bound_figure(curve), "The weighted integrand that is minimised; its value has no scale."))
+        cards.append(
+            card(
+                "Loss", figures.bound_figure(curve), "The weighted integrand that is minimised; its value has no scale."
+            )
+        )
     if curve := curves["lr"]:
         cards.append(card("Learning rate", figures.lines_figure({"generator": curve}), "Of the generator."))
     if curve := curves["skipped"]:
         if curve.values[-1] > 0:
-            cards.append(card("Skipped steps", figures.lines_figure({"skipped": curve}), "Steps with gradients that were not finite, so far."))
+            cards.append(
+                card(
+                    "Skipped steps",
+                    figures.lines_figure({"skipped": curve}),
+                    "Steps with gradients that were not finite, so far.",
+                )
+            )
         else:
-            cards.append('<div class="card"><h3>Skipped steps</h3><p class="note">None: all gradients were finite.</p></div>')
+            cards.append(
+                '<div class="card"><h3>Skipped steps</h3><p class="note">None: all gradients were finite.</p></div>'
+            )
     return f'<h2>Optimisation</h2>\n<div class="grid">{"".join(cards)}</div>' if cards else ""
 
 
@@ -473,7 +514,9 @@ def table(run: Contents) -> str:
     for name in [n for n in METRICS if n in run.final] + sorted(set(run.final) - set(METRICS)):
         metric = METRICS.get(name, Metric(name, significant, ""))
         true = truth(run, name) if name in METRICS else ""
-        mark = f'<span class="grade {GRADES[graded[name]][0]}">{GRADES[graded[name]][1]}</span>' if name in graded else ""
+        mark = (
+            f'<span class="grade {GRADES[graded[name]][0]}">{GRADES[graded[name]][1]}</span>' if name in graded else ""
+        )
         rows.append(
             f'<tr><th scope="row">{escape(metric.title)}</th><td class="number">{metric.show(run.final[name])}</td>'
             f'<td class="plain">{true}</td><td>{mark}</td><td class="note">{metric.meaning}</td></tr>'

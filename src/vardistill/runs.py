@@ -1,11 +1,11 @@
 """Run folders: what a run leaves behind.
 
-    config.yaml         the resolved configuration (runs started by the command line)
-    metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
-    checkpoints/        complete states, for resuming
-    generator/          the finished generator: safetensors and config.json
-    environment.json    versions, hardware, threads
-    teacher/            the teacher's own run, where it was fitted on the way
+config.yaml         the resolved configuration (runs started by the command line)
+metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
+checkpoints/        complete states, for resuming
+generator/          the finished generator: safetensors and config.json
+environment.json    versions, hardware, threads
+teacher/            the teacher's own run, where it was fitted on the way
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def create(path: Path) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
-            raise UsageError(f"the run folder {path} is not empty: choose another with --out, or go on with --resume {path}")
+            raise UsageError(
+                f"the run folder {path} is not empty: choose another with --out, or go on with --resume {path}"
+            )
         probe = path / ".write-probe"
         probe.touch()
         probe.unlink()

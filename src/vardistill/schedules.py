@@ -102,7 +102,7 @@ class Cosine:
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α_t and σ_t."""
-        return (0.5 * math.pi * t).cos(), (0.5 * math.pi * t).sin()
+        return (0.5 * math.pi * t).cos().clamp_min(0), (0.5 * math.pi * t).sin()
 
     def time(self, ratio: Tensor) -> Tensor:
         """t = (2/π) arctan r."""
@@ -133,4 +133,6 @@ SCHEDULES: dict[str, type[VE] | type[VP] | type[Cosine] | type[Rectified]] = {
 def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
     """Raise UsageError unless 0 < low < high < ∞."""
     if not 0 < low < high < math.inf:
-        raise UsageError(f"{low_name} must be positive and below {high_name}, but {low_name}={low:g}, {high_name}={high:g}")
+        raise UsageError(
+            f"{low_name} must be positive and below {high_name}, but {low_name}={low:g}, {high_name}={high:g}"
+        )

@@ -61,7 +61,8 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
         if (step + 1) % 100 == 0:
             folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss)})
     save_file(average.state_dict(), folder.path / WEIGHTS)
-    errors = score_errors(average, problem.to(device))
+    problem.denoiser.to(device)
+    errors = score_errors(average, problem)
     (folder.path / "evaluation.json").write_text(json.dumps(errors, indent=2))
     return average
 

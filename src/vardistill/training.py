@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from vardistill import checkpoints
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import Denoiser, check_denoiser
+from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
@@ -86,7 +87,9 @@ class Step(nn.Module):
         draw = Draw(noise.rows(z), noise.rows(x), noise, self._generate, eta, batch)
         loss = self.objective.critic_loss(draw) if critic else self.objective.generator_loss(draw)
         if loss.shape != noise.t.shape:
-            raise UsageError(f"an objective returns one value per row, {tuple(noise.t.shape)}, but got {tuple(loss.shape)}")
+            raise UsageError(
+                f"an objective returns one value per row, {tuple(noise.t.shape)}, but got {tuple(loss.shape)}"
+            )
         return loss.mean()
 
     def _generate(self, z: Tensor) -> Tensor:
@@ -173,7 +176,9 @@ class Trainer:
         if training.batch % processes:
             raise UsageError(f"batch must be divisible by the {processes} processes, but is {training.batch}")
         if getattr(objective, "candidates", 0) == "batch" and training.batch < 2:
-            raise UsageError(f"candidates shared across the batch need a batch of at least 2, but batch={training.batch}")
+            raise UsageError(
+                f"candidates shared across the batch need a batch of at least 2, but batch={training.batch}"
+            )
         parameter = next(generator.parameters())
         check_denoiser(objective.teacher, generator.data_shape, parameter)
         self.average = copy.deepcopy(generator).eval().requires_grad_(False) if training.ema else generator
@@ -426,19 +431,6 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
     return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
 
 
-def find_device(name: str) -> torch.device | None:
-    """The device of this name, None for `auto`; raises UsageError where it does not exist."""
-    if name == "auto":
-        return None
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise UsageError(f"there is no device '{name}' here: choose auto or one of {', '.join(available)}") from error
-    return device
-
-
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:
     tracker = None if folder is None or training.tracker == "none" else training.tracker
     return Accelerator(
@@ -471,5 +463,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Te
         try:
             state = {key: loaded[f"{i}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         except KeyError as error:
-            raise UsageError(f"the checkpoint is of another run: it lacks optimizer state {error} of the {name}") from error
+            raise UsageError(
+                f"the checkpoint is of another run: it lacks optimizer state {error} of the {name}"
+            ) from error
         optimizer.state[p] = state

@@ -134,7 +134,7 @@ def test_dsm_loss_exceeds_its_minimum_by_the_denoisers_distance(schedule: Schedu
 def test_fits_a_gaussian_to_its_closed_form(schedule: Schedule) -> None:
     """Trained on N(μ, s² I), μ ≠ 0 and s ≠ σ_d, the network becomes the exact denoiser.
 
-    Root mean square errors in units of c_out (EDM's weight): more than 1 untrained, 0.034 after these seconds of
+    Root mean square errors in units of c_out (EDM's weight): more than 1 untrained, 0.034 after this much
     training with seed 0, 0.012 after eight times as many draws.
     """
     exact = GaussianMixture(torch.tensor([[0.8, -0.5]]), std=0.4, schedule=schedule)

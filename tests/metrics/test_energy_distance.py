@@ -29,9 +29,7 @@ def mean_absolute(delta: float, tau: float) -> float:
     return gauss + delta * math.erf(delta / (tau * math.sqrt(2)))
 
 
-def mean_and_error(
-    draw: Callable[[], tuple[Tensor, Tensor]], beta: float, repeats: int
-) -> tuple[float, float]:
+def mean_and_error(draw: Callable[[], tuple[Tensor, Tensor]], beta: float, repeats: int) -> tuple[float, float]:
     v = torch.tensor([energy_distance(*draw(), beta) for _ in range(repeats)], dtype=torch.float64)
     return float(v.mean()), float(v.std()) / math.sqrt(repeats)
 
@@ -82,9 +80,7 @@ def test_scales_with_the_data(seed: int, scale: float, beta: float) -> None:
     rng = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, 15, 2, generator=rng, dtype=torch.float64)
     expected = scale**beta * energy_distance(x, y, beta)
-    assert energy_distance(scale * x, scale * y, beta) == pytest.approx(
-        expected, rel=1e-7, abs=1e-10 * scale**beta
-    )
+    assert energy_distance(scale * x, scale * y, beta) == pytest.approx(expected, rel=1e-7, abs=1e-10 * scale**beta)
 
 
 @pytest.mark.parametrize("beta", [0.0, 2.0, -1.0, math.nan])

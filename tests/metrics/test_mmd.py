@@ -112,13 +112,10 @@ def test_equal_samples_have_no_distance(rng: torch.Generator) -> None:
 
 
 def test_p_values_are_uniform_at_equality() -> None:
-    """With 19 permutations they are k/20, equally often: χ² with 19 degrees of freedom exceeds 55 with 2e-5."""
+    """With 19 permutations they are k/20, equally often: χ² with 19 degrees of freedom exceeds 55 by 2e-5."""
     rng, repeats, permutations = torch.Generator().manual_seed(2), 600, 19
     p = torch.tensor(
-        [
-            mmd_test(normal(20, 2, "x", rng), normal(12, 2, "x", rng), permutations, rng)
-            for _ in range(repeats)
-        ]
+        [mmd_test(normal(20, 2, "x", rng), normal(12, 2, "x", rng), permutations, rng) for _ in range(repeats)]
     )
     counts = (p * (permutations + 1)).round().long().sub(1).bincount(minlength=permutations + 1)
     expected = repeats / (permutations + 1)

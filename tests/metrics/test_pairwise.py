@@ -35,9 +35,7 @@ def test_blocked_equals_dense(block: int, d: int, rng: torch.Generator) -> None:
     w = torch.randn(101, d, generator=rng, dtype=torch.float64)
     v = torch.randn(4, 101, generator=rng, dtype=torch.float64)
     dense = kernel((w[:, None] - w[None]).square().sum(-1))
-    torch.testing.assert_close(
-        quadratic_forms(w, v, kernel, block), ((v @ dense) * v).sum(1), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(quadratic_forms(w, v, kernel, block), ((v @ dense) * v).sum(1), rtol=1e-12, atol=1e-12)
 
 
 def test_form_of_a_minus_b_holds_the_cross_mean(rng: torch.Generator) -> None:

@@ -518,9 +518,9 @@ class TestSharedCandidates:
     def test_expected_gradient_is_that_of_the_bound_candidates_included(self) -> None:
         """Two latents in one dimension, by quadrature over (z_0, z_1, ε): the candidates' own gradients vanish in the mean.
 
-        The integrand is smooth but no polynomial: at 32 nodes an axis the rule's error is below the tolerance.
+        The integrand is smooth but no polynomial: the rule's error is 8e-6 with 12 nodes an axis, 3e-6 with 16, 1e-7 with 24.
         """
-        schedule, t, nodes = Rectified(), 0.5, 32
+        schedule, t, nodes = Rectified(), 0.5, 20
         generator = Linear(torch.tensor([[0.9]]), torch.tensor([0.4]))
         teacher = GaussianMixture(torch.tensor([[-0.3]]), covariances=torch.tensor([[[1.44]]]), schedule=schedule)
         points, weights = gauss_hermite(1, nodes)
@@ -538,7 +538,7 @@ class TestSharedCandidates:
             draw = Draw(z, generator(z), noise, generator)
             actual = actual + gradients(objective.generator_loss(draw), *parameters)
             expected = expected + gradients(weight * shared_bound(draw, teacher, Prior()), *parameters)
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=3e-6)
 
     @every_control_variate
     @pytest.mark.parametrize(("draws", "antithetic"), [(1, False), (4, True)])

@@ -53,9 +53,7 @@ def test_reference_log_density_is_the_integral() -> None:
     std = math.sqrt(float((mass * log_p**2).sum()) - mean**2)
     assert float(mass.sum()) == pytest.approx(1, abs=1e-6)
     assert problem.reference.log_density == pytest.approx(mean, abs=1e-5)
-    assert problem.reference.log_density_std == pytest.approx(
-        std / math.sqrt(problem.reference.samples), rel=1e-3
-    )
+    assert problem.reference.log_density_std == pytest.approx(std / math.sqrt(problem.reference.samples), rel=1e-3)
 
 
 @pytest.mark.slow

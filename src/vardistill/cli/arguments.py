@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import typing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 
@@ -34,13 +34,15 @@ def parse(cls: type[T], arguments: list[str], command: str, about: str, default:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                tyro.conf.OmitArgPrefixes[cls],  # type: ignore[valid-type]
+            parsed = tyro.cli(
+                cls,
                 args=arguments,
                 prog=f"vardistill {command}",
                 description=about,
                 default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
             )
+            return cast(T, parsed)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -61,7 +63,9 @@ def _refuse_unknown_flags(cls: type, arguments: list[str], default: Any) -> None
             name = word[2:].split("=", 1)[0].replace("_", "-")
             if name not in known and name.removeprefix("no-") not in known:
                 error = unknown("flag", name, known)
-                raise UsageError(str(error) if "did you mean" in str(error) else f"unknown flag '{word}': --help lists them")
+                raise UsageError(
+                    str(error) if "did you mean" in str(error) else f"unknown flag '{word}': --help lists them"
+                )
 
 
 def flags(cls: Any, default: Any = None) -> set[str]:

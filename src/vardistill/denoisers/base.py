@@ -138,7 +138,7 @@ def check_denoiser(denoiser: Denoiser, data_shape: torch.Size | tuple[int, ...],
     try:
         with torch.no_grad():
             out = denoiser(x_t, t)
-    except RuntimeError as error:
+    except (RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"the teacher does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}: {reason}"
@@ -148,3 +148,5 @@ def check_denoiser(denoiser: Denoiser, data_shape: torch.Size | tuple[int, ...],
             f"teacher and generator differ: for {tuple(x_t.shape)} of {x_t.dtype} the teacher returns "
             f"{tuple(out.shape)} of {out.dtype}"
         )
+    if not out.isfinite().all():
+        raise UsageError("the teacher returns NaN or infinity at x_t = 0, t = 0.5")

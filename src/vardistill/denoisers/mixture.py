@@ -22,6 +22,13 @@ BLOCK_ENTRIES = 2**22
 """Entries of the largest (queries × components × ...) temporary."""
 
 
+CACHED_ENTRIES = 2**17
+"""Entries of a block of weights: half a megabyte in single precision."""
+
+SMALLEST_LOG_WEIGHT = -80.0
+"""Weights below e⁻⁸⁰ of the largest are set to it: they are rounding errors, and slow as denormal numbers."""
+
+
 class GaussianMixture(nn.Module):
     """The exact denoiser and density of a Gaussian mixture in d dimensions.
 
@@ -56,18 +63,20 @@ class GaussianMixture(nn.Module):
             raise UsageError("give either std (isotropic components) or covariances (full), not both and not neither")
         self.schedule: Schedule = VE() if schedule is None else schedule
         weights = torch.ones_like(means[:, 0]) if weights is None else weights.to(means)
+        if weights.shape != means.shape[:1] or not (weights > 0).all():
+            raise UsageError(f"weights must be {len(means)} positive numbers, one per component")
         self.register_buffer("means", means)
         self.register_buffer("log_weights", (weights / weights.sum()).log())
         self.components: Isotropic | Full = (
-            Isotropic(torch.as_tensor(std).to(means).expand(len(means)).clone())
+            Isotropic(torch.as_tensor(std, dtype=means.dtype, device=means.device).reshape(-1), len(means))
             if covariances is None
-            else Full(covariances.to(means))
+            else Full(covariances.to(means), *means.shape)
         )
 
     @property
     def std(self) -> Tensor | None:
         """(K,) standard deviations of isotropic components; None for full covariances."""
-        return self.components.std if isinstance(self.components, Isotropic) else None
+        return self.components.std.expand(len(self.means)) if isinstance(self.components, Isotropic) else None
 
     @property
     def weights(self) -> Tensor:
@@ -105,7 +114,11 @@ class GaussianMixture(nn.Module):
         return self.means[k] + self.components.colour(eps, k)
 
     def _scales(self, x_t: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+        if x_t.ndim != 2 or x_t.shape[1] != self.means.shape[1]:
+            raise UsageError(f"x_t must be (B, {self.means.shape[1]}), but is {tuple(x_t.shape)}")
         if t is None:
+            if self.std is not None and (self.std == 0).any():
+                raise UsageError("points (std 0) have no density without noise: give a time t")
             return torch.ones_like(x_t[:, 0]), torch.zeros_like(x_t[:, 0])
         return self.schedule(t)
 
@@ -124,10 +137,11 @@ class Isotropic(nn.Module):
     std: Tensor
     entries_per_pair = 1
 
-    def __init__(self, std: Tensor) -> None:
+    def __init__(self, std: Tensor, components: int) -> None:
         super().__init__()
+        if len(std) not in (1, components) or not (std >= 0).all():
+            raise UsageError(f"std must be one number or {components}, none negative, but is {std.tolist()[:8]}")
         self.register_buffer("std", std)
-        self.shared = bool((std == std[0]).all())
 
     def log_likelihood(self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice) -> Tensor:
         """log N(x_t; α μ_k, (α² s_k² + σ²) I), (B, K)."""
@@ -145,10 +159,10 @@ class Isotropic(nn.Module):
 
     def colour(self, eps: Tensor, k: Tensor) -> Tensor:
         """s_k ε."""
-        return self.std[k, None] * eps
+        return (self.std if len(self.std) == 1 else self.std[k])[:, None] * eps
 
     def _std(self, part: slice) -> Tensor:
-        return self.std[:1] if self.shared else self.std[part]
+        return self.std if len(self.std) == 1 else self.std[part]
 
     def _variance(self, alpha: Tensor, sigma: Tensor, part: slice) -> Tensor:
         """C_k = α² s_k² + σ², (B, K), or (B, 1) where all components share it."""
@@ -161,8 +175,11 @@ class Full(nn.Module):
     eigenvalues: Tensor
     eigenvectors: Tensor
 
-    def __init__(self, covariances: Tensor) -> None:
+    def __init__(self, covariances: Tensor, components: int, dimension: int) -> None:
         super().__init__()
+        shape = (components, dimension, dimension)
+        if covariances.shape != shape or not torch.allclose(covariances, covariances.mT):
+            raise UsageError(f"covariances must be symmetric and {shape}, but are {tuple(covariances.shape)}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
         if not (eigenvalues > 0).all():
             raise UsageError("covariances must be positive definite, but one has an eigenvalue that is not positive")
@@ -188,9 +205,7 @@ class Full(nn.Module):
         """U_k λ_k^½ ε."""
         return torch.einsum("nij,nj->ni", self.eigenvectors[k], self.eigenvalues[k].sqrt() * eps)
 
-    def _project(
-        self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice
-    ) -> tuple[Tensor, Tensor]:
+    def _project(self, x_t: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """U_kᵀ(x_t − α μ_k) and the eigenvalues of C_k, both (B, K, d)."""
         vectors = self.eigenvectors[part]
         means_projected = torch.einsum("kij,ki->kj", vectors, means)
@@ -217,6 +232,35 @@ class Empirical(GaussianMixture):
         if not 0 <= bandwidth < math.inf:
             raise UsageError(f"bandwidth must be 0 or positive, but is {bandwidth:g}")
         super().__init__(data, std=bandwidth, schedule=schedule)
+        self.bandwidth = bandwidth
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """E[x | x_t] for x_t (B, d) and t (B,), shape of x_t: faster than the mixture's, the same to rounding."""
+        alpha, sigma = self._scales(x_t, t)
+        variance = (alpha * self.bandwidth) ** 2 + sigma**2
+        _, average = mixture_of_points(x_t, self.means, alpha, variance.sqrt())
+        gain = alpha * self.bandwidth**2 / variance
+        return average + gain[:, None] * (x_t - alpha[:, None] * average)
+
+
+def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
+
+    Blocks of rows that fit a processor's cache; one product with [x_k, 1] gives numerator and denominator.
+    """
+    log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
+    weighted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
+    size = max(8, CACHED_ENTRIES // len(points))
+    x, precision = x_t / alpha[:, None], (-0.5 * (alpha / sigma) ** 2)[:, None]
+    for rows in range(0, len(x_t), size):
+        part = slice(rows, rows + size)
+        log_w = squared_distances(x[part], points).mul_(precision[part])
+        largest = log_w.amax(1, keepdim=True)
+        w = log_w.sub_(largest).clamp_min_(SMALLEST_LOG_WEIGHT).exp_()
+        sums = w @ weighted
+        averages[part] = sums[:, :-1] / sums[:, -1:]
+        log_sum[part] = sums[:, -1].log() + largest.squeeze(1)
+    return log_sum, averages
 
 
 def check_data(data: Tensor) -> None:

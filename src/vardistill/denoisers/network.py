@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vardistill.errors import UsageError
 from vardistill.denoisers.base import Denoiser
+from vardistill.errors import UsageError
 from vardistill.noise_levels import Noise
 from vardistill.schedules import VE, Schedule, expand
 
@@ -31,9 +31,7 @@ class Preconditioned(nn.Module):
         UsageError: unless sigma_data > 0.
     """
 
-    def __init__(
-        self, network: Callable[..., Tensor], sigma_data: float, schedule: Schedule | None = None
-    ) -> None:
+    def __init__(self, network: Callable[..., Tensor], sigma_data: float, schedule: Schedule | None = None) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise UsageError(f"sigma_data must be positive, but is {sigma_data:g}")

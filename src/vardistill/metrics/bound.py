@@ -136,9 +136,7 @@ def bound_gap(
     return BoundGap(ratio, *torch.stack(rows, 1))
 
 
-def draw_level(
-    objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator
-) -> Draw:
+def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator) -> Draw:
     """Draw (z, ε) n times at one noise level, with the further latents that the objective asks for."""
     z = generator.latents(n, rng)
     x = generator(z)
@@ -167,9 +165,7 @@ class Quadrature:
     def __init__(self, generator: Generator, nodes: int, device: torch.device) -> None:
         k = math.prod(generator.latent_shape)
         if k > LARGEST_LATENT:
-            raise UsageError(
-                f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but there are {k}"
-            )
+            raise UsageError(f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but there are {k}")
         if nodes**k > LARGEST_GRID:
             raise UsageError(f"nodes^{k} must be at most {LARGEST_GRID}, but nodes is {nodes}")
         z, log_w = stretched_midpoints(nodes, device)

@@ -16,9 +16,7 @@ PERMUTATIONS = 200
 """Of the two-sample test: p-values are multiples of 1/201."""
 
 
-def evaluate(
-    samples: Tensor, problem: Problem, rng: torch.Generator, p_value: bool = True
-) -> dict[str, float | int]:
+def evaluate(samples: Tensor, problem: Problem, rng: torch.Generator, p_value: bool = True) -> dict[str, float | int]:
     """Compare samples with as many fresh ones of the target.
 
     Args:

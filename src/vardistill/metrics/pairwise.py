@@ -53,9 +53,7 @@ def pool(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         UsageError: for samples that `sample_matrix` refuses, or of different dimension.
     """
     if x.shape[1:] != y.shape[1:]:
-        raise UsageError(
-            f"x and y must have the same data shape, but are {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        raise UsageError(f"x and y must have the same data shape, but are {tuple(x.shape)} and {tuple(y.shape)}")
     w = torch.cat([sample_matrix(x, "x"), sample_matrix(y, "y")])
     is_x = torch.arange(len(w), device=w.device) < len(x)
     a, b = is_x.to(w) / len(x), (~is_x).to(w) / len(y)

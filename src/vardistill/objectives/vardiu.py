@@ -11,39 +11,36 @@ score s_T = ∇ log p_d^t alone, so the gradient is that of
 
 where c(t) ε/σ_t has no gradient in the mean, for any c (a control variate).
 
-**Multi-sample bound.** With z_0 = z, z_1..z_K ~ q_φ(· | x_t, t) and ℓ_k = log p(z_k) + log N(x_t; α_t g_θ(z_k), σ_t² I) − log q_φ(z_k | x_t, t),
+**Multi-sample bound.** With z_0 = z, z_1..z_K ~ q_φ(· | x_t, t) and
+
+    ℓ_k = log p(z_k) + log N(x_t; α_t g_θ(z_k), σ_t² I) − log q_φ(z_k | x_t, t),
 
     DiU_t^K = DiU_t + E log [ 1/(K+1) Σ_{k=0..K} exp(ℓ_k − ℓ_0) ]
 
 is DiU_t at K = 0, never increases with K, and tends to the KL (Sobolev & Vetrov 2019, arXiv 1905.03290).
 With q = p the candidates can be the other latents of the batch (`candidates="batch"`). Given the set of candidates,
-x_t follows their mixture, so by the score identity the candidates' own gradients at fixed x_t sum to zero in the mean: they are
-left out, and the correction's gradient is s_m(x_t) + ε/σ_t, with s_m the score of the mixture 1/(K+1) Σ_k N(x_t; α_t x_k, σ_t² I).
+x_t follows their mixture, so by the score identity the candidates' own gradients at fixed x_t sum to zero in the mean:
+they are left out, and the correction's gradient is s_m(x_t) + ε/σ_t, with s_m the score of the mixture
+1/(K+1) Σ_k N(x_t; α_t x_k, σ_t² I).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from vardistill.denoisers import Denoiser, DensityDenoiser, score
-from vardistill.denoisers.mixture import squared_distances
+from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.errors import UsageError, unknown
 from vardistill.noise_levels import Draw, Noise
 from vardistill.objectives.base import Objective
-from vardistill.posteriors import Conditional, Posterior, Prior
+from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised
 from vardistill.processes import gather
 from vardistill.schedules import expand
-
-CACHED_ENTRIES = 2**17
-"""Entries of a block of weights: half a megabyte in single precision."""
-
-SMALLEST_LOG_WEIGHT = -80.0
-"""Weights below e⁻⁸⁰ of the largest are set to it: they are rounding errors, and slow as denormal numbers."""
 
 ControlVariate = Callable[[Tensor], Tensor]
 """c from the ratio σ_t/α_t, both (R,)."""
@@ -52,8 +49,9 @@ ControlVariate = Callable[[Tensor], Tensor]
 def control_variates(sigma_data: float) -> dict[str, ControlVariate]:
     """The named c(t), with r = σ_t/α_t.
 
-    `zero` 0; `one` 1, the reference's, good at large σ; `gaussian` r²/(r² + σ_d²), which cancels ε exactly for
-    Gaussian data of standard deviation σ_d.
+    With a posterior near the exact one −∇ log q_φ holds ε/σ_t, which `one` (the reference's) cancels at every level.
+    The teacher's term alone is quietest with `gaussian`, r²/(r² + σ_d²), on Gaussian data of standard deviation σ_d:
+    the choice where the posterior sees little. `zero` is 0.
     """
     return {
         "zero": torch.zeros_like,
@@ -74,8 +72,8 @@ class VarDiU(Objective):
         posterior_steps: updates of q_φ per update of the generator, the joint one included.
 
     Raises:
-        UsageError: for "batch" candidates with a posterior that is not the prior, drawn candidates from a posterior without
-            reparameterised draws, posterior steps for a posterior without parameters, or an unknown control variate.
+        UsageError: for "batch" candidates with a posterior that is not the prior, drawn candidates from a posterior
+            without reparameterised draws, posterior steps for one without parameters, or an unknown control variate.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class VarDiU(Objective):
         teacher: Denoiser,
         posterior: Posterior,
         candidates: int | Literal["batch"] = 0,
-        control_variate: str = "gaussian",
+        control_variate: str = "one",
         sigma_data: float = 1.0,
         posterior_steps: int = 1,
     ) -> None:
@@ -99,7 +97,9 @@ class VarDiU(Objective):
         if candidates not in (0, "batch") and not posterior.reparameterised:
             raise UsageError(f"{name} has no reparameterised draws: use candidates=0 or another posterior")
         if posterior_steps < 1 or (posterior_steps > 1 and isinstance(posterior, Prior)):
-            raise UsageError(f"posterior_steps must be at least 1, and 1 for the prior, but is {posterior_steps} for {name}")
+            raise UsageError(
+                f"posterior_steps must be at least 1, and 1 for the prior, but is {posterior_steps} for {name}"
+            )
         self.posterior = posterior
         self.candidates = candidates
         self.control_variate = known[control_variate]
@@ -125,7 +125,9 @@ class VarDiU(Objective):
             UsageError: for a teacher without a density.
         """
         if not isinstance(self.teacher, DensityDenoiser):
-            raise UsageError(f"the bound's value needs a teacher with log_prob, but {type(self.teacher).__name__} has none")
+            raise UsageError(
+                f"the bound's value needs a teacher with log_prob, but {type(self.teacher).__name__} has none"
+            )
         log_prior = standard_normal_log_prob(draw.z)
         log_noise = standard_normal_log_prob(draw.noise.eps) - draw.x[0].numel() * draw.noise.sigma.log()
         log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t)
@@ -138,7 +140,7 @@ class VarDiU(Objective):
 
     def _latent_terms(self, draw: Draw, x_t: Tensor) -> Tensor:
         """−log q_φ(z | x_t, t) + log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0), (R,)."""
-        q = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
+        q: Conditional = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
         log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
             return shared_correction(draw.x, x_t, draw.noise) - log_q
@@ -149,8 +151,10 @@ class VarDiU(Objective):
     def _drawn_correction(self, draw: Draw, x_t: Tensor, q: Conditional, log_q: Tensor) -> Tensor:
         """log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0) with candidates from q_φ, (R,)."""
         if draw.eta is None:
-            raise UsageError(f"the bound with {self.candidates} candidates needs draw.eta, ({self.candidates}, R, latent)")
-        z = q.transport(draw.eta.flatten(2))
+            raise UsageError(
+                f"the bound with {self.candidates} candidates needs draw.eta, ({self.candidates}, R, latent)"
+            )
+        z = cast(Reparameterised, q).transport(draw.eta.flatten(2))
         x = draw.generator(z.view(-1, *draw.z.shape[1:])).unflatten(0, z.shape[:2])
         alpha, sigma = expand(draw.noise.alpha, x_t), expand(draw.noise.sigma, x_t)
         eps = (x_t - alpha * x) / sigma
@@ -173,26 +177,6 @@ def shared_correction(x: Tensor, x_t: Tensor, noise: Noise) -> Tensor:
         log_own = -0.5 * noise.eps.flatten(1).pow(2).sum(1)
         value = log_sum - math.log(len(candidates)) - log_own
     return value + inner(gradient, x_t - x_t.detach())
-
-
-def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
-
-    Blocks of rows that fit a processor's cache; one product with [x_k, 1] gives numerator and denominator.
-    """
-    log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
-    weighted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
-    size = max(1, CACHED_ENTRIES // len(points))
-    x, precision = x_t / alpha[:, None], (-0.5 * (alpha / sigma) ** 2)[:, None]
-    for rows in range(0, len(x_t), size):
-        part = slice(rows, rows + size)
-        log_w = squared_distances(x[part], points).mul_(precision[part])
-        largest = log_w.amax(1, keepdim=True)
-        w = log_w.sub_(largest).clamp_min_(SMALLEST_LOG_WEIGHT).exp_()
-        sums = w @ weighted
-        averages[part] = sums[:, :-1] / sums[:, -1:]
-        log_sum[part] = sums[:, -1].log() + largest.squeeze(1)
-    return log_sum, averages
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,12 @@ r"""MoG-40, the target of FAB (Midgley et al. 2023, arXiv 2208.01893; fab-torch'
 
 Forty equal Gaussians N(μ_k, s² I) in the plane, μ_k uniform in [−40, 40]² under seed 0, s = softplus(1) =
 1.31326.
+
+The reference values: E log p_d and the standard deviation of log p_d (0.975253) are integrals over the plane by the
+trapezoid rule, exact in all digits given; 10⁷ samples of `torch.Generator` seed 1 have the mean −6.85915 ± 0.00031.
+The floor of the log-MMD is the mean and the standard deviation of 300 comparisons of 10,000 samples with 10,000, one
+hundred from each of the seeds 0, 1 and 2, x before y; the standard error of that mean is 0.0055. (The closed form
+agrees: ln E MMD² = ln[(2/n)(1 − E k)] = −8.531, and E ln MMD² is 0.005 less.)
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ class MoG40(Problem):
 
     name = "mog40"
     reference = Reference(
-        log_density=-6.859469, log_density_std=0.009753, log_mmd=-8.58, log_mmd_std=0.11, samples=10_000
+        log_density=-6.859469, log_density_std=0.009753, log_mmd=-8.524, log_mmd_std=0.095, samples=10_000
     )
 
     def __init__(self, schedule: Schedule | None = None) -> None:
