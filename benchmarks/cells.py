@@ -59,7 +59,7 @@ def write_results(benchmark: str, rows: Mapping[str, Any], threads: int, jobs: i
 
 def print_rows(title: str, rows: Mapping[str, list[dict[str, Any]]], metrics: Iterable[str] = METRICS) -> None:
     """A table of mean ± standard deviation over seeds."""
-    metrics = [*metrics, "steps", "seconds"]
+    metrics = [*metrics, "step", "seconds"]
     table = Table("", "seeds", *metrics, title=title)
     for row, results in rows.items():
         table.add_row(row, str(len(results)), *(spread([r[m] for r in results]) for m in metrics))
@@ -70,6 +70,12 @@ def spread(values: list[float]) -> str:
     """Mean ± standard deviation."""
     mean = statistics.fmean(values)
     return f"{mean:.4g} ± {statistics.stdev(values):.2g}" if len(values) > 1 else f"{mean:.4g}"
+
+
+def history(benchmark: str, cell: Cell) -> list[dict[str, Any]]:
+    """The evaluations of a cell's run, in order."""
+    lines = RunFolder(_path(HERE / "runs" / benchmark, cell)).history()
+    return [line for line in lines if line["kind"] == "eval"]
 
 
 def _path(folder: Path, cell: Cell) -> Path:
@@ -97,7 +103,5 @@ def _run(folder: Path, cell: Cell, threads: int) -> None:
 def _result(path: Path) -> dict[str, Any]:
     """The final metrics of a run, with its steps and seconds."""
     last = [line for line in RunFolder(path).history() if line["kind"] == "eval"][-1]
-    return json.loads((path / "evaluation.json").read_text()) | {
-        "steps": last["step"],
-        "seconds": last["seconds"],
-    }
+    final = json.loads((path / "evaluation.json").read_text())
+    return {name: v for name, v in last.items() if name != "kind"} | final

@@ -1,7 +1,7 @@
 """What the trainer costs over a bare loop, and where a step's time goes: `python benchmarks/step_overhead.py`.
 
-The bare loop draws, runs the same networks on the same batch with the same optimiser and keeps the same moving average, in
-plain PyTorch with nothing of the trainer. Both run in turns in one process, and the ratio is over pairs of turns.
+The bare loop draws, runs the same networks on the same batch with the same optimiser and keeps the same moving average,
+in plain PyTorch with nothing of the trainer. Both run in turns in one process, and the ratio is over pairs of turns.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def main(arguments: Arguments) -> None:
     Console().print(table)
     median = statistics.median(ratios)
     print(
-        f"trainer / bare loop: median {median:.3f}, pairs from {ratios[0]:.3f} to {ratios[-1]:.3f} ({len(ratios)} pairs)"
+        f"trainer / bare loop: median {median:.3f}, "
+        f"pairs from {ratios[0]:.3f} to {ratios[-1]:.3f} ({len(ratios)} pairs)"
     )
     rows = {"ratio": {"median": median, "pairs": ratios}, "bare step, ms": step, "shares": shares}
     write_results("step_overhead", rows, arguments.threads, 1, preset=arguments.preset)

@@ -83,9 +83,7 @@ def test_integrates_to_one(family: Callable[..., Posterior], latent: int, rng: t
 
 @every_learned
 @every_latent
-def test_is_differentiable_in_x_t_and_z(
-    family: Callable[..., Posterior], latent: int, rng: torch.Generator
-) -> None:
+def test_is_differentiable_in_x_t_and_z(family: Callable[..., Posterior], latent: int, rng: torch.Generator) -> None:
     posterior, (x_t, alpha, sigma) = perturbed(family, latent), inputs(rng, (0.3, 0.7, 3.0))
     z = torch.randn(len(x_t), latent, generator=rng)
 
@@ -161,6 +159,19 @@ def test_depends_on_the_ratio_and_on_x_t_in_units_of_alpha(
 
 
 @every_learned
+def test_silent_networks_give_the_natural_scale(family: Callable[..., Posterior], rng: torch.Generator) -> None:
+    """With all weights 0: N(0, s(r)² I), s(r) = r/√(r² + σ_d²), from certainty at no noise to the prior at much."""
+    posterior, (x_t, alpha, sigma) = perturbed(family, 2), inputs(rng)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.zero_()
+    ratio = sigma / alpha
+    scale = (ratio / (ratio**2 + SIGMA_DATA**2).sqrt())[:, None]
+    z = scale * torch.randn(len(x_t), 2, generator=rng)
+    torch.testing.assert_close(posterior(x_t, alpha, sigma).log_prob(z), Normal(0.0, scale).log_prob(z).sum(1))
+
+
+@every_learned
 def test_every_parameter_gets_a_gradient(family: Callable[..., Posterior], rng: torch.Generator) -> None:
     posterior, (x_t, alpha, sigma) = perturbed(family, 2), inputs(rng, (0.5,) * 64)
     posterior(x_t, alpha, sigma).log_prob(0.5 * torch.randn(64, 2, generator=rng)).sum().backward()
@@ -180,9 +191,7 @@ def test_state_restores_the_same_density(family: Callable[..., Posterior], rng: 
 
 @every_learned
 @pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan])
-def test_refuses_a_standard_deviation_that_is_not_positive(
-    family: Callable[..., Posterior], sigma_data: float
-) -> None:
+def test_refuses_a_standard_deviation_that_is_not_positive(family: Callable[..., Posterior], sigma_data: float) -> None:
     with pytest.raises(UsageError, match="sigma_data must be positive"):
         family(DATA, 2, sigma_data)
 
@@ -245,22 +254,20 @@ class TestLinearGenerator:
         train(q, lambda n: self.draw(n, rng))
         draw = self.draw(10_000, rng)
         mean, covariance = self.posterior(draw.x_t, draw.noise.sigma)
-        log_p = MultivariateNormal(mean, covariance).log_prob(draw.z)
         with torch.no_grad():
-            kl = log_p - q(draw.x_t, draw.noise.alpha, draw.noise.sigma).log_prob(draw.z)
+            log_q = q(draw.x_t, draw.noise.alpha, draw.noise.sigma).log_prob(draw.z)
             z = samples(q, draw, 200, rng)
-        mean, covariance = mean[:200], covariance[:200]
+        kl = (MultivariateNormal(mean, covariance).log_prob(draw.z) - log_q).mean()
         if family is DiagonalGaussian:
-            variances = self.posterior(draw.x_t, draw.noise.sigma)[1].diagonal(dim1=1, dim2=2)
-            least = 0.5 * (variances.log().sum(1) - self.posterior(draw.x_t, draw.noise.sigma)[1].logdet()).mean()
+            variances = covariance.diagonal(dim1=1, dim2=2)
+            least = 0.5 * (variances.log().sum(1) - covariance.logdet()).mean()
             assert least > 0.1
-            covariance = torch.diag_embed(variances[:200])
-            kl = kl - least
-        assert kl.mean().abs() < 0.05
+            kl, covariance = kl - least, torch.diag_embed(variances)
+        assert kl.abs() < 0.05
         centred = z - z.mean(0)
         spread = torch.einsum("kri,krj->rij", centred, centred) / (len(z) - 1)
-        assert (z.mean(0) - mean).pow(2).mean().sqrt() < 0.1
-        assert (spread - covariance).pow(2).mean().sqrt() < 0.08
+        assert (z.mean(0) - mean[:200]).pow(2).mean().sqrt() < 0.1
+        assert (spread - covariance[:200]).pow(2).mean().sqrt() < 0.08
 
 
 def samples(q: Posterior, draw: Draw, rows: int, rng: torch.Generator) -> Tensor:
@@ -298,8 +305,7 @@ class TestTwoBranches:
         with torch.no_grad():
             log_q = q(draw.x_t, draw.noise.alpha, draw.noise.sigma).log_prob(draw.z)
         kl = (self.log_posterior(draw.z, draw.x_t) - log_q).mean()
-        print("BRANCH", family.__name__, kl)
         if family in (MixtureOfGaussians, NeuralSplineFlow):
-            assert kl < 0.1
+            assert kl < 0.04
         else:
-            assert kl > 0.3
+            assert kl > 0.4

@@ -1,6 +1,6 @@
 """Complete, atomic checkpoints without pickle.
 
-A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, moving average, random state) and
+A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, average, random state) and
 `state.json` (counters). It is written under another name, flushed to disk and renamed: it exists whole or not at all.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from vardistill.errors import UsageError
 
 FORMAT = "vardistill-checkpoint-1"
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class State:
     Attributes:
         step: finished updates of the generator.
         seconds: wall-clock time spent so far.
-        tensors: sections (`generator`, `ema`, `objective`, `optimizer.*`, `rng`) of named tensors.
+        tensors: sections (`generator`, `average`, `objective`, `optimizer.*`, `random`, `counters`) of named tensors.
     """
 
     step: int
@@ -41,18 +41,23 @@ class State:
 
 
 def save(folder: Path, state: State, keep: int) -> Path:
-    """Write `state` below `folder`, remove all but the `keep` latest checkpoints, and return the new one's path."""
+    """Write `state` below `folder`, remove all but the `keep` latest checkpoints, and return the new one's path.
+
+    A checkpoint of the same step is left as it is: a run has one state at a step.
+    """
     target = folder / f"step-{state.step:08d}"
+    if target.exists():
+        return target
+    for remnant in folder.glob(".partial-*"):
+        shutil.rmtree(remnant)
     partial = folder / f".partial-{state.step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    flat = {f"{section}/{name}": v.contiguous() for section, part in state.tensors.items() for name, v in part.items()}
+    flat = {f"{section}/{name}": _copy(v) for section, part in state.tensors.items() for name, v in part.items()}
     save_file(flat, partial / "state.safetensors", metadata={"format": FORMAT})
     counters = {"format": FORMAT, "step": state.step, "seconds": state.seconds}
     (partial / "state.json").write_text(json.dumps(counters))
     for file in (*partial.iterdir(), partial):
         _flush(file)
-    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _flush(folder)
     for old in _all(folder)[:-keep]:
@@ -74,8 +79,9 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
     Raises:
         UsageError: where it is truncated, not one of ours, or a link that leaves its run.
     """
-    if not checkpoint.resolve().is_relative_to(checkpoint.parent.resolve()):
-        raise UsageError(f"{checkpoint} leads out of its run folder: refused")
+    for path in (checkpoint, checkpoint / "state.json", checkpoint / "state.safetensors"):
+        if not path.resolve().is_relative_to(checkpoint.parent.resolve()):
+            raise UsageError(f"{path} leads out of its run folder: refused")
     try:
         counters = json.loads((checkpoint / "state.json").read_text())
         flat = load_file(checkpoint / "state.safetensors", device=str(device))
@@ -107,7 +113,14 @@ def match(section: str, loaded: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    """The checkpoints in `folder`, in the order of their steps."""
+    found = {int(name[1]): path for path in folder.glob("step-*") if (name := _NAME.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def _copy(v: Tensor) -> Tensor:
+    """A tensor of its own storage, as the file format asks for (tied weights share theirs)."""
+    return v.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _flush(path: Path) -> None:

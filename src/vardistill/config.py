@@ -5,6 +5,7 @@ Importing this module does not import torch, so that the command line can answer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -24,7 +25,11 @@ Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The one-step generator, a perceptron."""
+    """The one-step generator, a perceptron.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
 
     latent: int = 2
     """Dimension of z."""
@@ -34,13 +39,22 @@ class GeneratorConfig:
     """Units of a hidden layer."""
     activation: Literal["silu", "gelu", "relu", "leaky_relu", "tanh"] = "silu"
     """Activation function."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent", "depth", "width"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
     fourier: int = 0
     """Random Fourier features of z beside z itself; they make sharper maps."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The denoiser to distil."""
+    """The denoiser to distil.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
 
     teacher: Literal["true", "empirical", "learned"] = "true"
     """The problem's exact denoiser; the exact one of a sample of it; or a network fitted to that sample."""
@@ -51,10 +65,18 @@ class TeacherConfig:
     bandwidth: float = 0.0
     """Standard deviation of the Gaussian that an empirical teacher puts on every point."""
 
+    def __post_init__(self) -> None:
+        require("teacher_samples", self.teacher_samples, self.teacher_samples >= 1, "at least 1")
+        require("bandwidth", self.bandwidth, self.bandwidth >= 0, "0 or positive")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """VarDiU."""
+    """VarDiU.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
 
     posterior: Literal["prior", "diagonal", "full", "mixture", "nsf"] = "prior"
     """Family of q(z | x_t)."""
@@ -69,10 +91,20 @@ class ObjectiveConfig:
     posterior_width: int = 256
     """Units of its hidden layers."""
 
+    def __post_init__(self) -> None:
+        known = self.candidates == "batch" or self.candidates >= 0
+        require("candidates", self.candidates, known, "'batch' or at least 0")
+        for name in ("posterior_steps", "posterior_depth", "posterior_width"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class LevelsConfig:
-    """Noise levels and their weights."""
+    """Noise levels and their weights.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
 
     distribution: Distribution = field(default_factory=LogNormal)
     schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
@@ -86,13 +118,16 @@ class LevelsConfig:
     stratified: bool = False
     """Draw a step's levels from equal strata."""
 
+    def __post_init__(self) -> None:
+        require("draws", self.draws, self.draws >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation and what a run keeps.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     steps: int = 20_000
@@ -141,21 +176,14 @@ class TrainingConfig:
     """Mixed precision of the generator's forward pass."""
     compile: bool = False
     """Compile the networks with torch.compile."""
-    tracker: str = "tensorboard"
-    """Accelerate's tracker (tensorboard, wandb, trackio), or none."""
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Accelerate's tracker, or none."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch",
-            "lr",
-            "posterior_lr",
-            "clip",
-            "log_every",
-            "checkpoint_every",
-            "eval_samples",
-        ):
+        for name in ("steps", "batch", "clip", "log_every", "checkpoint_every", "eval_samples"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        for name in ("lr", "posterior_lr"):
+            require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive and finite")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
         for name in ("beta1", "beta2", "ema", "warmup"):
@@ -164,6 +192,9 @@ class TrainingConfig:
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+        for name, hint in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
+                raise unknown(name, str(getattr(self, name)), typing.get_args(hint))
 
 
 @dataclass(frozen=True)
@@ -275,10 +306,18 @@ def _match(option: Any, value: Any) -> tuple[bool, Any]:
     if typing.get_origin(option) is Literal:
         return value in typing.get_args(option), value
     if option is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool), value
+        return _number(value)
     if option is Path:
         return isinstance(value, str), Path(str(value))
     return type(value) is option, value
+
+
+def _number(value: Any) -> tuple[bool, Any]:
+    """Whether a float is meant, and which; YAML 1.1 reads 1e-3, without a point, as a string."""
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return True, float(value)
+    return False, value
 
 
 def _describe(options: tuple[Any, ...]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,8 @@ def load_generator(path: Path) -> MLP:
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise UsageError(f"{path} leads out of its run folder: refused")
     try:
-        generator: MLP = MLP.from_pretrained(path)
+        with contextlib.redirect_stdout(sys.stderr):  # the hub's mixin prints, and stdout may be JSON
+            generator: MLP = MLP.from_pretrained(path)
     except UsageError:
         raise
     except Exception as error:

@@ -1,10 +1,10 @@
-r"""Figures of a run, with matplotlib but without its global state.
+r"""Figures of a run, drawn by matplotlib without `pyplot` and its global figures.
 
-Every figure is drawn in the light theme's colours (`COLOURS`). As SVG inside a page, each of them becomes the CSS
-variable of its name, so that a page restyles its figures with its theme.
+Every figure is drawn in the light theme's colours (`COLOURS`). As SVG inside a page, each of them becomes the
+CSS variable of its name, so that a page restyles its figures with its theme.
 
-Contours of a density hold 50, 90 and 99 % of its mass: they are the level sets of log p_d at the 50, 10 and 1 %
-quantiles of log p_d(x), x ~ p_d.
+Contours of a density hold 50, 90 and 99 % of its mass: they are the level sets of log p_d at the 50, 10 and
+1 % quantiles of log p_d(x), x ~ p_d.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -38,7 +38,7 @@ COLOURS = {
     "truth": "#0f8a72",
     "astray": "#d9660b",
 }
-"""Light theme, by the name of the CSS variable: text, ticks, lines, student, true samples, samples off the modes."""
+"""Light theme, by the name of the CSS variable; `astray` is for samples off the modes."""
 
 INK, MUTED, RULE, STUDENT, TRUTH, ASTRAY = COLOURS.values()
 
@@ -48,8 +48,14 @@ MASSES = (0.99, 0.9, 0.5)
 GRID = 240
 """Points per axis at which contours are computed."""
 
+LARGEST = 1e100
+"""Larger values count as infinite."""
+
 SHOWN = 10_000
 """Samples in a picture."""
+
+Scale = Literal["linear", "count", "log", "share"]
+"""Of an axis: numbers; whole numbers; logarithmic; logarithmic in per cent."""
 
 FONTS = ["Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"]
 
@@ -66,19 +72,19 @@ class Curve:
     def of(cls, lines: Iterable[Mapping[str, Any]], name: str) -> Curve | None:
         """The finite values of this name, None where there are none."""
         rows = [[line.get(key) for key in ("step", "seconds", name)] for line in lines]
-        kept = [row for row in rows if all(is_number(v) and np.isfinite(v) for v in row)]
+        kept = [row for row in rows if all(is_finite(v) for v in row)]
         return cls(*np.array(kept, dtype=np.float64).T) if kept else None
 
 
-def is_number(v: object) -> bool:
-    """Whether v is an int or a float, and no bool."""
-    return isinstance(v, (int, float)) and not isinstance(v, bool)
+def is_finite(v: object) -> bool:
+    """Whether v is an int or a float, no bool, and small enough to compute with."""
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= LARGEST
 
 
 def samples_figure(samples: Tensor, problem: Problem | None = None) -> Figure:
     """Samples (n, 2) over the density's contours, beside as many true samples; alone without a problem.
 
-    Samples of the student that are off the modes have a colour of their own. At most `SHOWN` samples are drawn.
+    Samples of the student that are off the modes have a colour of their own. At most `SHOWN` are drawn.
 
     Raises:
         UsageError: for samples that are not points in the plane.
@@ -137,42 +143,44 @@ def _contours(ax: Axes, problem: Problem, truth: Tensor, low: list[float], high:
     ax.contour(u, v, log_prob, levels=distinct, colors=INK, linewidths=0.5, linestyles="solid", alpha=0.55)
 
 
-def quality_figure(curve: Curve, standard: Standard | None, log: bool = False, percent: bool = False) -> Figure:
+def quality_figure(curve: Curve, standard: Standard | None, scale: Scale = "linear") -> Figure:
     """An evaluation's metric over steps (below) and time (above), with the line and band of true samples.
 
     The band is two standard deviations of one evaluation of true samples to either side.
     """
     figure, ax = _chart(curve)
-    low = 0.0
+    log, low = scale in ("log", "share"), -np.inf
     if log:
-        low = min(v for v in (*curve.values, standard.mean if standard else np.inf, 1.0) if v > 0) / 2
+        low = min(v for v in (*curve.values, standard.mean if standard else 1.0, 1.0) if v > 0) / 2
         ax.set_yscale("log")
-    values = np.maximum(curve.values, low) if log else curve.values
-    known = [] if standard is None else [standard.mean]
+    values = np.maximum(curve.values, low)
+    known = [] if standard is None else [max(standard.mean, low)]
     if standard is not None:
-        bottom, top = standard.mean - 2 * standard.std, standard.mean + 2 * standard.std
-        ax.axhspan(max(bottom, low) if log else bottom, top, color=TRUTH, alpha=0.18, linewidth=0)
-        ax.axhline(standard.mean, color=TRUTH, linewidth=1.2)
-    ax.plot(curve.steps, values, color=STUDENT, linewidth=1.8, marker="o", markersize=3 if len(values) < 60 else 0)
+        bottom, top = (max(standard.mean + 2 * sign * standard.std, low) for sign in (-1, 1))
+        ax.fill_between([0, 1], bottom, top, transform=ax.get_yaxis_transform(), color=TRUTH, alpha=0.18, lw=0)
+        ax.axhline(known[0], color=TRUTH, linewidth=1.2)
+    marker = "o" if len(values) < 40 else ""
+    ax.plot(curve.steps, values, color=STUDENT, linewidth=1.8, marker=marker, markersize=3)
     ax.set_ylim(*_limits(values, known, log))
-    _ticks(ax, log, percent)
+    _ticks(ax, scale)
     return figure
 
 
-def bound_figure(curve: Curve) -> Figure:
-    """The bound in nats over training: as logged, and its running median."""
+def noisy_figure(curve: Curve, floor: float | None = None) -> Figure:
+    """A value that differs from step to step: as logged, its running median, and the least it can be."""
     figure, ax = _chart(curve)
-    smooth = running_median(curve.values)
-    ax.axhline(0, color=TRUTH, linewidth=1.2)
+    known = [] if floor is None else [floor]
+    for level in known:
+        ax.axhline(level, color=TRUTH, linewidth=1.2)
     ax.plot(curve.steps, curve.values, color=STUDENT, linewidth=0.8, alpha=0.4)
-    ax.plot(curve.steps, smooth, color=STUDENT, linewidth=1.8)
-    ax.set_ylim(*_limits(curve.values, [0.0], log=False))
+    ax.plot(curve.steps, running_median(curve.values), color=STUDENT, linewidth=1.8)
+    ax.set_ylim(*_limits(curve.values, known, log=False))
     _ticks(ax)
     return figure
 
 
 def levels_figure(low: Curve, middle: Curve, high: Curve, scales: Mapping[str, float]) -> Figure:
-    """Noise levels σ/α used over training, from the 5 % to the 95 % quantile, with named scales of the data."""
+    """Noise levels σ/α over training, from the 5 % to the 95 % quantile, with named scales of the data."""
     figure, ax = _chart(middle)
     ax.set_yscale("log")
     ax.fill_between(low.steps, low.values, high.values, color=STUDENT, alpha=0.2, linewidth=0)
@@ -182,7 +190,7 @@ def levels_figure(low: Curve, middle: Curve, high: Curve, scales: Mapping[str, f
         ax.annotate(
             name, (1, scale), (-2, 3), ax.get_yaxis_transform(), "offset points", ha="right", fontsize=8, color=MUTED
         )
-    _ticks(ax, log=True)
+    _ticks(ax, "log")
     return figure
 
 
@@ -199,7 +207,7 @@ def lines_figure(curves: Mapping[str, Curve], log: bool = False) -> Figure:
         ax.legend(loc="best", fontsize=8.5, frameon=False, labelcolor=INK)
     if not log:
         ax.set_ylim(bottom=0)
-    _ticks(ax, log)
+    _ticks(ax, "log" if log else "linear")
     return figure
 
 
@@ -215,7 +223,8 @@ def gap_figure(bound: Mapping[str, NDArray[np.float64]]) -> Figure:
     left, right = figure.subplots(1, 2)
     _errors(left, ordered, "diu", STUDENT, "bound, DiU")
     _errors(left, ordered, "dikl", TRUTH, "diffusive KL")
-    left.fill_between(ordered["ratio"], ordered["dikl"], ordered["diu"], color=STUDENT, alpha=0.12, linewidth=0)
+    ratio, dikl, diu = (ordered[name] for name in ("ratio", "dikl", "diu"))
+    left.fill_between(ratio, dikl, diu, color=STUDENT, alpha=0.12, linewidth=0)
     left.legend(loc="best", fontsize=9, frameon=False, labelcolor=INK)
     _errors(right, ordered, "gap", ASTRAY, "gap")
     for ax, title in ((left, "Bound and diffusive KL (nats)"), (right, "Gap: bound − KL (nats)")):
@@ -239,11 +248,11 @@ def _errors(ax: Axes, bound: Mapping[str, NDArray[np.float64]], name: str, colou
 
 def _chart(curve: Curve) -> tuple[Figure, Axes]:
     """An empty chart with steps below and the clock above."""
-    figure = Figure(figsize=(4.8, 2.75), layout="constrained")
+    figure = Figure(figsize=(3.9, 2.35), layout="constrained")
     ax = figure.add_subplot()
     _bare(ax)
     end = max(float(curve.steps[-1]), 1.0)
-    ax.set_xlim(0, end)
+    ax.set_xlim(0, 1.015 * end)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(_plain))
     ax.set_xlabel("steps", fontsize=9, color=MUTED, labelpad=1)
@@ -253,7 +262,7 @@ def _chart(curve: Curve) -> tuple[Figure, Axes]:
     clock = ax.twiny()
     _bare(clock)
     clock.spines["bottom"].set_visible(False)
-    clock.set_xlim(0, end)
+    clock.set_xlim(0, 1.015 * end)
     along = np.interp([v * unit for v in ticks], [0.0, *curve.seconds], [0.0, *curve.steps])
     clock.set_xticks(along, [f"{v:g} {name}" for v in ticks])
     clock.tick_params(pad=0)
@@ -268,24 +277,22 @@ def _bare(ax: Axes) -> None:
     ax.tick_params(colors=MUTED, labelsize=8.5, length=3, width=0.8, color=RULE)
 
 
-def _ticks(ax: Axes, log: bool = False, percent: bool = False) -> None:
-    shown = _percent if percent else _plain
-    if not log:
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-    else:
+def _ticks(ax: Axes, scale: Scale = "linear") -> None:
+    if scale in ("log", "share"):
         low, high = ax.get_ylim()
-        subs = (1.0, 2.0, 5.0) if high / low < 50 else (1.0,)
-        ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,), numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(shown))
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=scale == "count"))
+    ax.yaxis.set_major_formatter(FuncFormatter(_percent if scale == "share" else _plain))
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
 
 
 def _plain(v: float, position: int | None = None) -> str:
-    if v and not 1e-3 <= abs(v) < 1e5:
-        mantissa, exponent = f"{v:.0e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    if v and not 1e-2 <= abs(v) < 1e5:
+        mantissa, exponent = f"{v:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
     return (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}").replace("-", "−")
 
 
@@ -294,13 +301,19 @@ def _percent(v: float, position: int | None = None) -> str:
 
 
 def _limits(values: NDArray[np.float64], known: list[float], log: bool) -> tuple[float, float]:
-    """Limits for all values but the first tenth, which is often far off, and for known lines."""
-    late = [*values[len(values) // 10 :], *known]
-    low, high = min(late), max(late)
+    """Limits for the values and known lines; without the first tenth where it alone would double the span."""
+    late = np.array([*values[len(values) // 10 :], *known])
+    everything = np.array([*values, *known])
+    shown = late if _span(everything, log) > 2 * _span(late, log) else everything
+    low, high = float(shown.min()), float(shown.max())
     if log:
         return low / 1.4, high * 1.4
     pad = 0.06 * (high - low) or 0.5
     return low - pad, high + pad
+
+
+def _span(values: NDArray[np.float64], log: bool) -> float:
+    return float(np.ptp(np.log(values) if log else values))
 
 
 def running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -310,28 +323,19 @@ def running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element for a page: no size but its shape, CSS variables for `COLOURS`, identifiers of its own.
+    """The figure as an SVG element for a page, as wide as its place.
 
-    Text stays text, in the reader's fonts; samples are an embedded PNG.
+    `COLOURS` are CSS variables, text stays text in the reader's fonts, samples are an embedded PNG, and
+    identifiers differ between labels. Matplotlib's settings change for the length of the call alone.
     """
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": label, "font.sans-serif": FONTS}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": label, "font.sans-serif": FONTS}
     buffer = io.StringIO()
     with mpl.rc_context(settings):
         figure.savefig(buffer, format="svg", dpi=180, transparent=True, metadata={"Date": None})
-    markup = buffer.getvalue()
-    markup = markup[markup.index("<svg") :]
-    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    markup = re.sub(r"<(metadata|style)\b.*?</\1>", "", buffer.getvalue(), flags=re.DOTALL)
     markup = re.sub(r'<g id="[^"]*"', "<g", markup)
     for name, colour in COLOURS.items():
         markup = markup.replace(colour, f"var(--{name})")
-    return _head(markup, label)
-
-
-def _head(markup: str, label: str) -> str:
-    found = re.search(r'viewBox="([^"]*)"', markup)
-    assert found is not None
-    start = markup.index(">") + 1
-    head = (
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{found[1]}" role="img" aria-label="{escape(label)}">'
-    )
-    return head + markup[start:].strip()
+    head, body = markup[markup.index("<svg") :].split(">", 1)
+    shape = head.split('viewBox="')[1].split('"')[0]
+    return f'<svg viewBox="{shape}" role="img" aria-label="{escape(label)}">{body.strip()}'

@@ -1,9 +1,9 @@
 """The page of a run: one HTML file with its figures inside, which opens without a network.
 
-It shows what the run folder holds (`runs`), reads files only, and leaves out what is not there. Beyond what training
-writes it looks for `evaluation.json` (final metrics), `samples.npz` (array `samples`) and `bound.json` (the fields
-of `metrics.BoundGap`). A run folder may come from somebody else: whatever its files say is escaped, and the page's
-own policy allows neither scripts nor requests.
+It shows what the run folder holds (`runs`), reads files only, and leaves out what is not there. Beyond what
+training writes it looks for `evaluation.json` (final metrics), `samples.npz` (array `samples`) and `bound.json`
+(the fields of `metrics.BoundGap`). A run folder may come from somebody else: whatever its files say is escaped,
+and the page's own policy allows neither scripts nor requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -27,15 +27,20 @@ from torch import Tensor
 
 from vardistill import figures
 from vardistill.errors import UsageError
-from vardistill.figures import Curve, is_number, svg
+from vardistill.figures import Curve, Scale, is_finite, svg
 from vardistill.problems import PROBLEMS, Problem
 from vardistill.runs import RunFolder
-from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grades, overall, standards
+from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall, standards
 
 SAMPLES = 10_000
 """Per evaluation, where neither the samples nor the configuration tell."""
 
 BOUND_FIELDS = ("ratio", "diu", "dikl", "gap", "diu_error", "dikl_error", "gap_error")
+
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
+)  # fmt: skip
+"""What truncated and foreign files raise."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What the page may load: pictures and styles in itself."""
@@ -50,14 +55,14 @@ class Metric:
         show: a value.
         truth: what true samples score, where there is no `Standard`.
         meaning: in half a line.
-        axis: arguments of `figures.quality_figure`.
+        scale: of its axis.
     """
 
     title: str
     show: Callable[[float], str]
     meaning: str
     truth: str = ""
-    axis: Mapping[str, bool] = field(default_factory=dict)
+    scale: Scale = "linear"
 
 
 def fixed(digits: int, signed: bool = False) -> Callable[[float], str]:
@@ -101,17 +106,18 @@ METRICS = {
         "uniform in (0, 1)",
     ),
     "energy_distance": Metric("Energy distance", significant, "unbiased estimate", "0 in the mean"),
-    "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass"),
+    "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass", scale="count"),
     "off_mode": Metric(
         "Samples off the modes",
         percent,
         "farther than 4 standard deviations from every mode",
-        axis={"log": True, "percent": True},
+        scale="share",
     ),
-    "mode_tv": Metric(
-        "Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", axis={"log": True}
-    ),
+    "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", scale="log"),
 }
+
+LINE = ("kind", "step", "seconds")
+"""What every line of metrics has."""
 
 CHARTS = ("log_density", "log_mmd", "modes_found", "off_mode", "mode_tv")
 
@@ -208,16 +214,16 @@ def read(run: RunFolder, problem: Problem | None = None) -> Contents:
     config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
     if problem is None and config.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[config["problem"]]()
-    samples = _read(run.path / "samples.npz", lambda path: torch.from_numpy(np.load(path)["samples"]).float(), None)
+    samples = _read(run.path / "samples.npz", _samples, None)
     evaluation = _mapping(_read(run.path / "evaluation.json", _json, {}))
-    evals = [line for line in lines if line["kind"] == "eval"]
-    last = {key: v for key, v in evals[-1].items() if key not in ("kind", "step", "seconds")} if evals else {}
-    final = {name: float(v) for name, v in (evaluation or last).items() if is_number(v)}
+    evals = [line for line in lines if line.get("kind") == "eval"]
+    last = {key: v for key, v in evals[-1].items() if key not in LINE} if evals else {}
+    final = {name: float(v) for name, v in (evaluation or last).items() if is_finite(v)}
     n = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
     n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
     return Contents(
         name=run.path.resolve().name,
-        train=[line for line in lines if line["kind"] == "train"],
+        train=[line for line in lines if line.get("kind") == "train"],
         evals=evals,
         config_text=config_text,
         config=config,
@@ -236,9 +242,17 @@ def _read(path: Path, reader: Callable[[Path], Any], default: Any) -> Any:
         return default
     try:
         return reader(path)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, yaml.YAMLError, RecursionError) as error:
+    except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+def _samples(path: Path) -> Tensor:
+    with path.open("rb") as file, np.load(file) as arrays:
+        samples = torch.from_numpy(arrays["samples"]).float()
+    if samples.ndim < 2:
+        raise ValueError(f"samples must have shape (n, *data), but have {tuple(samples.shape)}")
+    return samples
 
 
 def _json(path: Path) -> Any:
@@ -250,21 +264,19 @@ def _mapping(v: object) -> dict[str, Any]:
 
 
 def _is_line(line: object) -> bool:
-    return isinstance(line, dict) and "kind" in line and all(_is_finite(line.get(key)) for key in ("step", "seconds"))
-
-
-def _is_finite(v: object) -> bool:
-    return is_number(v) and bool(np.isfinite(float(v)))  # type: ignore[arg-type]
+    return isinstance(line, dict) and is_finite(line.get("step")) and is_finite(line.get("seconds"))
 
 
 def _bound(table: object) -> dict[str, NDArray[np.float64]] | None:
-    """The fields of a gap's table, None unless all are there as lists of numbers of one length."""
-    columns = [_mapping(table).get(name) for name in BOUND_FIELDS]
-    if not all(isinstance(column, list) and column and all(map(_is_finite, column)) for column in columns):
+    """The fields of a gap's table, (L,) each; None where one is missing or makes no sense."""
+    try:
+        columns = np.stack([np.array(_mapping(table)[name], dtype=np.float64) for name in BOUND_FIELDS])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    if len({len(column) for column in columns if column is not None}) > 1:
+    sensible = columns.ndim == 2 and columns.size and (np.abs(columns) <= figures.LARGEST).all()
+    if not sensible or (columns[0] <= 0).any() or (columns[4:] < 0).any():
         return None
-    return {name: np.array(column, dtype=np.float64) for name, column in zip(BOUND_FIELDS, columns, strict=True)}
+    return dict(zip(BOUND_FIELDS, columns, strict=True))
 
 
 def page(run: Contents) -> str:
@@ -310,7 +322,8 @@ def header(run: Contents) -> str:
         "threads": run.environment.get("threads"),
     }
     items = "".join(f"<li>{name} <b>{escape(str(v))}</b></li>" for name, v in facts.items() if v is not None)
-    return f'<p class="kind">One-step generator</p>\n<h1>{escape(run.name)}</h1>\n<ul class="facts">{items}</ul>'
+    title = f'<p class="kind">One-step generator</p>\n<h1>{escape(run.name)}</h1>'
+    return f'{title}\n<ul class="facts">{items}</ul>'
 
 
 def headline(run: Contents) -> str:
@@ -329,12 +342,10 @@ def summary(run: Contents) -> str:
     """The run in a sentence or two."""
     v, problem = run.final, run.problem
     if problem is None or not grades(v, run.truth):
-        told = "there is no evaluation against a known target" if run.steps else "the run has logged nothing yet"
-        return (
-            f"Trained for {run.steps:,} steps in {duration(run.seconds)}; {told}."
-            if run.steps
-            else f"{told.capitalize()}."
-        )
+        if not run.steps:
+            return "The run has logged nothing yet."
+        time = f"{run.steps:,} steps in {duration(run.seconds)}"
+        return f"Trained for {time}; there is no evaluation against a known target."
     parts = []
     if "modes_found" in v:
         parts.append(f"It finds {v['modes_found']:.0f} of the target's {len(problem.denoiser.means)} modes")
@@ -344,13 +355,16 @@ def summary(run: Contents) -> str:
         parts.append(f"its samples' mean log-density is {abs(gap):.3f} nats {side} the target's own")
     if "off_mode" in v:
         parts.append(f"{percent(v['off_mode'])} of them lie off the modes")
-    sentence = "; ".join(parts)
-    sentence = f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
+    sentence = sentence_case("; ".join(parts))
     if "mmd_p_value" in v:
-        p = v["mmd_p_value"]
-        told = "tells them from true samples" if p < LEVEL else "cannot tell them from true samples"
-        sentence += f" A two-sample test {told} (p = {p:.3f})."
+        told = "tells them from true samples" if v["mmd_p_value"] < LEVEL else "cannot tell them from true samples"
+        sentence += f" A two-sample test {told} (p = {v['mmd_p_value']:.3f})."
     return sentence
+
+
+def sentence_case(words: str) -> str:
+    """With a capital letter and a full stop, where there is anything."""
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def notes(run: Contents) -> list[str]:
@@ -358,17 +372,19 @@ def notes(run: Contents) -> list[str]:
     found = []
     skipped = Curve.of(run.train, "skipped")
     if skipped is not None and skipped.values[-1] > 0:
-        found.append(f"{skipped.values[-1]:,.0f} of {run.steps:,} steps were skipped: their gradients were not finite.")
+        count = f"{skipped.values[-1]:,.0f} of {run.steps:,}"
+        found.append(f"{count} steps were skipped: their gradients were not finite.")
     planned, budget = run.setting("training", "steps"), run.setting("training", "max_minutes")
-    if is_number(planned) and run.steps and run.steps < planned and budget is None:
+    if is_finite(planned) and run.steps and run.steps < planned and budget is None:
         found.append(f"The run stopped at step {run.steps:,} of {planned:,}.")
     if run.final and not run.measured:
-        found.append(f"Metrics are those of the last evaluation during training, at step {run.evals[-1]['step']:,}.")
+        step = f"{run.evals[-1]['step']:,.0f}"
+        found.append(f"Metrics are those of the last evaluation during training, at step {step}.")
     mmd = Curve.of(run.evals, "log_mmd")
     if mmd is not None and len(mmd.values) >= 8 and "log_mmd" in run.truth:
         late = len(mmd.values) // 4
         gain = float(np.median(mmd.values[-2 * late : -late]) - np.median(mmd.values[-late:]))
-        if gain > 0.2 and mmd.values[-1] > run.truth["log_mmd"].mean + MATCHING * run.truth["log_mmd"].std:
+        if gain > 0.2 and grade("log_mmd", mmd.values[-1], run.truth["log_mmd"]) is not Grade.MATCHES:
             found.append(f"It was still improving: log-MMD fell by {gain:.2f} over the last quarter.")
     if run.samples is not None and (bad := int((~run.samples.isfinite().flatten(1).all(1)).sum())):
         found.append(f"{bad:,} of {len(run.samples):,} samples are not finite.")
@@ -390,9 +406,11 @@ def tile(run: Contents, name: str, g: Grade) -> str:
 
 def truth(run: Contents, name: str) -> str:
     """What true samples score in a metric, as text."""
-    metric, standard = METRICS[name], run.truth.get(name)
+    metric, standard = METRICS.get(name), run.truth.get(name)
+    if metric is None or run.problem is None:
+        return ""
     if standard is None:
-        return metric.truth if run.problem is not None else ""
+        return metric.truth
     mean = metric.show(standard.mean)
     if name in ("modes_found", "off_mode") or not standard.std:
         return mean
@@ -402,41 +420,38 @@ def truth(run: Contents, name: str) -> str:
 def samples(run: Contents) -> str:
     """Samples over the density's contours, beside true samples."""
     x = run.samples
-    if x is None or x.ndim != 2 or x.shape[1] != 2 or (run.problem is not None and run.problem.data_shape != (2,)):
+    if x is None or x.shape[1:] != (2,) or (run.problem is not None and run.problem.data_shape != (2,)):
         return ""
     caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, one network evaluation each."
     if run.problem is not None:
-        masses = ", ".join(f"{100 * mass:.0f}" for mass in figures.MASSES[::-1])
+        *smaller, largest = (f"{100 * mass:.0f}" for mass in figures.MASSES[::-1])
+        masses = f"{', '.join(smaller)} and {largest}"
         caption = (
-            '<span class="swatch student"></span> samples on the modes, <span class="swatch astray"></span> samples farther than '
-            '4 standard deviations from every mode, <span class="swatch truth"></span> true samples. '
-            f"Contours hold {masses} % of the target's mass; both panels have the same axes."
+            f"{swatch('student')} samples on the modes, {swatch('astray')} samples farther than 4 standard deviations "
+            f"from every mode, {swatch('truth')} true samples. Contours hold {masses} % of the target's mass; both "
+            "panels have the same axes."
         )
-    return f"<h2>Samples</h2>\n{card('', figures.samples_figure(x, run.problem), caption, 'Samples of the student')}"
+    picture = card("", figures.samples_figure(x, run.problem), caption, "Samples of the student")
+    return f"<h2>Samples</h2>\n{picture}"
 
 
 def quality(run: Contents) -> str:
     """Evaluations over training."""
-    names = [name for name in CHARTS if name != "log_density" or run.problem or run.evals]
-    names += sorted({key for line in run.evals for key in line} - set(METRICS) - {"kind", "step", "seconds"})
+    own = {name for line in run.evals for name in line} - set(METRICS) - set(LINE)
+    curves = {name: Curve.of(run.evals, name) for name in (*CHARTS, *sorted(own))}
     cards = []
-    for name in names:
-        curve, metric = Curve.of(run.evals, name), METRICS.get(name)
-        if curve is None:
-            continue
-        title = metric.title if metric else name
-        figure = figures.quality_figure(curve, run.truth.get(name), **(metric.axis if metric else {}))
-        cards.append(card(title, figure, metric.meaning.capitalize() + "." if metric else ""))
+    for name, curve in curves.items():
+        if curve is not None:
+            metric = METRICS.get(name, Metric(name, significant, ""))
+            figure = figures.quality_figure(curve, run.truth.get(name), metric.scale)
+            cards.append(card(metric.title, figure, sentence_case(metric.meaning)))
     if not cards:
         return ""
-    key = '<span class="swatch student"></span> The averaged generator during training'
+    key = f"{swatch('student')} The averaged generator during training"
     if run.truth:
-        key += (
-            ', <span class="swatch truth"></span> as many true samples: their mean, and a band of two standard deviations of one '
-            "evaluation"
-        )
+        key += f", {swatch('truth')} as many true samples: their mean, and two standard deviations of one evaluation"
     key += ". Steps run along the bottom, wall-clock time along the top."
-    return f'<h2>Quality over training</h2>\n<p class="note">{key}</p>\n<div class="grid">{"".join(cards)}</div>'
+    return f'<h2>Quality over training</h2>\n<p class="note">{key}</p>\n{grid(cards)}'
 
 
 def bound(run: Contents) -> str:
@@ -444,65 +459,73 @@ def bound(run: Contents) -> str:
     if run.bound is None:
         return ""
     caption = (
-        "At the end of the run: the bound on the KL divergence between the student's and the target's noisy densities, that divergence "
-        "itself, and what the bound gives away, with two standard errors to either side. A student that matches has a KL of 0."
+        "At the end of the run: the bound on the KL divergence between the student's and the target's noisy "
+        "densities, that divergence itself, and what the bound gives away, with two standard errors to either "
+        "side. A student that matches has a KL of 0."
     )
-    return f"<h2>Bound per noise level</h2>\n{card('', figures.gap_figure(run.bound), caption, 'Bound and gap per noise level')}"
+    picture = card("", figures.gap_figure(run.bound), caption, "Bound and gap per noise level")
+    return f"<h2>Bound per noise level</h2>\n{picture}"
 
 
 def optimisation(run: Contents) -> str:
     """What happened step by step."""
-    cards = []
-    curves = {
-        name: Curve.of(run.train, name)
-        for name in ("bound", "loss", "lr", "skipped", "ratio_05", "ratio_50", "ratio_95")
-    }
-    if curve := curves["bound"]:
-        caption = "An upper bound on the diffusive KL, averaged over the noise levels of the step: it rises where the levels fall."
-        cards.append(card("Bound (nats)", figures.bound_figure(curve), caption))
-    low, middle, high = (curves[f"ratio_{q}"] for q in ("05", "50", "95"))
-    if low and middle and high and len(low.steps) == len(middle.steps) == len(high.steps):
-        scales = {"data std": run.problem.data_std, "mode std": run.problem.std} if run.problem else {}
-        figure = figures.levels_figure(low, middle, high, scales)
-        cards.append(
-            card(
-                "Noise levels σ/α",
-                figure,
-                "Median, and the band from the 5 % to the 95 % quantile, of a step's levels.",
-            )
-        )
+    charts = (bound_chart, levels_chart, gradients_chart, loss_chart, rate_chart, skipped_chart)
+    cards = [made for chart in charts if (made := chart(run))]
+    return f"<h2>Optimisation</h2>\n{grid(cards)}" if cards else ""
+
+
+def bound_chart(run: Contents) -> str:
+    """The bound over training."""
+    curve = Curve.of(run.train, "bound")
+    caption = (
+        "An upper bound on the diffusive KL, averaged over the step's noise levels: it may rise where they fall. "
+        f"The {swatch('truth')} line is 0, the least it can be."
+    )
+    return card("Bound (nats)", figures.noisy_figure(curve, floor=0.0), caption) if curve else ""
+
+
+def levels_chart(run: Contents) -> str:
+    """The noise levels over training."""
+    low, middle, high = (Curve.of(run.train, f"ratio_{q}") for q in ("05", "50", "95"))
+    if not (low and middle and high and len(low.steps) == len(middle.steps) == len(high.steps)):
+        return ""
+    scales = {"data std": run.problem.data_std, "mode std": run.problem.std} if run.problem else {}
+    caption = "Median, and the band from the 5 % to the 95 % quantile, of a step's levels."
+    return card("Noise levels σ/α", figures.levels_figure(low, middle, high, scales), caption)
+
+
+def gradients_chart(run: Contents) -> str:
+    """The norms of the gradients."""
     norms = {name: Curve.of(run.train, f"grad_norm_{name}") for name in ("generator", "objective")}
     present = {name: curve for name, curve in norms.items() if curve}
-    if present:
-        cards.append(
-            card(
-                "Gradient norm",
-                figures.lines_figure(present, log=True),
-                f"Of the {' and the '.join(present)}, before clipping.",
-            )
-        )
-    if curve := curves["loss"]:
-        cards.append(
-            card(
-                "Loss", figures.bound_figure(curve), "The weighted integrand that is minimised; its value has no scale."
-            )
-        )
-    if curve := curves["lr"]:
-        cards.append(card("Learning rate", figures.lines_figure({"generator": curve}), "Of the generator."))
-    if curve := curves["skipped"]:
-        if curve.values[-1] > 0:
-            cards.append(
-                card(
-                    "Skipped steps",
-                    figures.lines_figure({"skipped": curve}),
-                    "Steps with gradients that were not finite, so far.",
-                )
-            )
-        else:
-            cards.append(
-                '<div class="card"><h3>Skipped steps</h3><p class="note">None: all gradients were finite.</p></div>'
-            )
-    return f'<h2>Optimisation</h2>\n<div class="grid">{"".join(cards)}</div>' if cards else ""
+    if not present:
+        return ""
+    caption = f"Of the {' and the '.join(present)}, before clipping."
+    return card("Gradient norm", figures.lines_figure(present, log=True), caption)
+
+
+def loss_chart(run: Contents) -> str:
+    """The loss over training."""
+    curve = Curve.of(run.train, "loss")
+    caption = "The weighted integrand that is minimised; its value has no scale."
+    return card("Loss", figures.noisy_figure(curve), caption) if curve else ""
+
+
+def rate_chart(run: Contents) -> str:
+    """The learning rate over training."""
+    curve = Curve.of(run.train, "lr")
+    return card("Learning rate", figures.lines_figure({"generator": curve}), "Of the generator.") if curve else ""
+
+
+def skipped_chart(run: Contents) -> str:
+    """Skipped steps over training; a line of text where there are none."""
+    curve = Curve.of(run.train, "skipped")
+    if curve is None:
+        return ""
+    if not curve.values.any():
+        return '<div class="card"><h3>Skipped steps</h3><p class="note">None: all gradients were finite.</p></div>'
+    caption = "Steps with gradients that were not finite, so far."
+    return card("Skipped steps", figures.lines_figure({"skipped": curve}), caption)
 
 
 def table(run: Contents) -> str:
@@ -510,47 +533,49 @@ def table(run: Contents) -> str:
     if not run.final:
         return ""
     graded = grades(run.final, run.truth)
-    rows = []
-    for name in [n for n in METRICS if n in run.final] + sorted(set(run.final) - set(METRICS)):
-        metric = METRICS.get(name, Metric(name, significant, ""))
-        true = truth(run, name) if name in METRICS else ""
-        mark = (
-            f'<span class="grade {GRADES[graded[name]][0]}">{GRADES[graded[name]][1]}</span>' if name in graded else ""
-        )
-        rows.append(
-            f'<tr><th scope="row">{escape(metric.title)}</th><td class="number">{metric.show(run.final[name])}</td>'
-            f'<td class="plain">{true}</td><td>{mark}</td><td class="note">{metric.meaning}</td></tr>'
-        )
+    names = [n for n in METRICS if n in run.final] + sorted(set(run.final) - set(METRICS))
+    rows = "".join(table_row(run, name, graded.get(name)) for name in names)
     head = "<tr><th>Metric</th><th>Student</th><th>True samples</th><th></th><th></th></tr>"
+    body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return f'<h2>All metrics</h2>\n<div class="card">{body}{rules() if graded else ""}</div>'
+
+
+def table_row(run: Contents, name: str, g: Grade | None) -> str:
+    """One metric."""
+    metric = METRICS.get(name, Metric(name, significant, ""))
+    kind, mark, _ = GRADES[g] if g is not None else ("none", "", "")
     return (
-        f'<h2>All metrics</h2>\n<div class="card"><div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f"{rules() if graded else ''}</div>"
+        f'<tr><th scope="row">{escape(metric.title)}</th><td class="number">{metric.show(run.final[name])}</td>'
+        f'<td class="plain">{truth(run, name)}</td><td class="grade {kind}">{mark}</td>'
+        f'<td class="note">{metric.meaning}</td></tr>'
     )
 
 
 def rules() -> str:
     """How the grades are made."""
+    shares = ("off_mode", "modes_found")
     limits = "; ".join(
-        f"{METRICS[name].title.lower()} {percent(a) if name in ('off_mode', 'modes_found') else f'{a:g}'} and "
-        f"{percent(b) if name in ('off_mode', 'modes_found') else f'{b:g}'}"
-        for name, (a, b) in LIMITS.items()
+        f"{METRICS[name].title} " + " and ".join(percent(v) if name in shares else f"{v:g}" for v in pair)
+        for name, pair in LIMITS.items()
     )
-    return (
-        f'<details><summary>How the grades are made</summary><p class="note">A metric matches where it is within {MATCHING:g} standard '
-        f"deviations of what as many true samples score ({DRAWS} sets of them; log-MMD: the problem's reference). Otherwise it is close or "
-        f"rough by its distance from their mean: {limits}. The run has the worst of its metrics' grades, and matches only if the two-sample "
-        f"test does not tell it apart at the level {LEVEL:g}.</p></details>"
+    text = (
+        f"A metric matches where it is within {MATCHING:g} standard deviations of what as many true samples score "
+        f"({DRAWS} sets of them; log-MMD: the problem's reference). Otherwise its distance from their mean makes it "
+        f"close or rough, up to these limits: {limits}. The run has the worst of its metrics' grades, and matches "
+        f"only if the two-sample test does not tell it apart at the level {LEVEL:g}."
     )
+    return f'<details><summary>How the grades are made</summary><p class="note">{text}</p></details>'
 
 
 def settings(run: Contents) -> str:
     """Configuration, versions, hardware and timings."""
     cards = []
+    rate = steps_per_second(run.train)
     timings = {
         "steps": f"{run.steps:,}" if run.steps else None,
         "time": duration(run.seconds) if run.seconds else None,
-        "steps per second (median)": significant(rate) if (rate := steps_per_second(run.train)) else None,
-        "steps per second (evaluations included)": significant(run.steps / run.seconds) if run.seconds else None,
+        "steps per second, median": significant(rate) if rate else None,
+        "steps per second, evaluations included": significant(run.steps / run.seconds) if run.seconds else None,
         "evaluations": str(len(run.evals)) if run.evals else None,
     }
     if shown := [(name, v) for name, v in timings.items() if v is not None]:
@@ -558,10 +583,12 @@ def settings(run: Contents) -> str:
     if run.environment:
         values = [(name, "none" if v is None else str(v)) for name, v in run.environment.items()]
         cards.append(f'<div class="card wide"><h3>Versions and hardware</h3>{pairs(values)}</div>')
-    left = f"<div>{''.join(cards)}</div>" if cards else ""
-    text = re.sub(r"(?m)^(\s*[\w-]+:)", r"<b>\1</b>", escape(run.config_text.rstrip()))
-    right = f'<div class="card"><h3>Configuration</h3><pre>{text}</pre></div>' if text else ""
-    return f'<h2>How it was made</h2>\n<div class="grid">{left}{right}</div>' if left or right else ""
+    columns = [f"<div>{''.join(cards)}</div>"] if cards else []
+    if run.config_text:
+        text = re.sub(r"(?m)^(\s*[\w-]+:)", r"<b>\1</b>", escape(run.config_text.rstrip()))
+        columns.append(f'<div class="card"><h3>Configuration</h3><pre>{text}</pre></div>')
+    body = f'<div class="grid columns">{"".join(columns)}</div>'
+    return f"<h2>How it was made</h2>\n{body}" if columns else ""
 
 
 def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:
@@ -573,10 +600,21 @@ def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def card(title: str, figure: Figure, caption: str, label: str = "") -> str:
-    """A figure with its title and, as HTML, its caption."""
+    """A figure with its title and, as HTML, its caption; one without a title is broad and has a label."""
     head = f"<h3>{escape(title)}</h3>" if title else ""
     foot = f'<p class="note">{caption}</p>' if caption else ""
-    return f'<div class="card">{head}{svg(figure, label or title)}{foot}</div>'
+    kind = "card" if title else "card broad"
+    return f'<div class="{kind}">{head}{svg(figure, label or title)}{foot}</div>'
+
+
+def grid(cells: Iterable[str]) -> str:
+    """Cards side by side, as many as there is room for."""
+    return f'<div class="grid">{"".join(cells)}</div>'
+
+
+def swatch(name: str) -> str:
+    """A dot in one of the colours of the figures."""
+    return f'<span class="swatch {name}"></span>'
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:

@@ -84,11 +84,13 @@ class RunFolder:
 
 
 def create(path: Path) -> RunFolder:
-    """A new run folder.
+    """A new run folder; of several processes the first one makes it for all.
 
     Raises:
         UsageError: where the folder is not empty or cannot be written.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):

@@ -1,9 +1,10 @@
 r"""The loop that drives an objective.
 
-Each step draws latents z, noise (t, ε) and further latents η for the whole batch from one generator of random numbers, the same on every
-process, and each process keeps its share: the result does not depend on the number of processes. Gradients are averaged by
-the data-parallel wrapper that Accelerate chooses. A step whose gradient is not finite leaves all parameters alone (the fused
-optimisers skip it on the device, without a host sync) and is counted.
+Each step draws latents z, noise (t, ε) and further latents η for the whole batch from one generator of random numbers,
+the same on every process, and each process keeps its share: the result does not depend on the number of processes.
+Gradients are averaged by the data-parallel wrapper that Accelerate chooses. An update whose loss or gradient is not
+finite on any process leaves weights and optimisers alone (the fused optimisers skip it on the device, without a host
+sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n steps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,8 +140,8 @@ def distill(
         resume: go on from the latest checkpoint in `out`.
 
     Raises:
-        UsageError: for not exactly one of `teacher` and `objective`, a teacher that does not fit the generator, or a run
-            folder that cannot be used.
+        UsageError: for not exactly one of `teacher` and `objective`, a teacher that does not fit the generator, a run
+            folder that cannot be used, or a checkpoint that is damaged or of another run.
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
@@ -150,6 +153,8 @@ def distill(
         objective = VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
     if levels is None:
         levels = default_levels(objective.teacher, float(getattr(generator, "data_std", 1.0)))
+    if resume and out is None:
+        raise UsageError("resume needs the run folder: give it as out")
     folder = None
     if out is not None:
         folder = RunFolder(Path(out)) if resume else create(Path(out))
@@ -171,28 +176,22 @@ class Trainer:
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
         device = find_device(training.device) or self.accelerator.device
-        processes = self.accelerator.num_processes
         self.generator, self.objective = generator.to(device).train(), objective.to(device).train()
-        if training.batch % processes:
-            raise UsageError(f"batch must be divisible by the {processes} processes, but is {training.batch}")
-        if getattr(objective, "candidates", 0) == "batch" and training.batch < 2:
-            raise UsageError(
-                f"candidates shared across the batch need a batch of at least 2, but batch={training.batch}"
-            )
         parameter = next(generator.parameters())
+        check_batch(training.batch, self.accelerator.num_processes, objective)
         check_denoiser(objective.teacher, generator.data_shape, parameter)
-        self.average = copy.deepcopy(generator).eval().requires_grad_(False) if training.ema else generator
         if training.compile:
             for module in (generator, *objective.children()):
                 module.compile()
         step = Step(generator, objective, training.precision)
         self.step_module = self.accelerator.prepare_model(step, device_placement=False)
+        self.average = copy.deepcopy(generator).eval().requires_grad_(False) if training.ema else generator
         self.optimizers = {"generator": _adam(generator.parameters(), training)}
         self.peaks = {"generator": training.lr, "objective": training.posterior_lr}
         if auxiliary := objective.auxiliary_parameters():
             self.optimizers["objective"] = _adam(auxiliary, training)
         self.rng = torch.Generator(device).manual_seed(training.seed)
-        self.skipped = torch.zeros((), device=device)
+        self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
         self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
@@ -207,23 +206,18 @@ class Trainer:
         elif self.folder is not None and self.accelerator.is_main_process:
             facts = environment() | {"processes": self.accelerator.num_processes}
             self.folder.environment.write_text(json.dumps(facts, indent=2))
-        if self.folder is not None:
-            self.accelerator.init_trackers("logs")
         self.clock.start()
-        with self._graceful_interrupt(), self._progress_bar() as bar:
-            while self.step < self.config.steps and (progress := self.clock.progress(self.step)) < 1:
-                self._train_step(progress)
-                self.step += 1
-                self._keep_books(bar)
+        with self._graceful_interrupt(), self._trackers(), self._progress_bar() as bar:
+            progress = self.clock.progress(self.step)
+            while progress < 1:
+                self.advance(progress)
+                progress = self.clock.progress(self.step)
+                self._keep_books(progress, bar)
                 bar.update()
-                if self.stop_requested:
-                    self._save()
-                    raise Interrupted(f"stopped at step {self.step}")
-            self._log(bar)
-            self._evaluate(bar)
         return self._finish()
 
-    def _train_step(self, progress: float) -> None:
+    def advance(self, progress: float) -> None:
+        """One step of training, at this progress ∈ [0, 1] of the run."""
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.peaks[name] * learning_rate(self.config, progress)
@@ -232,15 +226,16 @@ class Trainer:
         self._update(progress, critic=False)
         if self.average is not self.generator:
             self._update_average()
+        self.step += 1
 
     def _update(self, progress: float, critic: bool) -> None:
         loss = self.step_module(*self._draw(progress), critic)
         self.accelerator.backward(loss)
         stepping = {name: o for name, o in self.optimizers.items() if name == "objective" or not critic}
         norms = {name: _clip(optimizer, self.config.clip) for name, optimizer in stepping.items()}
-        not_finite = (~torch.stack([*norms.values(), loss.detach().to(self.skipped)]).isfinite()).any().float()
+        not_finite = self._not_finite(loss.detach(), *norms.values())
         for optimizer in stepping.values():
-            optimizer.found_inf = not_finite  # the fused kernels leave parameters and state alone where this is 1
+            optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
             optimizer.step()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -248,8 +243,15 @@ class Trainer:
         if not critic:
             self.figures = {"loss": loss.detach(), **{f"grad_norm_{name}": norm for name, norm in norms.items()}}
 
+    def _not_finite(self, *values: Tensor) -> Tensor:
+        """1 where one of the scalars is NaN or infinite on any process, else 0."""
+        bad = (~torch.stack([v.to(self.skipped) for v in values]).isfinite()).any().float()
+        if self.accelerator.num_processes > 1:
+            bad = (self.accelerator.reduce(bad, "sum") > 0).float()
+        return bad
+
     def _draw(self, progress: float) -> tuple[Tensor, Noise, Tensor | None, Mapping[str, Tensor]]:
-        """This process's share of the step's latents, noise and further latents; the whole batch's are drawn everywhere."""
+        """This process's share of the step's latents, noise and further latents; all are drawn everywhere."""
         batch, generator = self.config.batch, self.generator
         z = generator.latents(batch, self.rng)
         noise = self.levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype)
@@ -270,46 +272,65 @@ class Trainer:
         for a, b in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             a.copy_(b)
 
-    def _keep_books(self, bar: tqdm[None]) -> None:
-        """Log, evaluate and save where this step is due; the end of the run logs and evaluates by itself."""
-        if self.step == self.config.steps:
-            return
-        if self.step % self.config.log_every == 0:
-            self._log(bar)
-        if self.config.eval_every and self.step % self.config.eval_every == 0:
+    def _keep_books(self, progress: float, bar: tqdm[None]) -> None:
+        """Log, evaluate and save where this step is due, and stop where that was asked for."""
+        last = progress >= 1
+        if last or self.step % self.config.log_every == 0:
+            self._log(progress, bar)
+        if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
             self._evaluate(bar)
-        if self.step % self.config.checkpoint_every == 0:
+        stopping = not last and self._stopping()
+        if last or stopping or self.step % self.config.checkpoint_every == 0:
             self._save()
+        if stopping:
+            raise Interrupted(f"stopped at step {self.step}")
 
-    def _log(self, bar: tqdm[None]) -> None:
-        draw = self._diagnostic_draw()
-        values = {name: float(v) for name, v in (self.figures | self.objective.diagnostics(draw)).items()}
-        progress = self.clock.progress(self.step)
-        levels = (draw.noise.sigma / draw.noise.alpha).quantile(torch.tensor([0.05, 0.5, 0.95]).to(draw.noise.sigma))
-        values |= dict(zip(("ratio_05", "ratio_50", "ratio_95"), levels.tolist(), strict=True))
-        values |= {"lr": self.config.lr * learning_rate(self.config, progress), "skipped": float(self.skipped)}
-        self._record("train", values, bar)
-        if values["skipped"] > self.config.max_skipped:
+    def _stopping(self) -> bool:
+        """Whether a stop was asked for; several processes agree on it where they log, and so wait, anyway."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        if self.step % self.config.log_every:
+            return False
+        wishes = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wishes, "sum") > 0)
+
+    def _log(self, progress: float, bar: tqdm[None]) -> None:
+        values = self._values(progress) | {"lr": self.config.lr * learning_rate(self.config, progress)}
+        self._record("train", values | {"skipped": float(self.skipped)}, bar)
+        skipped = float(self.skipped) - self.skipped_before
+        if skipped > self.config.max_skipped:
             self._save()
             raise Diverged(
-                f"{values['skipped']:.0f} of {self.step} steps had gradients that are not finite (limit {self.config.max_skipped}); "
-                "the last good state is kept: try a smaller lr, clip, or a larger smallest noise level"
+                f"{skipped:.0f} updates up to step {self.step} had gradients that are not finite (limit "
+                f"{self.config.max_skipped}); the last good state is kept: try a smaller lr or clip, or a larger "
+                "smallest noise level"
             )
 
     @torch.no_grad()
-    def _diagnostic_draw(self) -> Draw:
+    def _values(self, progress: float) -> dict[str, float]:
+        """The last update's figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
+        with _evaluation_mode(self.generator, self.objective):
+            draw = self._diagnostic_draw(progress)
+            tensors = self.figures | self.objective.diagnostics(draw)
+        ratio = draw.noise.sigma / draw.noise.alpha
+        tensors |= {f"ratio_{percent:02d}": ratio.quantile(percent / 100) for percent in (5, 50, 95)}
+        stacked = torch.stack([v.to(ratio) for v in tensors.values()])
+        return dict(zip(tensors, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+    def _diagnostic_draw(self, progress: float) -> Draw:
         """A draw of its own random numbers, so that logging does not change the run."""
         rng, self.rng = self.rng, torch.Generator(self.rng.device).manual_seed(self.step)
         try:
-            z, noise, eta, batch = self._draw(self.clock.progress(self.step))
+            z, noise, eta, batch = self._draw(progress)
         finally:
             self.rng = rng
         return Draw(noise.rows(z), noise.rows(self.generator(z)), noise, self.generator, eta, batch)
 
     def _evaluate(self, bar: tqdm[None]) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
-            self._record("eval", {name: float(v) for name, v in self.evaluate(self.average.eval()).items()}, bar)
-            self.generator.train()
+            with _evaluation_mode(self.generator):
+                values = {name: float(v) for name, v in self.evaluate(self.average).items()}
+            self._record("eval", values, bar)
 
     def _record(self, kind: str, values: dict[str, float], bar: tqdm[None]) -> None:
         if not self.accelerator.is_main_process:
@@ -322,65 +343,78 @@ class Trainer:
         self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
         bar.set_postfix(self.live, refresh=False)
 
-    def _save(self) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
-            return
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps, by section; all but the random state are the run's own tensors, not copies."""
         tensors = {
             "generator": dict(self.generator.state_dict()),
             "objective": self.objective.auxiliary_state(),
-            "random": {"training": self.rng.get_state()},
             "counters": {"skipped": self.skipped},
+            "random": {"training": self.rng.get_state()},
         }
         if self.average is not self.generator:
             tensors["average"] = dict(self.average.state_dict())
-        for name, optimizer in self.optimizers.items():
-            tensors[f"optimizer.{name}"] = _optimizer_state(optimizer)
-        state = checkpoints.State(self.step, self.clock.elapsed(), tensors)
-        checkpoints.save(self.folder.checkpoints, state, self.config.keep_checkpoints)
+        return tensors | {f"optimizer.{name}": _adam_state(o) for name, o in self.optimizers.items()}
 
+    def _save(self) -> None:
+        """Keep a checkpoint; it is complete when any process goes on."""
+        if self.folder is None:
+            return
+        if self.accelerator.is_main_process:
+            state = checkpoints.State(self.step, self.clock.elapsed(), self._tensors())
+            checkpoints.save(self.folder.checkpoints, state, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
     def _restore(self) -> None:
         assert self.folder is not None
-        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device)
-        self._restore_module("generator", self.generator, state)
-        if self.average is not self.generator:
-            self._restore_module("average", self.average, state)
-        loaded = state.tensors.get("objective", {})
-        checkpoints.match("objective", loaded, self.objective.auxiliary_state())
-        self.objective.load_state_dict(loaded, strict=False)
-        for name, optimizer in self.optimizers.items():
-            _restore_optimizer(optimizer, state.tensors.get(f"optimizer.{name}", {}), name)
-        self.rng.set_state(state.tensors["random"]["training"].cpu())
-        self.skipped.copy_(state.tensors["counters"]["skipped"])
-        self.step, self.clock.spent = state.step, state.seconds
+        state, own = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device), self._tensors()
+        for section in own.keys() | state.tensors.keys():
+            checkpoints.match(section, state.tensors.get(section, {}), own.get(section, {}))
+        try:
+            self.rng.set_state(state.tensors["random"]["training"].cpu())
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
+        for section, tensors in own.items():
+            for name, v in tensors.items():
+                v.copy_(state.tensors[section][name])
+        self.step, self.clock.spent, self.skipped_before = state.step, state.seconds, float(self.skipped)
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
-        self.history = self.folder.history()
-
-    @staticmethod
-    def _restore_module(section: str, module: nn.Module, state: checkpoints.State) -> None:
-        loaded = state.tensors.get(section, {})
-        checkpoints.match(section, loaded, module.state_dict())
-        module.load_state_dict(loaded)
+            self.history = self.folder.history()
 
     def _finish(self) -> Run:
-        self._save()
         generator = self.average.eval()
-        if self.folder is not None and self.accelerator.is_main_process:
-            if isinstance(generator, PyTorchModelHubMixin):
-                generator.save_pretrained(self.folder.generator)
-            self.accelerator.end_training()
-        return Run(generator, self.objective, self.history, self.folder.path if self.folder else None)
+        if self.folder is not None and self.accelerator.is_main_process and isinstance(generator, PyTorchModelHubMixin):
+            generator.save_pretrained(self.folder.generator)
+        self.accelerator.wait_for_everyone()
+        return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
+
+    @contextmanager
+    def _trackers(self) -> Iterator[None]:
+        """Start the trackers, and write out what they hold however the run ends."""
+        if self.folder is not None:
+            self.accelerator.init_trackers("logs")
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def _progress_bar(self) -> tqdm[None]:
+        """Steps and live figures; few lines where they end in a file."""
         hidden = not self.accelerator.is_local_main_process
-        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, mininterval=0.5)
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, mininterval=interval)
 
     @contextmanager
     def _graceful_interrupt(self) -> Iterator[None]:
-        """Finish the step under way on the first SIGINT or SIGTERM; a second one stops at once."""
+        """Finish the step under way on the first SIGINT or SIGTERM.
+
+        A second one stops a run of one process at once; launchers of several pass the first one on twice.
+        """
 
         def request(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested:
+            if self.stop_requested and self.accelerator.num_processes == 1:
                 raise KeyboardInterrupt
             self.stop_requested = True
 
@@ -431,39 +465,59 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
     return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
 
 
+def check_batch(batch: int, processes: int, objective: Objective) -> None:
+    """Raise UsageError unless the batch splits evenly and, where candidates come from it, offers some."""
+    if batch % processes:
+        raise UsageError(f"batch must be divisible by the {processes} processes, but is {batch}")
+    if getattr(objective, "candidates", 0) == "batch" and batch < 2:
+        raise UsageError(f"candidates shared across the batch need a batch of at least 2, but batch={batch}")
+
+
+@contextmanager
+def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.train()
+
+
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:
+    """Accelerate's view of the processes. Its choice of the CPU is for good, so that one process does not make it."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = training.device == "cpu" or (training.device == "auto" and not torch.accelerator.is_available())
     tracker = None if folder is None or training.tracker == "none" else training.tracker
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=objective.critic_steps > 0)
     return Accelerator(
-        cpu=training.device == "cpu",
+        cpu=several and on_cpu,
         mixed_precision="no",
         log_with=tracker,
         project_dir=None if folder is None else str(folder.path),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=objective.critic_steps > 0)],
+        kwargs_handlers=[ddp],
     )
 
 
 def _adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with its state there from the start, so that a checkpoint always has all of it."""
     betas = (training.beta1, training.beta2)
-    return torch.optim.AdamW(list(parameters), betas=betas, weight_decay=training.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(list(parameters), betas=betas, weight_decay=training.weight_decay, fused=True)
+    for p in _parameters(optimizer):
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
+
+
+def _adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    parameters = enumerate(_parameters(optimizer))
+    return {f"{i}/{key}": v for i, p in parameters for key, v in optimizer.state[p].items()}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _clip(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` and return the norm before."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, largest)
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"{i}/{key}": v for i, part in optimizer.state_dict()["state"].items() for key, v in part.items()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Tensor], name: str) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, p in enumerate(parameters):
-        try:
-            state = {key: loaded[f"{i}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        except KeyError as error:
-            raise UsageError(
-                f"the checkpoint is of another run: it lacks optimizer state {error} of the {name}"
-            ) from error
-        optimizer.state[p] = state
+    return nn.utils.clip_grad_norm_(_parameters(optimizer), largest)

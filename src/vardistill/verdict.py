@@ -1,15 +1,16 @@
 r"""Is a student good? Its metrics beside those of true samples, and a grade.
 
-A metric v is compared with what n true samples score in its place, of mean m and standard deviation s. Its excess is
-|v − m| for the gap of the log-density, and v − m (or m − v where more is better) for the others. The grade is
+A metric v is compared with what n true samples score in its place, of mean m and standard deviation s. Its
+excess is |v − m| for the gap of the log-density, and v − m (or m − v where more is better) for the others. The
+metric
 
     matches  where the excess is at most 3 s: one evaluation cannot tell the student from the target,
     close    where it is at most the metric's first limit,
     rough    where it is at most its second limit, and
     far      elsewhere.
 
-The whole student has the worst of its metrics' grades; it matches only if a two-sample test, where there is one,
-agrees at the level 0.05.
+The whole student has the worst of its metrics' grades; it matches only if a two-sample test, where there is
+one, agrees at the level 0.05.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ LIMITS = {
     "off_mode": (0.01, 0.05),
     "mode_tv": (0.05, 0.15),
 }
-"""Largest excess of a close and of a rough student: nats, nats, share of the modes, share of the samples twice."""
+"""Largest excess of a close and of a rough student; of the modes found as a share of all."""
 
 
 def standards(problem: Problem, n: int) -> dict[str, Standard]:
     """What `n` true samples score in the metrics of `LIMITS` and in `log_density`.
 
-    The biased MMD² of true samples is proportional to 1/n, which carries the problem's reference over to this n.
+    The biased MMD² of true samples is proportional to 1/n: so the problem's reference serves any n.
 
     Raises:
         UsageError: unless n is at least 2.
@@ -75,7 +76,9 @@ def standards(problem: Problem, n: int) -> dict[str, Standard]:
     rng = torch.Generator().manual_seed(0)
     mixture, reference = problem.denoiser, problem.reference
     draws = [problem.sample(n, rng) for _ in range(DRAWS)]
-    modes = torch.tensor([mode_statistics(x, mixture.means, problem.std, mixture.weights) for x in draws]).double()
+    modes = torch.tensor(
+        [mode_statistics(x, mixture.means, problem.std, mixture.weights) for x in draws], dtype=torch.float64
+    )
     found, tv, off = (Standard(float(v.mean()), float(v.std())) for v in modes.unbind(1))
     density_std = float(problem.log_prob(draws[0]).std()) / math.sqrt(n)
     return {
@@ -103,7 +106,8 @@ def grade(metric: str, value: float, standard: Standard) -> Grade:
 
 def grades(values: Mapping[str, float], standard: Mapping[str, Standard]) -> dict[str, Grade]:
     """The grade of every metric of `LIMITS` that both have."""
-    return {name: grade(name, values[name], standard[name]) for name in LIMITS if name in values and name in standard}
+    both = [name for name in LIMITS if name in values and name in standard]
+    return {name: grade(name, values[name], standard[name]) for name in both}
 
 
 def overall(values: Mapping[str, float], graded: Mapping[str, Grade]) -> Grade | None:

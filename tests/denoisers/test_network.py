@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vardistill.denoisers import Denoiser, GaussianMixture, Preconditioned, dsm_loss, reschedule, score
 from vardistill.errors import UsageError
 from vardistill.levels import LogNormal
-from vardistill.noise_levels import NoiseLevels, named_weight
+from vardistill.noise_levels import Noise, NoiseLevels, named_weight
 from vardistill.schedules import VE, VP, Cosine, Rectified, Schedule
 
 SCHEDULES = [VE(0.05, 20.0), VP(), Cosine(), Rectified()]
@@ -37,9 +37,9 @@ class Network(nn.Module):
 
     def __init__(self, d: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(d + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, d)
-        ).to(dtype)
+        self.layers = nn.Sequential(nn.Linear(d + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, d)).to(
+            dtype
+        )
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]), generator=generator())
 
@@ -118,9 +118,7 @@ def test_dsm_loss_exceeds_its_minimum_by_the_denoisers_distance(schedule: Schedu
     n = 50_000
     exact = GaussianMixture(2 * normal(4, 2), std=0.5, schedule=schedule)
     other = Preconditioned(Network(2, torch.float64), 1.5, schedule)
-    noise = NoiseLevels(schedule, LEVELS, named_weight("edm", 1.5)).draw(
-        (2,), n, 0.0, generator(), torch.float64
-    )
+    noise = NoiseLevels(schedule, LEVELS, named_weight("edm", 1.5)).draw((2,), n, 0.0, generator(), torch.float64)
     x = exact.sample(n, generator(1))
     with torch.no_grad():
         x_t = noise.x_t(x)
@@ -167,3 +165,112 @@ def test_fits_a_gaussian_to_its_closed_form(schedule: Schedule) -> None:
 def test_refused_sigma_data(sigma_data: float) -> None:
     with pytest.raises(UsageError, match="sigma_data must be positive"):
         Preconditioned(nn.Identity(), sigma_data)
+
+
+class Recorder(nn.Module):
+    """A network that returns a constant and keeps its input."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        self.x, self.c = x, c
+        return torch.full_like(x, self.value)
+
+
+def scales(schedule: Schedule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """t, α, σ and r = σ/α, (R,) each, r from 0.06 to 16."""
+    t = schedule.time(torch.logspace(-1.2, 1.2, 9))
+    alpha, sigma = schedule(t)
+    return t, alpha, sigma, sigma / alpha
+
+
+@pytest.mark.usefixtures("float64")
+@every_schedule
+def test_input_and_target_of_the_network_have_unit_variance(schedule: Schedule) -> None:
+    """For x ~ N(0, σ_d²): x_t = α x + σ ε has coefficients of x and ε, and so have input and target."""
+    sigma_data = 1.7
+    t, alpha, sigma, ratio = scales(schedule)
+    zero, one = (Preconditioned(Recorder(v), sigma_data, schedule) for v in (0.0, 1.0))
+    of_x, of_eps = alpha[:, None], sigma[:, None]
+    c_out = (one(of_x, t) - zero(of_x, t)).squeeze(1)
+    skip = [zero(v, t).squeeze(1) for v in (of_x, of_eps)]
+    inputs = []
+    for v in (of_x, of_eps):
+        zero(v, t)
+        inputs.append(zero.network.x.squeeze(1))
+    # the target F* = (x − c_skip x_t/α)/c_out
+    target = [(1 - skip[0]) / c_out, -skip[1] / c_out]
+    for on_x, on_eps in (inputs, target):
+        torch.testing.assert_close(sigma_data**2 * on_x**2 + on_eps**2, torch.ones(len(t)))
+    torch.testing.assert_close(zero.network.c, 0.25 * ratio.log())
+    # c_skip is the best linear denoiser: input and target are uncorrelated
+    torch.testing.assert_close(sigma_data**2 * inputs[0] * target[0] + inputs[1] * target[1], torch.zeros(len(t)))
+
+
+@pytest.mark.usefixtures("float64")
+@every_schedule
+def test_edm_weight_makes_the_loss_that_of_the_network(schedule: Schedule) -> None:
+    """w c_out² = 1, so the loss is ‖F − F*‖² at every level."""
+    sigma_data = 1.7
+    t, alpha, sigma, ratio = scales(schedule)
+    total = (ratio**2 + sigma_data**2).sqrt()
+    x, eps = normal(len(t), 1, 2, 2), normal(len(t), 1, 2, 2, seed=1)
+    noise = Noise(t, alpha, sigma, named_weight("edm", sigma_data)(alpha, sigma), eps, len(t))
+    denoiser = Preconditioned(Recorder(0.3), sigma_data, schedule)
+    x_hat = noise.x_t(x).flatten(1) / alpha[:, None]
+    c_skip, c_out = (sigma_data / total) ** 2, ratio * sigma_data / total
+    target = (x.flatten(1) - c_skip[:, None] * x_hat) / c_out[:, None]
+    loss = dsm_loss(denoiser, x, noise)
+    assert loss.shape == (len(t),)
+    torch.testing.assert_close(loss, (0.3 - target).pow(2).sum(1))
+
+
+class Affine(nn.Module):
+    """F(x, c) = x W + v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.usefixtures("float64")
+@every_schedule
+@pytest.mark.parametrize("ratio", [0.05, 1.0, 20.0])
+def test_best_affine_network_at_one_level_is_the_closed_form_denoiser(schedule: Schedule, ratio: float) -> None:
+    """The loss is quadratic in the network's weights: one Newton step from any start ends at its minimum.
+
+    Expectations over (x, ε) are exact: 2d points ±√d e_i match all moments that a quadratic has.
+    """
+    sigma_data, covariance = 1.7, torch.tensor([[2.0, 0.9], [0.9, 1.0]])
+    exact = GaussianMixture(torch.tensor([[0.8, -0.5]]), covariances=covariance[None], schedule=schedule)
+    points = 2.0 * torch.cat([torch.eye(4), -torch.eye(4)])
+    clean, eps = points.split(2, 1)
+    root = torch.linalg.cholesky(covariance)
+    x = exact.means + clean @ root.T
+    t = schedule.time(torch.full((8,), ratio))
+    alpha, sigma = schedule(t)
+    noise = Noise(t, alpha, sigma, named_weight("edm", sigma_data)(alpha, sigma), eps, 8)
+    denoiser = Preconditioned(Affine(), sigma_data, schedule)
+    shapes = {name: p.shape for name, p in denoiser.named_parameters()}
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        weights = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+        def call(x_t: Tensor, t: Tensor) -> Tensor:
+            return torch.func.functional_call(denoiser, weights, (x_t, t))
+
+        return dsm_loss(call, x, noise).mean()  # type: ignore[arg-type]
+
+    start = torch.nn.utils.parameters_to_vector(denoiser.parameters()).detach()
+    slope = torch.autograd.functional.jacobian(loss, start)
+    curvature = torch.autograd.functional.hessian(loss, start)
+    assert torch.linalg.eigvalsh(curvature).min() > 0
+    torch.nn.utils.vector_to_parameters(start - torch.linalg.solve(curvature, slope), denoiser.parameters())
+    x_t = alpha[:, None] * (3 * normal(8, 2))
+    torch.testing.assert_close(denoiser(x_t, t), exact(x_t, t), rtol=1e-8, atol=1e-8)

@@ -32,7 +32,7 @@ class Denoiser(Protocol):
 class DensityDenoiser(Denoiser, Protocol):
     """A denoiser that knows the density of its noisy marginals."""
 
-    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def log_prob(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,)."""
         ...
 
@@ -74,10 +74,10 @@ class RescheduledDensity(Rescheduled):
 
     denoiser: DensityDenoiser
 
-    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def log_prob(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,)."""
         native_x_t, native_t, scale = self._native(x_t, t)
-        return self.denoiser.log_prob(native_x_t, native_t) + x_t[0].numel() * scale.log()
+        return self.denoiser.log_prob(native_x_t, native_t, **condition) + x_t[0].numel() * scale.log()
 
 
 def reschedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:

@@ -83,7 +83,7 @@ class GaussianMixture(nn.Module):
         """(K,) component weights; they sum to 1."""
         return self.log_weights.exp()
 
-    def log_prob(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+    def log_prob(self, x_t: Tensor, t: Tensor | None = None, **condition: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,); without t the log-density of the clean mixture."""
         alpha, sigma = self._scales(x_t, t)
         normaliser = None

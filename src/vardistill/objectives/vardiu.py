@@ -115,8 +115,11 @@ class VarDiU(Objective):
         return noise.weight * (self._latent_terms(draw, x_t) - inner(s_t, x_t))
 
     def critic_loss(self, draw: Draw) -> Tensor:
-        """The same for the posterior alone: w(t) times the terms of the bound that depend on φ, (R,)."""
-        return draw.noise.weight * self._latent_terms(draw, draw.x_t.detach())
+        """The terms of the bound that depend on φ, (R,): unweighted, since one q_φ is best at every level at once.
+
+        Where candidates are drawn from q_φ the gradient passes through the generator; only φ's part is to be used.
+        """
+        return self._latent_terms(draw, draw.x_t.detach())
 
     def bound(self, draw: Draw) -> Tensor:
         """The integrand of DiU_t^K in nats, (R,); its mean exceeds the diffusive KL.
@@ -130,7 +133,7 @@ class VarDiU(Objective):
             )
         log_prior = standard_normal_log_prob(draw.z)
         log_noise = standard_normal_log_prob(draw.noise.eps) - draw.x[0].numel() * draw.noise.sigma.log()
-        log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t)
+        log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t, **draw.batch)
         return log_prior + log_noise + self._latent_terms(draw, draw.x_t) - log_teacher
 
     @torch.no_grad()

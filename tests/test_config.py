@@ -1,0 +1,162 @@
+"""Configurations: complete on disk, and clear about what they do not take."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vardistill.config import Config, TeachConfig, TrainingConfig, from_dict, read, to_dict, write
+from vardistill.errors import UsageError
+from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.presets import PRESETS, TEACHERS, Preset
+
+ALL: dict[str, Preset[Any]] = {**PRESETS, **{f"teacher {name}": preset for name, preset in TEACHERS.items()}}
+
+
+def refusal(match: str, text: str, tmp_path: Path, cls: type = Config) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=match) as caught:
+        read(cls, path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_presets_survive_the_disk(name: str, tmp_path: Path) -> None:
+    config = ALL[name].config
+    assert from_dict(type(config), to_dict(config)) == config
+    write(config, tmp_path / "config.yaml")
+    assert read(type(config), tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("distribution", [LogNormal(), PowerLaw(sigma_max=7.0), EDM(std=1.0), UniformTime()])
+def test_distributions_carry_their_kind(distribution: Any, tmp_path: Path) -> None:
+    config = from_dict(Config, {"levels": {"distribution": {"kind": type(distribution).__name__}}})
+    assert type(config.levels.distribution) is type(distribution)
+    teach = TeachConfig(distribution=distribution)
+    write(teach, tmp_path / "config.yaml")
+    assert read(TeachConfig, tmp_path / "config.yaml") == teach
+
+
+def test_every_kind_of_value_survives_the_disk(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "training": {"max_minutes": 1.5, "clip": math.inf, "lr": 1e-5, "seed": -1, "compile": True},
+        "teacher": {"teacher": "learned", "teacher_run": "somewhere/täg"},
+        "objective": {"candidates": "batch"},
+    }
+    config = from_dict(Config, values)
+    assert config.teacher.teacher_run == Path("somewhere/täg")
+    write(config, tmp_path / "config.yaml")
+    assert read(Config, tmp_path / "config.yaml") == config
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {steps: 5}")
+    assert read(Config, tmp_path / "config.yaml") == Config(training=TrainingConfig(steps=5))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1", 1.0), (".inf", math.inf), ("2.5E-4", 2.5e-4)])
+def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"training: {{clip: {text}}}")
+    assert read(Config, tmp_path / "config.yaml").training.clip == value
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("training: {stesp: 5}", "unknown key in config.yaml.training 'stesp': did you mean steps?"),
+        ("trainin: {}", "unknown key in config.yaml 'trainin': did you mean training?"),
+        ("7: {}", "unknown key in config.yaml '7': known: "),
+        ("training: {steps: many}", "config.yaml.training.steps must be int, but is 'many'"),
+        ("training: {steps: 2.5}", "config.yaml.training.steps must be int, but is 2.5"),
+        ("training: {steps: true}", "config.yaml.training.steps must be int, but is True"),
+        ("training: {steps: null}", "config.yaml.training.steps must be int, but is None"),
+        ("training: {lr: fast}", "config.yaml.training.lr must be float, but is 'fast'"),
+        ("training: {lr: true}", "config.yaml.training.lr must be float, but is True"),
+        ("training: {compile: 1}", "config.yaml.training.compile must be bool, but is 1"),
+        ("training: {precision: fp8}", "config.yaml.training.precision must be .*bf16.*, but is 'fp8'"),
+        ("training: {tracker: [a]}", "config.yaml.training.tracker must be .*tensorboard.*, but is"),
+        ("training: {max_minutes: soon}", "config.yaml.training.max_minutes must be float or None"),
+        ("training: 5", "config.yaml.training must be a mapping, but is 5"),
+        ("objective: {candidates: some}", "config.yaml.objective.candidates must be int or .*batch"),
+        ("levels: {distribution: {kind: LogNorml}}", "unknown kind .*'LogNorml': did you mean LogNormal?"),
+        ("levels: {distribution: {base_start: 1.0}}", "kind of config.yaml.levels.distribution .*known: .*LogNormal"),
+        ("levels: {distribution: {kind: EDM, rho: 1}}", "unknown key in config.yaml.levels.distribution 'rho'"),
+        ("levels: {distribution: 5}", "kind of config.yaml.levels.distribution"),
+        ("[]", "config.yaml must be a mapping"),
+        ("", "config.yaml must be a mapping"),
+        ("training: {steps: 5", "cannot read the configuration"),
+        ("!!python/object/apply:os.system [exit]", "cannot read the configuration"),
+    ],
+)
+def test_what_does_not_fit_is_named(text: str, match: str, tmp_path: Path) -> None:
+    refusal(match, text, tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the configuration .*none.yaml"):
+        read(Config, tmp_path / "none.yaml")
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UsageError, match="cannot read the configuration"):
+        read(Config, tmp_path / "config.yaml")
+
+
+POSITIVE = ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples")
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", [*POSITIVE, "max_minutes", "keep_checkpoints"])
+def test_numbers_of_a_run_must_be_positive(name: str, value: int, tmp_path: Path) -> None:
+    refusal(f"^{name} must be (positive|at least 1).*, but is {value}", f"training: {{{name}: {value}}}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", math.inf), ("lr", math.nan), ("posterior_lr", math.nan), ("clip", math.nan), ("max_skipped", -1),
+        ("weight_decay", -0.1), ("eval_every", -1), ("beta1", 1.0), ("beta2", -0.1), ("ema", 1.0), ("warmup", 1.0),
+        ("lr_final", 1.1),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be .*, but is {value}"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [("lr_schedule", "cosin", "cosine"), ("precision", "bf", "bf16"), ("tracker", "x", "")],
+)
+def test_choices_of_a_run_are_checked_without_a_file_too(name: str, value: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown {name} '{value}': .*{nearest}"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
+def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> None:
+    refusal(f"^{name} must be positive, but is 0", f"{name}: 0", tmp_path, TeachConfig)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("generator", "depth", 0), ("generator", "width", -1), ("generator", "latent", 0),
+        ("teacher", "teacher_samples", 0), ("teacher", "bandwidth", -1.0),
+        ("objective", "candidates", -1), ("objective", "posterior_steps", 0), ("objective", "posterior_width", 0),
+        ("levels", "draws", 0),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_parts_are_checked_before_anything_is_built(
+    section: str, name: str, value: float, tmp_path: Path
+) -> None:
+    refusal(f"^{name} must be .*, but is {value}", f"{section}: {{{name}: {value}}}", tmp_path)
+
+
+def test_configurations_do_not_import_torch() -> None:
+    code = "import sys, vardistill.config, vardistill.presets; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

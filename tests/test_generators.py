@@ -1,0 +1,120 @@
+"""Generators: shapes, scale, seeds, and weights that come back from disk as they went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vardistill.errors import UsageError
+from vardistill.generators import MLP, Generator
+from vardistill.networks import ACTIVATIONS, mlp
+
+
+def small(seed: int = 0, **arguments: Any) -> MLP:
+    torch.manual_seed(seed)
+    return MLP(**({"latent": 3, "data": 2, "depth": 2, "width": 16} | arguments))
+
+
+def test_shapes_and_dtype() -> None:
+    generator = small().double()
+    assert (generator.latent_shape, generator.data_shape) == ((3,), (2,))
+    z = generator.latents(5, torch.Generator().manual_seed(0))
+    assert (z.shape, z.dtype) == ((5, 3), torch.float64)
+    assert (generator(z).shape, generator(z).dtype) == ((5, 2), torch.float64)
+    assert generator.sample(7).shape == (7, 2)
+
+
+def test_latents_are_standard_normal() -> None:
+    """χ² of 60,000 squares, 4.4 standard deviations: failure rate 1e-5, seed 0."""
+    z = small().latents(20_000, torch.Generator().manual_seed(0)).double()
+    assert abs(z.mean()) < 4.4 / z.numel() ** 0.5
+    assert abs(z.pow(2).mean() - 1) < 4.4 * (2 / z.numel()) ** 0.5
+
+
+def test_output_is_scaled_and_moved_by_the_data() -> None:
+    plain, scaled = small(), small(data_std=7.0, data_mean=-3.0)
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scaled(z), -3.0 + 7.0 * plain(z))
+
+
+def test_samples_have_a_seed_and_no_gradient() -> None:
+    generator = small()
+    state = torch.get_rng_state()
+    x = generator.sample(8, seed=1)
+    assert not x.requires_grad
+    assert torch.equal(x, generator.sample(8, seed=1))
+    assert not torch.equal(x, generator.sample(8, seed=2))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(x, generator(generator.latents(8, torch.Generator().manual_seed(1))).detach())
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 11, 65_536])
+def test_samples_do_not_depend_on_the_block(block: int) -> None:
+    """To rounding: matrix products of different sizes may add in different orders."""
+    generator = small().double()
+    torch.testing.assert_close(generator.sample(11, block=block), generator.sample(11), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_parameter_gets_a_gradient(activation: str) -> None:
+    generator = small(activation=activation)
+    generator(torch.randn(64, 3, generator=torch.Generator().manual_seed(0))).pow(2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"activation": "gelu", "data_std": 33.0, "data_mean": 1.5, "depth": 1}])
+def test_weights_and_settings_come_back_from_disk(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    generator = small(**arguments)
+    generator.save_pretrained(tmp_path)
+    loaded = MLP.from_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".md") == ["config.json", "model.safetensors"]
+    assert torch.equal(loaded.sample(100), generator.sample(100))
+    assert (loaded.latent_shape, loaded.data_shape) == (generator.latent_shape, generator.data_shape)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, but is 0"),
+        ({"data": -1}, "data must be at least 1, but is -1"),
+        ({"depth": 0}, "depth must be at least 1, but is 0"),
+        ({"width": 0}, "width must be at least 1, but is 0"),
+        ({"data_std": 0.0}, "data_std must be positive, but is 0"),
+        ({"data_std": float("nan")}, "data_std must be positive, but is nan"),
+        ({"activation": "sliu"}, "unknown activation 'sliu': did you mean silu"),
+    ],
+)
+def test_mistakes(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        small(**arguments)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_no_samples_are_refused(n: int) -> None:
+    with pytest.raises(UsageError, match=f"at least 1, but is {n}"):
+        small().sample(n)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_perceptron_has_the_layers_asked_for(depth: int) -> None:
+    sizes = [(p.shape[1], p.shape[0]) for p in mlp(3, 2, depth, 7).parameters() if p.ndim == 2]
+    assert sizes == [(3, 7), *[(7, 7)] * (depth - 1), (7, 2)]
+
+
+def test_a_generator_of_ones_own_needs_forward_and_shapes_only() -> None:
+    class Shift(Generator):
+        latent_shape = data_shape = (1, 2, 2)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = torch.nn.Parameter(torch.tensor(4.0))
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z + self.offset
+
+    assert Shift().sample(3).shape == (3, 1, 2, 2)

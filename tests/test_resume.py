@@ -1,0 +1,134 @@
+"""Runs that are killed, stopped or shared by processes end with the numbers of an unbroken run of one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import small_runs
+from small_runs import KINDS, Result, Task
+from vardistill import checkpoints
+
+SCRIPT = Path(small_runs.__file__)
+
+
+def launch(folder: Path, tasks: list[Task], **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(small_runs.tasks_file(folder, tasks))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def lines(result: Result) -> list[dict[str, object]]:
+    return [{key: v for key, v in line.items() if key != "seconds"} for line in result.history]
+
+
+def assert_same(a: Result, b: Result) -> None:
+    assert (a.outcome, a.step, a.skipped) == (b.outcome, b.step, b.skipped)
+    assert lines(a) == lines(b)
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, v in a.tensors.items():
+        assert torch.equal(v, b.tensors[name]), name
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("unbroken")
+    task = Task(str(folder / "result"), kind="learned", out=str(folder / "run"))
+    (folder / "run").mkdir()
+    small_runs.run(task)
+    return small_runs.result(task)
+
+
+@pytest.mark.parametrize(
+    ("event", "at"),
+    [("kill in step", 11), ("kill after save", 2), ("kill in save", 3), ("kill in save", 5), ("kill in log", 5)],
+)
+def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
+    event: str, at: int, unbroken: Result, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"), event=event, at=at)
+    process = launch(tmp_path, [task])
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    left = dataclasses.replace(task, event=None, resume=True)
+    small_runs.run(left)
+    assert_same(small_runs.result(left), unbroken)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
+
+
+def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(unbroken: Result, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"), event="interrupt", at=7)
+    before = signal.getsignal(signal.SIGINT)
+    small_runs.run(task)
+    stopped = small_runs.result(task)
+    assert (stopped.outcome, stopped.step) == ("Interrupted", 7)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints").name == "step-00000007"
+    left = dataclasses.replace(task, event=None, resume=True)
+    small_runs.run(left)
+    assert_same(small_runs.result(left), unbroken)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken: Result, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"))
+    small_runs.run(task)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    small_runs.run(dataclasses.replace(task, resume=True))
+    assert_same(small_runs.result(task), unbroken)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+
+
+def two_processes(tmp_path: Path, tasks: list[Task]) -> None:
+    """Make the runs on two gloo processes that share each batch."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [launch(tmp_path, tasks, RANK=str(i), LOCAL_RANK=str(i), **common) for i in range(2)]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "own").mkdir()
+    several = [Task(str(tmp_path / kind), kind) for kind in KINDS]
+    several += [
+        Task(str(tmp_path / "auto"), training={"device": "auto"}),
+        Task(str(tmp_path / "nan"), "learned", event="nan", at=5, rank=1),
+        Task(str(tmp_path / "stopped"), "learned", str(tmp_path / "shared"), event="interrupt", at=7, rank=1),
+        Task(str(tmp_path / "resumed"), "learned", str(tmp_path / "shared"), resume=True),
+    ]
+    two_processes(tmp_path, several)
+
+    for task in several:
+        one = dataclasses.replace(task, result=task.result + "-one", rank=0, out=None, resume=False)
+        if task.event == "interrupt":
+            one = dataclasses.replace(one, out=str(tmp_path / "own"), at=8)
+        small_runs.run(one)
+        expected, main, other = small_runs.result(one), small_runs.result(task, 0), small_runs.result(task, 1)
+        assert (main.outcome, main.step, main.skipped) == (expected.outcome, expected.step, expected.skipped)
+        assert (other.outcome, other.step, other.skipped) == (expected.outcome, expected.step, expected.skipped)
+        for name, v in expected.tensors.items():
+            torch.testing.assert_close(main.tensors[name], v, rtol=1e-10, atol=1e-10)
+            assert torch.equal(other.tensors[name], main.tensors[name]), name
+        for line, expected_line in zip(lines(main), lines(expected), strict=True):
+            assert line.keys() == expected_line.keys()
+            for key in ("loss", "bound", "mean"):
+                assert line.get(key, 0.0) == pytest.approx(expected_line.get(key, 0.0), rel=1e-9, nan_ok=True)

@@ -1,0 +1,477 @@
+"""The trainer: its step against a bare loop, its schedules, what it skips, keeps and refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import small_runs
+from vardistill import training as training_module
+from vardistill.config import TrainingConfig
+from vardistill.denoisers import GaussianMixture
+from vardistill.errors import UsageError
+from vardistill.generators import MLP, Generator
+from vardistill.noise_levels import Draw
+from vardistill.objectives import Objective
+from vardistill.posteriors import Prior
+from vardistill.runs import RunFolder
+from vardistill.schedules import VE
+from vardistill.training import Diverged, Interrupted, Trainer, default_levels, distill, learning_rate
+
+
+def run_small(kind: str = "batch", folder: Path | None = None, **options: Any) -> tuple[dict[str, Tensor], Trainer]:
+    """The final state of a small run, by name, and its trainer."""
+    trainer = small_runs.trainer(kind, None if folder is None else RunFolder(folder), **options)
+    trainer.run()
+    return state(trainer), trainer
+
+
+def state(trainer: Trainer, *left_out: str) -> dict[str, Tensor]:
+    sections = trainer._tensors()
+    return {
+        f"{section}/{name}": v.clone()
+        for section, part in sections.items()
+        if section not in left_out
+        for name, v in part.items()
+    }
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, v in a.items():
+        assert torch.equal(v, b[name]), name
+
+
+def small_distill(generator: Generator | None = None, **options: Any) -> training_module.Run:
+    options = {"teacher": small_runs.teacher(), "training": small_runs.config(steps=2)} | options
+    return distill(small_runs.generator() if generator is None else generator, **options)
+
+
+class TestStep:
+    @pytest.mark.parametrize("kind", small_runs.KINDS)
+    def test_it_is_that_of_a_bare_loop(self, kind: str) -> None:
+        config = small_runs.config(
+            steps=12, lr=3e-2, posterior_lr=1e-2, clip=0.5, ema=0.9, warmup=0.3, lr_final=0.1, weight_decay=0.1
+        )
+        g, objective, levels = small_runs.generator(), small_runs.objective(kind), small_runs.levels()
+        average = copy.deepcopy(g)
+        groups = [list(g.parameters()), objective.auxiliary_parameters()]
+        adams = [torch.optim.AdamW(group or [torch.zeros(())], betas=(0.9, 0.99), weight_decay=0.1) for group in groups]
+        rng = torch.Generator().manual_seed(config.seed)
+
+        def update(progress: float, critic: bool) -> None:
+            z = g.latents(config.batch, rng)
+            noise = levels.draw((2,), config.batch, progress, rng, torch.float64)
+            eta = None
+            if k := objective.fresh_latents:
+                eta = torch.randn(k, 2 * config.batch, 2, generator=rng, dtype=torch.float64)
+            draw = Draw(noise.rows(z), noise.rows(g(z)), noise, g, eta)
+            loss = objective.critic_loss(draw) if critic else objective.generator_loss(draw)
+            loss.mean().backward()
+            for group, adam in list(zip(groups, adams, strict=True))[critic:]:
+                norm = math.sqrt(sum(float(p.grad.square().sum()) for p in group))
+                for p in group:
+                    p.grad *= min(1.0, 0.5 / (norm + 1e-6))
+                adam.step()
+            for p in [*groups[0], *groups[1]]:
+                p.grad = None
+
+        for n in range(config.steps):
+            progress = n / config.steps
+            decayed = 0.1 + 0.9 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
+            rate = progress / 0.3 if progress < 0.3 else decayed
+            adams[0].param_groups[0]["lr"], adams[1].param_groups[0]["lr"] = 3e-2 * rate, 1e-2 * rate
+            for _ in range(objective.critic_steps):
+                update(progress, critic=True)
+            update(progress, critic=False)
+            d = min(0.9, (1 + n) / (10 + n))
+            for a, p in zip(average.parameters(), g.parameters(), strict=True):
+                a.data = d * a.data + (1 - d) * p.data
+
+        trainer = small_runs.trainer(kind, **{f: getattr(config, f) for f in vars(config)})
+        trainer.run()
+        for ours, theirs in ((trainer.generator, g), (trainer.average, average), (trainer.objective, objective)):
+            for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+
+    def test_the_critic_is_updated_posterior_steps_minus_one_times_and_alone(self) -> None:
+        trainer = small_runs.trainer("learned")
+        calls = []
+        critic_loss = trainer.objective.critic_loss
+
+        def counted(draw: Draw) -> Tensor:
+            calls.append(draw.x.requires_grad)
+            return critic_loss(draw)
+
+        trainer.objective.critic_loss = counted
+        trainer.run()
+        assert calls == [False] * 20
+
+        trainer = small_runs.trainer("drawn", warmup=0.0)
+        trainer.objective.critic_loss = trainer.objective.generator_loss
+        trainer.advance(0.0)
+        before = state(trainer)
+        trainer._update(0.0, critic=True)
+        moved = {name for name, v in state(trainer).items() if not torch.equal(v, before[name])}
+        assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random"}
+
+    def test_rates_are_the_groups_own(self) -> None:
+        trainer = small_runs.trainer("learned", lr=1e-2, posterior_lr=3e-3, lr_schedule="constant", warmup=0.2)
+        for progress, share in ((0.1, 0.5), (0.7, 1.0)):
+            trainer.advance(progress)
+            rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
+            assert rates == pytest.approx({"generator": 1e-2 * share, "objective": 3e-3 * share})
+
+    def test_gradients_are_clipped_by_group(self) -> None:
+        trainer = small_runs.trainer("learned", clip=1e-3)
+        norms: dict[str, float] = {}
+
+        def watch(name: str, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+            def measure() -> None:
+                gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+                norms[name] = float(nn.utils.get_total_norm(gradients))
+
+            return measure
+
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.step = watch(name, optimizer)
+        trainer.advance(0.5)
+        assert norms == pytest.approx({"generator": 1e-3, "objective": 1e-3}, rel=1e-3)
+        assert float(trainer.figures["grad_norm_generator"]) > 1e-3
+
+    def test_an_objective_must_return_a_value_per_row(self) -> None:
+        objective = small_runs.objective()
+        loss = objective.generator_loss
+        objective.generator_loss = lambda draw: loss(draw).mean()
+        with pytest.raises(UsageError, match=r"one value per row, \(16,\), but got \(\)"):
+            small_distill(teacher=None, objective=objective, levels=small_runs.levels())
+
+    def test_parameters_that_the_loss_does_not_reach_are_kept_and_resumed(self, tmp_path: Path) -> None:
+        def generator() -> MLP:
+            g = small_runs.generator()
+            g.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+            return g
+
+        small_distill(generator(), out=tmp_path)
+        resumed = small_distill(generator(), out=tmp_path, resume=True, training=small_runs.config(steps=4))
+        assert torch.equal(resumed.generator.unused, torch.ones(3, dtype=torch.float64))
+
+    def test_tied_weights_are_kept_and_resumed(self, tmp_path: Path) -> None:
+        def generator() -> MLP:
+            g = small_runs.generator()
+            g.tied = g.layers[0].weight
+            return g
+
+        small_distill(generator(), out=tmp_path)
+        resumed = small_distill(generator(), out=tmp_path, resume=True, training=small_runs.config(steps=4)).generator
+        assert torch.equal(resumed.tied, resumed.layers[0].weight)
+
+
+class TestNumbers:
+    def test_the_seed_fixes_them(self) -> None:
+        first, _ = run_small("learned", seed=3)
+        again, _ = run_small("learned", seed=3)
+        other, _ = run_small("learned", seed=4)
+        assert_equal(first, again)
+        assert not torch.equal(first["generator/layers.0.weight"], other["generator/layers.0.weight"])
+
+    def test_books_do_not_change_them(self, tmp_path: Path) -> None:
+        plain, _ = run_small("drawn", log_every=1000, eval_every=0, checkpoint_every=1000)
+        watched, _ = run_small("drawn", tmp_path, log_every=1, eval_every=1, checkpoint_every=1)
+        assert_equal(plain, watched)
+
+    def test_books_do_not_change_them_where_the_mode_matters(self) -> None:
+        def run(**options: Any) -> dict[str, Tensor]:
+            generator = small_runs.generator()
+            generator.layers.insert(1, nn.BatchNorm1d(8).double())
+            config = small_runs.config(ema=0.0, **options)
+            trainer = Trainer(generator, small_runs.objective(), small_runs.levels(), config, small_runs.evaluate)
+            trainer.run()
+            return state(trainer)
+
+        assert_equal(run(log_every=1000, eval_every=0), run(log_every=1, eval_every=1))
+
+    def test_global_randomness_is_neither_used_nor_changed(self) -> None:
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        first, _ = run_small("learned")
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(6)
+        second, _ = run_small("learned")
+        assert_equal(first, second)
+
+    def test_the_average_of_no_average_is_the_student(self) -> None:
+        run = small_distill(training=small_runs.config(steps=2, ema=0.0), evaluate=small_runs.evaluate)
+        assert all(p.requires_grad for p in run.generator.parameters())
+        assert not run.generator.training
+
+    def test_books_are_kept_where_due_and_once_at_the_end(self, tmp_path: Path) -> None:
+        _, trainer = run_small("learned", tmp_path, steps=10, log_every=4, eval_every=5, checkpoint_every=5)
+        steps = [(line["kind"], line["step"]) for line in trainer.history]
+        assert steps == [("train", 4), ("eval", 5), ("train", 8), ("train", 10), ("eval", 10)]
+        assert trainer.folder is not None
+        assert trainer.folder.history() == trainer.history
+        expected = {"loss", "bound", "grad_norm_generator", "grad_norm_objective", "lr", "skipped"}
+        assert expected <= trainer.history[0].keys()
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["step-00000005", "step-00000010"]
+
+    def test_the_finished_generator_is_the_average(self, tmp_path: Path) -> None:
+        run = small_distill(out=tmp_path)
+        saved = MLP.from_pretrained(tmp_path / "generator")
+        for p, q in zip(saved.parameters(), run.generator.parameters(), strict=True):
+            torch.testing.assert_close(p, q, check_dtype=False)
+
+
+class TestSkipping:
+    def spoiled(self, spoil: Callable[[Tensor, Draw], Tensor], at: set[int]) -> Trainer:
+        """A trainer whose loss is spoiled at these updates, counted from 1."""
+        trainer = small_runs.trainer("drawn", warmup=0.0)
+        loss, calls = trainer.objective.generator_loss, iter(range(1, sys.maxsize))
+
+        def spoiling(draw: Draw) -> Tensor:
+            value = loss(draw)
+            return spoil(value, draw) if next(calls) in at else value
+
+        trainer.objective.generator_loss = spoiling
+        return trainer
+
+    @staticmethod
+    def infinite_gradient(loss: Tensor, draw: Draw) -> Tensor:
+        draw.x.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+        return loss
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            pytest.param(lambda loss, draw: loss * math.nan, id="NaN"),
+            pytest.param(lambda loss, draw: loss + math.nan, id="NaN with a finite gradient"),
+            pytest.param(lambda loss, draw: loss * math.inf, id="infinite"),
+            pytest.param(infinite_gradient, id="infinite gradient"),
+        ],
+    )
+    def test_a_step_that_is_not_finite_leaves_all_alone(self, spoil: Callable[[Tensor, Draw], Tensor]) -> None:
+        trainer = self.spoiled(spoil, at={3})
+        for _ in range(2):
+            trainer.advance(0.5)
+        before = state(trainer, "random", "counters", "average")
+        average = copy.deepcopy(trainer.average)
+        trainer.advance(0.5)
+        assert_equal(state(trainer, "random", "counters", "average"), before)
+        assert float(trainer.skipped) == 1
+        decay = 3 / 12
+        for a, b, p in zip(
+            trainer.average.parameters(), average.parameters(), trainer.generator.parameters(), strict=True
+        ):
+            torch.testing.assert_close(a, decay * b + (1 - decay) * p, rtol=1e-12, atol=1e-12)
+        trainer.advance(0.5)
+        assert not torch.equal(state(trainer)["generator/layers.0.weight"], before["generator/layers.0.weight"])
+        assert float(trainer.skipped) == 1
+        assert all(v.isfinite().all() for v in state(trainer).values())
+
+    def test_too_many_end_the_run_with_a_state_that_resumes(self, tmp_path: Path) -> None:
+        objective = small_runs.objective("learned")
+        loss = objective.generator_loss
+        objective.generator_loss = lambda draw: loss(draw) * math.nan
+        options: dict[str, Any] = {"teacher": None, "levels": small_runs.levels(), "out": tmp_path}
+        training = small_runs.config(max_skipped=3, checkpoint_every=100)
+        with pytest.raises(Diverged, match="4 updates up to step 4 had gradients that are not finite"):
+            small_distill(objective=objective, training=training, **options)
+        run = small_distill(objective=small_runs.objective("learned"), training=training, resume=True, **options)
+        assert run.history[-1]["step"] == 20
+        assert run.history[-1]["skipped"] == 4
+        assert all(p.isfinite().all() for p in run.generator.parameters())
+
+
+class TestLearningRate:
+    def test_it_warms_up_and_follows_the_cosine(self) -> None:
+        config = TrainingConfig(warmup=0.1, lr_final=0.2)
+        expected = {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.55: 0.6, 1.0: 0.2}
+        for progress, share in expected.items():
+            assert learning_rate(config, progress) == pytest.approx(share)
+
+    def test_it_may_be_constant(self) -> None:
+        config = TrainingConfig(warmup=0.0, lr_schedule="constant")
+        assert [learning_rate(config, progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
+
+
+class TestClock:
+    @pytest.fixture
+    def second_a_step(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Objective], None]:
+        """A clock that an objective's loss moves on by a second."""
+        now = 100.0
+        monkeypatch.setattr(training_module.time, "monotonic", lambda: now)
+
+        def tick(objective: Objective) -> None:
+            loss = objective.generator_loss
+
+            def ticking(draw: Draw) -> Tensor:
+                nonlocal now
+                now += 1.0
+                return loss(draw)
+
+            objective.generator_loss = ticking
+
+        return tick
+
+    def test_a_budget_ends_the_run_and_the_schedules_follow_it(
+        self, second_a_step: Callable[[Objective], None], tmp_path: Path
+    ) -> None:
+        options: dict[str, Any] = {"steps": 1000, "max_minutes": 0.5, "log_every": 5, "warmup": 0.0}
+        trainer = small_runs.trainer("batch", RunFolder(tmp_path), **options)
+        second_a_step(trainer.objective)
+        trainer.run()
+        lines = [line for line in trainer.history if line["kind"] == "train"]
+        assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+        assert [line["seconds"] for line in lines] == [5, 10, 15, 20, 25, 30]
+        for line in lines:
+            assert line["lr"] == pytest.approx(1e-2 * (1 + math.cos(math.pi * line["step"] / 30)) / 2)
+        assert [line["step"] for line in trainer.history if line["kind"] == "eval"][-2:] == [25, 30]
+
+        shutil.rmtree(tmp_path / "checkpoints" / "step-00000030")
+        resumed = small_runs.trainer("batch", RunFolder(tmp_path), **options)
+        second_a_step(resumed.objective)
+        resumed.run(resume=True)
+        assert (resumed.step, resumed.clock.spent) == (30, 28)
+
+    def test_steps_end_a_run_before_its_budget(self) -> None:
+        _, trainer = run_small(steps=3, max_minutes=60.0)
+        assert trainer.step == 3
+
+
+class TestStopping:
+    def test_a_second_ctrl_c_stops_at_once(self) -> None:
+        trainer = small_runs.trainer()
+
+        def twice(draw: Draw) -> Tensor:
+            small_runs.press_ctrl_c()
+            small_runs.press_ctrl_c()
+            raise AssertionError
+
+        trainer.objective.generator_loss = twice
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+
+    def test_a_stop_in_the_last_step_lets_the_run_finish(self) -> None:
+        trainer = small_runs.trainer(steps=3)
+        small_runs.interrupt(trainer.objective, 3)
+        assert trainer.run().history[-1]["step"] == 3
+
+    def test_sigterm_is_a_stop_too(self) -> None:
+        trainer = small_runs.trainer()
+        loss = trainer.objective.generator_loss
+        trainer.objective.generator_loss = lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1]
+        with pytest.raises(Interrupted, match="step 1"):
+            trainer.run()
+
+    def test_a_run_may_live_in_a_thread(self) -> None:
+        runs: list[Any] = []
+        thread = threading.Thread(target=lambda: runs.append(run_small(steps=2)))
+        thread.start()
+        thread.join()
+        assert runs[0][1].step == 2
+
+
+class TestWhatIsSeen:
+    def test_a_log_file_is_not_flooded(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run_small(steps=200, log_every=1, eval_every=0)
+        assert capsys.readouterr().err.count("step") < 4
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("event", [None, "interrupt"])
+    def test_tensorboard_has_the_curves_however_the_run_ends(self, event: str | None, tmp_path: Path) -> None:
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        out = tmp_path / "run"
+        out.mkdir()
+        task = small_runs.Task(
+            str(tmp_path / "result"), out=str(out), event=event, at=9, training={"tracker": "tensorboard"}
+        )
+        small_runs.run(task)
+        events = accumulator.EventAccumulator(str(out / "logs"))
+        events.Reload()
+        last = 8 if event else 20
+        assert [scalar.step for scalar in events.Scalars("train/loss")] == list(range(2, last + 1, 2))
+        assert [scalar.step for scalar in events.Scalars("eval/mean")] == list(range(5, last + 1, 5))
+
+
+class TestModes:
+    def test_bf16_runs_and_keeps_full_precision_weights(self) -> None:
+        generator = MLP(latent=2, data=2, depth=1, width=8)
+        teacher = GaussianMixture(small_runs.MEANS.float(), std=0.5, schedule=VE())
+        run = distill(generator, teacher=teacher, training=small_runs.config(steps=4, precision="bf16"))
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.generator.parameters())
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+    def test_compiled_networks_do_what_others_do(self) -> None:
+        compiled, _ = run_small("drawn", compile=True, steps=4)
+        plain, _ = run_small("drawn", steps=4)
+        for name, v in plain.items():
+            torch.testing.assert_close(compiled[name], v, rtol=1e-8, atol=1e-8)
+
+    def test_default_levels_scale_with_the_data(self, rng: torch.Generator) -> None:
+        small, large = (default_levels(small_runs.teacher(), std).distribution for std in (1.0, 10.0))
+        u = torch.rand(100, generator=rng)
+        torch.testing.assert_close(large(u, 0.3, VE()), 10 * small(u, 0.3, VE()))
+
+
+class TestRefusals:
+    def refuses(self, match: str, *, generator: Generator | None = None, **options: Any) -> None:
+        with pytest.raises(UsageError, match=match) as caught:
+            small_distill(generator, **options)
+        assert "\n" not in str(caught.value)
+
+    def test_both_or_neither_of_teacher_and_objective(self) -> None:
+        self.refuses("either a teacher .* or an objective", teacher=None)
+        self.refuses("either a teacher .* or an objective", objective=small_runs.objective())
+
+    @pytest.mark.parametrize("device", ["cuda:7", "tpu"])
+    def test_a_device_that_is_not_there(self, device: str) -> None:
+        self.refuses(f"no device '{device}' here.*cpu", training=small_runs.config(device=device))
+
+    def test_a_batch_of_one_with_candidates_from_the_batch(self) -> None:
+        self.refuses("a batch of at least 2, but batch=1", training=small_runs.config(batch=1))
+
+    def test_odd_draws_in_antithetic_pairs(self) -> None:
+        with pytest.raises(UsageError, match="even number of noise draws per latent, but draws=3"):
+            small_runs.levels(draws=3)
+
+    def test_a_teacher_of_another_dtype(self) -> None:
+        teacher = GaussianMixture(small_runs.MEANS.float(), std=0.5, schedule=VE())
+        self.refuses("teacher", teacher=teacher)
+
+    def test_a_teacher_of_another_shape(self) -> None:
+        self.refuses(
+            "teacher.*generator", teacher=GaussianMixture(torch.eye(3, dtype=torch.float64), std=1.0, schedule=VE())
+        )
+
+    def test_a_resume_without_a_folder(self) -> None:
+        self.refuses("resume needs the run folder", resume=True)
+
+    def test_a_resume_of_nothing(self, tmp_path: Path) -> None:
+        self.refuses("nothing to resume: no checkpoint in", resume=True, out=tmp_path)
+        self.refuses("nothing to resume: no checkpoint in", resume=True, out=tmp_path / "none")
+
+    def test_a_folder_in_use(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").touch()
+        self.refuses("is not empty", out=tmp_path)
+
+    def test_a_folder_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        self.refuses("cannot write the run folder", out=tmp_path / "file" / "run")
+
+    def test_a_critic_without_steps(self) -> None:
+        with pytest.raises(UsageError, match="posterior_steps must be at least 1, and 1 for the prior, but is 2"):
+            training_module.VarDiU(small_runs.teacher(), Prior(), posterior_steps=2)

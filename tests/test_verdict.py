@@ -1,0 +1,88 @@
+"""Grades of students that are known to be good or bad."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vardistill.errors import UsageError
+from vardistill.metrics import evaluate, log_mmd
+from vardistill.problems import MoG40
+from vardistill.verdict import LIMITS, Grade, Standard, grade, grades, overall, standards
+
+N = 4000
+
+
+@pytest.fixture(scope="module")
+def problem() -> MoG40:
+    return MoG40()
+
+
+@pytest.fixture(scope="module")
+def truth(problem: MoG40) -> dict[str, Standard]:
+    return standards(problem, N)
+
+
+def graded(samples: torch.Tensor, problem: MoG40, truth: dict[str, Standard]) -> dict[str, Grade]:
+    rng = torch.Generator().manual_seed(5)
+    return grades(evaluate(samples, problem, rng, p_value=False), truth)
+
+
+def test_true_samples_match(problem: MoG40, truth: dict[str, Standard]) -> None:
+    """Five metrics within 3 standard deviations, at the fixed seed 4."""
+    found = graded(problem.sample(N, torch.Generator().manual_seed(4)), problem, truth)
+    assert found == dict.fromkeys(LIMITS, Grade.MATCHES)
+
+
+def test_a_lost_mode_is_seen(problem: MoG40, truth: dict[str, Standard]) -> None:
+    samples = problem.sample(2 * N, torch.Generator().manual_seed(4))
+    nearest = torch.cdist(samples, problem.denoiser.means).argmin(1)
+    found = graded(samples[nearest != 7][:N], problem, truth)
+    assert found["modes_found"] is Grade.ROUGH
+    assert found["off_mode"] is Grade.MATCHES
+
+
+def test_one_mode_and_noise_are_far(problem: MoG40, truth: dict[str, Standard]) -> None:
+    noise = torch.randn(N, 2, generator=torch.Generator().manual_seed(4))
+    collapsed = graded(problem.denoiser.means[3] + problem.std * noise, problem, truth)
+    assert collapsed["modes_found"] is collapsed["mode_tv"] is collapsed["log_mmd"] is Grade.FAR
+    scattered = graded(40 * noise, problem, truth)
+    assert scattered["log_density_gap"] is scattered["off_mode"] is Grade.FAR
+
+
+@pytest.mark.parametrize("n", [500, 2000])
+def test_the_floor_of_log_mmd_scales_with_the_samples(problem: MoG40, n: int) -> None:
+    """The mean of 8 is within 6 of its standard deviations: failure rate below 1e-6, seed 0."""
+    rng = torch.Generator().manual_seed(0)
+    measured = [log_mmd(problem.sample(n, rng), problem.sample(n, rng)) for _ in range(8)]
+    standard = standards(problem, n)["log_mmd"]
+    assert sum(measured) / 8 == pytest.approx(standard.mean, abs=6 * standard.std / math.sqrt(8) + 0.05)
+
+
+def test_grades_follow_the_limits() -> None:
+    standard = Standard(0.0, 0.01)
+    values = {0.03: Grade.MATCHES, -0.03: Grade.MATCHES, 0.08: Grade.CLOSE, -0.6: Grade.ROUGH, 0.61: Grade.FAR}
+    assert {v: grade("log_density_gap", v, standard) for v in values} == values
+    assert grade("log_density_gap", math.nan, standard) is Grade.FAR
+    assert grade("log_mmd", -20.0, Standard(-8.5, 0.1)) is Grade.MATCHES
+
+
+def test_modes_are_counted_from_what_true_samples_find() -> None:
+    standard = Standard(40.0, 0.0)
+    found = [grade("modes_found", v, standard) for v in (40, 39, 36, 35)]
+    assert found == [Grade.MATCHES, Grade.ROUGH, Grade.ROUGH, Grade.FAR]
+
+
+def test_the_whole_is_as_good_as_its_worst_part() -> None:
+    assert overall({}, {}) is None
+    assert overall({}, {"log_mmd": Grade.MATCHES, "mode_tv": Grade.ROUGH}) is Grade.ROUGH
+    matching = {"log_mmd": Grade.MATCHES}
+    assert overall({}, matching) is overall({"mmd_p_value": 0.3}, matching) is Grade.MATCHES
+    assert overall({"mmd_p_value": 0.01}, matching) is Grade.CLOSE
+
+
+def test_standards_need_samples(problem: MoG40) -> None:
+    with pytest.raises(UsageError, match="at least 2 samples"):
+        standards(problem, 1)
