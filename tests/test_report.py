@@ -155,7 +155,7 @@ def test_the_last_evaluation_stands_in_for_the_final_one(run: RunFolder) -> None
 
 
 def test_remarks(run: RunFolder, samples: torch.Tensor) -> None:
-    log_mmd = np.linspace(-4, -6, 12)
+    log_mmd = np.linspace(-3, -5, 12)
     run.metrics.write_text("")
     for step, v in enumerate(log_mmd, 1):
         run.log("eval", 1000 * step, float(step), {"log_mmd": v})

@@ -125,7 +125,8 @@ def finish(config: Config, problem: Problem, folder: RunFolder, run: Run) -> Non
 
 def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed: int) -> dict[str, Any]:
     """Measure samples against the problem, keep the table as `evaluation.json` and return it."""
-    table: dict[str, Any] = dict(evaluate(samples, problem, torch.Generator().manual_seed(seed)))
+    metrics = evaluate(samples, problem, torch.Generator().manual_seed(seed))
+    table: dict[str, Any] = {**metrics, "samples": len(samples)}
     (folder.path / "evaluation.json").write_text(json.dumps(table, indent=2))
     return table
 

@@ -103,7 +103,7 @@ def samples_figure(samples: Tensor, problem: Problem | None = None) -> Figure:
     low, high = _window(truth)
     astray = off_modes(x, problem)
     _scatter(_plane(left, f"Student: {len(x):,} samples"), x[~astray], STUDENT)
-    _scatter(left, x[astray], ASTRAY, size=3.0)
+    _scatter(left, x[astray], ASTRAY, size=5.0)
     _scatter(_plane(right, f"Target: {len(truth):,} true samples"), truth, TRUTH)
     for ax in (left, right):
         _contours(ax, problem, truth, low, high)
@@ -155,13 +155,13 @@ def quality_figure(curve: Curve, standard: Standard | None, scale: Scale = "line
         ax.set_yscale("log")
     values = np.maximum(curve.values, low)
     known = [] if standard is None else [max(standard.mean, low)]
+    ax.set_ylim(*_limits(values, known, log))
     if standard is not None:
         bottom, top = (max(standard.mean + 2 * sign * standard.std, low) for sign in (-1, 1))
         ax.fill_between([0, 1], bottom, top, transform=ax.get_yaxis_transform(), color=TRUTH, alpha=0.18, lw=0)
         ax.axhline(known[0], color=TRUTH, linewidth=1.2)
     marker = "o" if len(values) < 40 else ""
     ax.plot(curve.steps, values, color=STUDENT, linewidth=1.8, marker=marker, markersize=3)
-    ax.set_ylim(*_limits(values, known, log))
     _ticks(ax, scale)
     return figure
 

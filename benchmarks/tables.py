@@ -1,0 +1,137 @@
+"""Writes the measured tables into README.md, docs/results.md and benchmarks/README.md: `python benchmarks/tables.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, and comes from `results/*.json` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cells import HERE, spread
+
+PAGES = ("README.md", "docs/results.md", "benchmarks/README.md")
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def main() -> None:
+    """Fill in every table of every page."""
+    for page in PAGES:
+        path = HERE.parent / page
+        if path.exists():
+            path.write_text(re.sub(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", _fill, path.read_text(), flags=re.S))
+
+
+def _fill(match: re.Match[str]) -> str:
+    return f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}"
+
+
+def quality() -> str:
+    """The default preset and the demo over seeds."""
+    return _rows_table(
+        "mog40_quality", ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv", "off_mode")
+    )
+
+
+def posteriors() -> str:
+    """VarDiU's posteriors at equal wall clock."""
+    names = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "diu", "dikl", "gap", "step")
+    return _rows_table("mog40_posteriors", names)
+
+
+def teachers() -> str:
+    """Teachers at equal wall clock."""
+    return _rows_table(
+        "mog40_teachers", ("log_density", "log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode")
+    )
+
+
+def overhead() -> str:
+    """The trainer against the bare loop, and the phases of a step."""
+    result = _load("step_overhead")
+    rows, where = result["rows"], result["environment"]
+    ratio = rows["ratio"]
+    lines = [
+        f"Trainer / bare loop: median **{ratio['median']:.3f}**, {len(ratio['pairs'])} pairs from "
+        f"{min(ratio['pairs']):.3f} to {max(ratio['pairs']):.3f}. {_where(where)}",
+        "",
+        "| phase of the bare step | ms | share |",
+        "|---|---|---|",
+    ]
+    step = rows["bare step, ms"]
+    lines += [f"| {name} | {share * step:.2f} | {share:.0%} |" for name, share in rows["shares"].items()]
+    return "\n".join([*lines, f"| whole step | {step:.2f} | |"])
+
+
+def startup() -> str:
+    """How long the command line takes to answer."""
+    result = _load("startup")
+    lines = ["| command | median, s | slowest of 10, s |", "|---|---|---|"]
+    lines += [f"| `{name}` | {r['median, s']:.2f} | {r['slowest, s']:.2f} |" for name, r in result["rows"].items()]
+    return "\n".join([*lines, "", _where(result["environment"])])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality,
+    "posteriors": posteriors,
+    "teachers": teachers,
+    "overhead": overhead,
+    "startup": startup,
+}
+
+HEADINGS = {
+    "log_density": "log-density",
+    "log_density_gap": "log-density gap",
+    "log_mmd": "log-MMD",
+    "mmd_p_value": "two-sample p",
+    "modes_found": "modes",
+    "mode_tv": "mode TV",
+    "off_mode": "off the modes",
+    "diu": "DiU",
+    "dikl": "DiKL",
+    "gap": "gap",
+    "step": "steps",
+    "seconds": "seconds",
+}
+
+
+def _rows_table(name: str, metrics: Iterable[str]) -> str:
+    result = _load(name)
+    metrics = [*metrics, "seconds"]
+    lines = [
+        "| | " + " | ".join(HEADINGS[m] for m in metrics) + " |",
+        "|---|" + "---|" * len(metrics),
+    ]
+    rows: Rows = result["rows"]
+    for row, seeds in rows.items():
+        lines.append(f"| {row} | " + " | ".join(_cell(m, [r[m] for r in seeds if m in r]) for m in metrics) + " |")
+    seeds = max(len(r) for r in rows.values())
+    return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds. {_where(result['environment'])}"])
+
+
+def _cell(metric: str, values: list[float]) -> str:
+    if not values:
+        return "–"
+    if metric == "mmd_p_value":
+        return ", ".join(f"{v:.2g}" for v in values)
+    if metric in ("seconds", "step"):
+        return f"{sum(values) / len(values):.0f}"
+    return spread(values).replace("-", "−")
+
+
+def _where(environment: dict[str, Any]) -> str:
+    threads, runs = environment["threads"], environment["runs at a time"]
+    return (
+        f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''} a run"
+        f"{f', {runs} runs at a time' if runs > 1 else ''}, torch {environment['torch']}."
+    )
+
+
+def _load(name: str) -> Any:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    main()
