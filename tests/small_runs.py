@@ -22,7 +22,7 @@ from vardistill.config import TrainingConfig
 from vardistill.denoisers import GaussianMixture
 from vardistill.generators import MLP, Generator
 from vardistill.levels import LogNormal
-from vardistill.noise_levels import NoiseLevels
+from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import Objective, VarDiU
 from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs import RunFolder
@@ -68,13 +68,23 @@ def evaluate(student: Generator) -> dict[str, float]:
     return {"mean": float(student.sample(16, seed=1).mean())}
 
 
+@torch.no_grad()
+def bound(student: Generator, objective: VarDiU) -> float:
+    rng = torch.Generator().manual_seed(2)
+    z, noise = student.latents(16, rng), levels().draw((2,), 16, 0.5, rng, torch.float64)
+    return float(objective.bound(Draw(noise.rows(z), noise.rows(student(z)), noise, student)).mean())
+
+
 def trainer(kind: str = "batch", folder: RunFolder | None = None, **options: Any) -> Trainer:
     return Trainer(generator(), objective(kind), levels(), config(**options), evaluate, folder)
 
 
 @dataclass
 class Task:
-    """A run to make, and what befalls it: `event` at the `at`-th step, save or line, on process `rank`."""
+    """A run to make, and what befalls it: `event` at the `at`-th step, save or line, on process `rank`.
+
+    With `bound`, its evaluations take the bound of 16 samples, a loss that in training is the processes' common work.
+    """
 
     result: str
     kind: str = "batch"
@@ -83,6 +93,7 @@ class Task:
     event: str | None = None
     at: int = 0
     rank: int = 0
+    bound: bool = False
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,6 +114,8 @@ def run(task: Task) -> None:
     job = trainer(task.kind, folder, **task.training)
     if task.event and job.accelerator.process_index == task.rank:
         EVENTS[task.event](job.objective, task.at)
+    if task.bound:
+        job.evaluate = lambda student: {"mean": bound(student, job.objective)}
     outcome = "finished"
     try:
         job.run(task.resume)

@@ -22,7 +22,7 @@ SCRIPT = Path(small_runs.__file__)
 
 def launch(folder: Path, tasks: list[Task], **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(SCRIPT), str(small_runs.tasks_file(folder, tasks))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning"} | variables
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -111,6 +111,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     several = [Task(str(tmp_path / kind), kind) for kind in KINDS]
     several += [
         Task(str(tmp_path / "auto"), training={"device": "auto"}),
+        Task(str(tmp_path / "measured"), training={"eval_every": 2}, bound=True),
         Task(str(tmp_path / "nan"), "learned", event="nan", at=5, rank=1),
         Task(str(tmp_path / "stopped"), "learned", str(tmp_path / "shared"), event="interrupt", at=7, rank=1),
         Task(str(tmp_path / "resumed"), "learned", str(tmp_path / "shared"), resume=True),

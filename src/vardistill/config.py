@@ -82,6 +82,8 @@ class ObjectiveConfig:
     """Family of q(z | x_t)."""
     candidates: int | Literal["batch"] = 0
     """K of the multi-sample bound: latents drawn from q, or the batch's other latents (posterior prior)."""
+    pool: int = 0
+    """Further latents from the prior beside the batch's, as candidates without gradient."""
     control_variate: Literal["zero", "one", "gaussian"] = "one"
     """c(t) of the teacher's term: 0, 1, or σ²/(σ² + σ_d²)."""
     posterior_steps: int = 1
@@ -180,10 +182,10 @@ class TrainingConfig:
     """Accelerate's tracker, or none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "clip", "log_every", "checkpoint_every", "eval_samples"):
+        for name in ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
         for name in ("lr", "posterior_lr"):
-            require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive and finite")
+            require(name, getattr(self, name), getattr(self, name) < float("inf"), "finite")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
         for name in ("beta1", "beta2", "ema", "warmup"):

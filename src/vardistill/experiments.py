@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from vardistill import config as configs
 from vardistill.build import build_empirical, build_generator, build_levels, build_objective, build_problem
 from vardistill.config import Config, TeachConfig
 from vardistill.denoisers import Denoiser, DensityDenoiser
+from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
 from vardistill.generators import MLP, Generator
@@ -25,10 +27,11 @@ from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT
 from vardistill.objectives import Objective, VarDiU
 from vardistill.problems import Problem
+from vardistill.processes import alone
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run
 from vardistill.teach import load_teacher, teach
-from vardistill.training import Evaluate, Run, Trainer
+from vardistill.training import Evaluate, Run, Trainer, check_batch
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
@@ -45,21 +48,40 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
-    folder = open_run(out) if resume else create(out)
     problem = build_problem(config.problem, config.levels.schedule)
+    check(config, problem)
     torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
-    student = build_generator(config, problem)
-    if not resume:
-        configs.write(config, folder.config)
-    objective = build_objective(config, problem, build_teacher(config, problem, folder))
+    with PartialState(cpu=config.training.device == "cpu").main_process_first():
+        folder = prepare_folder(config, out, resume)
+        objective = build_objective(config, problem, build_teacher(config, problem, folder))
+    student, levels = build_generator(config, problem), build_levels(config.levels, problem)
     metrics = problem_metrics(config, problem, objective, student)
-    levels = build_levels(config.levels, problem)
     trainer = Trainer(student, objective, levels, config.training, metrics, folder)
     run = trainer.run(resume)
     if trainer.accelerator.is_main_process:
-        if has_exact_bound(objective, student):
-            write_bound(folder, objective, student)
-        finish(config, problem, folder, run)
+        with alone():
+            if has_exact_bound(objective, student):
+                write_bound(folder, objective, student)
+            finish(config, problem, folder, run)
+    return folder
+
+
+def check(config: Config, problem: Problem) -> None:
+    """Raise the UsageError that the run would end with, before a folder is made or a teacher fitted."""
+    build_generator(config, problem)
+    build_levels(config.levels, problem)
+    check_batch(config.training.batch, 1, build_objective(config, problem, problem.denoiser))
+    find_device(config.training.device)
+
+
+def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
+    """The run's folder: an existing one to resume, or a new one with its configuration, made by the main process."""
+    if resume:
+        return open_run(out)
+    if not PartialState().is_main_process:
+        return RunFolder(out)
+    folder = create(out)
+    configs.write(config, folder.config)
     return folder
 
 
@@ -156,7 +178,7 @@ def load_generator(path: Path) -> MLP:
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise UsageError(f"{path} leads out of its run folder: refused")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the hub's mixin prints, and stdout may be JSON
+        with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints, and stdout may be JSON
             generator: MLP = MLP.from_pretrained(path)
     except UsageError:
         raise

@@ -69,7 +69,8 @@ class Draw:
         x: (R, *data) = generator(z), with its gradient.
         noise: times, scales, weights and ε of the R rows.
         generator: g, for objectives that evaluate it at other latents.
-        eta: (K, R, *latent) standard normal, for objectives that draw K further latents; None for the others.
+        eta: (K, R, *latent) standard normal, for objectives that draw K further latents a row; None for the others.
+        pool: (M, *latent) further latents from the prior, for objectives that share them among the rows; or None.
         batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
     """
 
@@ -78,6 +79,7 @@ class Draw:
     noise: Noise
     generator: Callable[[Tensor], Tensor]
     eta: Tensor | None = None
+    pool: Tensor | None = None
     batch: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property

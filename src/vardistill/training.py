@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -41,6 +41,7 @@ from vardistill.levels import LogNormal
 from vardistill.noise_levels import Draw, Noise, NoiseLevels, named_weight
 from vardistill.objectives import Objective, VarDiU
 from vardistill.posteriors import Prior
+from vardistill.processes import alone
 from vardistill.runs import RunFolder, create, environment
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
@@ -74,6 +75,19 @@ class Run:
     path: Path | None = None
 
 
+class Drawn(NamedTuple):
+    """The random part of a process's share of a step; see `Draw`."""
+
+    z: Tensor
+    noise: Noise
+    eta: Tensor | None
+    pool: Tensor | None
+
+    def complete(self, x: Tensor, generator: Callable[[Tensor], Tensor]) -> Draw:
+        """The draw with the latents' samples x (N, *data)."""
+        return Draw(self.noise.rows(self.z), self.noise.rows(x), self.noise, generator, self.eta, self.pool)
+
+
 class Step(nn.Module):
     """The differentiable part of a step as one module, so that a wrapper sees each parameter's use."""
 
@@ -83,16 +97,14 @@ class Step(nn.Module):
         self.objective = objective
         self.mixed = precision == "bf16"
 
-    def forward(self, z: Tensor, noise: Noise, eta: Tensor | None, batch: Mapping[str, Tensor], critic: bool) -> Tensor:
+    def forward(self, drawn: Drawn, critic: bool) -> Tensor:
         """The mean loss over this process's rows."""
         with torch.set_grad_enabled(not critic):
-            x = self._generate(z)
-        draw = Draw(noise.rows(z), noise.rows(x), noise, self._generate, eta, batch)
+            x = self._generate(drawn.z)
+        draw = drawn.complete(x, self._generate)
         loss = self.objective.critic_loss(draw) if critic else self.objective.generator_loss(draw)
-        if loss.shape != noise.t.shape:
-            raise UsageError(
-                f"an objective returns one value per row, {tuple(noise.t.shape)}, but got {tuple(loss.shape)}"
-            )
+        if loss.shape != draw.noise.t.shape:
+            raise UsageError(f"an objective returns one value per row, ({len(draw.z)},), but got {tuple(loss.shape)}")
         return loss.mean()
 
     def _generate(self, z: Tensor) -> Tensor:
@@ -229,7 +241,7 @@ class Trainer:
         self.step += 1
 
     def _update(self, progress: float, critic: bool) -> None:
-        loss = self.step_module(*self._draw(progress), critic)
+        loss = self.step_module(self._draw(progress), critic)
         self.accelerator.backward(loss)
         stepping = {name: o for name, o in self.optimizers.items() if name == "objective" or not critic}
         norms = {name: _clip(optimizer, self.config.clip) for name, optimizer in stepping.items()}
@@ -250,19 +262,24 @@ class Trainer:
             bad = (self.accelerator.reduce(bad, "sum") > 0).float()
         return bad
 
-    def _draw(self, progress: float) -> tuple[Tensor, Noise, Tensor | None, Mapping[str, Tensor]]:
+    def _draw(self, progress: float) -> Drawn:
         """This process's share of the step's latents, noise and further latents; all are drawn everywhere."""
         batch, generator = self.config.batch, self.generator
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+
+        def share(n: int) -> slice:
+            return slice(rank * n // processes, (rank + 1) * n // processes)
+
         z = generator.latents(batch, self.rng)
         noise = self.levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype)
-        eta = None
+        eta = pool = None
         if k := self.objective.fresh_latents:
             shape = (k, self.levels.draws, batch, *generator.latent_shape)
             eta = torch.randn(shape, generator=self.rng, device=self.rng.device, dtype=self.dtype)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        share = slice(rank * batch // processes, (rank + 1) * batch // processes)
-        eta = None if eta is None else eta[:, :, share].flatten(1, 2)
-        return z[share], noise.shard(rank, processes), eta, {}
+            eta = eta[:, :, share(batch)].flatten(1, 2)
+        if m := self.objective.pool_latents:
+            pool = generator.latents(m, self.rng)[share(m)]
+        return Drawn(z[share(batch)], noise.shard(rank, processes), eta, pool)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -321,14 +338,14 @@ class Trainer:
         """A draw of its own random numbers, so that logging does not change the run."""
         rng, self.rng = self.rng, torch.Generator(self.rng.device).manual_seed(self.step)
         try:
-            z, noise, eta, batch = self._draw(progress)
+            drawn = self._draw(progress)
         finally:
             self.rng = rng
-        return Draw(noise.rows(z), noise.rows(self.generator(z)), noise, self.generator, eta, batch)
+        return drawn.complete(self.generator(drawn.z), self.generator)
 
     def _evaluate(self, bar: tqdm[None]) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
-            with _evaluation_mode(self.generator):
+            with alone(), _evaluation_mode(self.generator):
                 values = {name: float(v) for name, v in self.evaluate(self.average).items()}
             self._record("eval", values, bar)
 
@@ -467,8 +484,9 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
 
 def check_batch(batch: int, processes: int, objective: Objective) -> None:
     """Raise UsageError unless the batch splits evenly and, where candidates come from it, offers some."""
-    if batch % processes:
-        raise UsageError(f"batch must be divisible by the {processes} processes, but is {batch}")
+    for name, latents in (("batch", batch), ("pool", objective.pool_latents)):
+        if latents % processes:
+            raise UsageError(f"{name} must be divisible by the {processes} processes, but is {latents}")
     if getattr(objective, "candidates", 0) == "batch" and batch < 2:
         raise UsageError(f"candidates shared across the batch need a batch of at least 2, but batch={batch}")
 
@@ -489,7 +507,7 @@ def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFold
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = training.device == "cpu" or (training.device == "auto" and not torch.accelerator.is_available())
     tracker = None if folder is None or training.tracker == "none" else training.tracker
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=objective.critic_steps > 0)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=objective.critic_steps > 0)
     return Accelerator(
         cpu=several and on_cpu,
         mixed_precision="no",

@@ -246,20 +246,26 @@ class Empirical(GaussianMixture):
 def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
 
-    Blocks of rows that fit a processor's cache; one product with [x_k, 1] gives numerator and denominator.
+    Blocks of rows that fit a processor's cache; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ − p‖x_k‖², with
+    x = x_t/α and p = α²/2σ², to about the machine's precision times p‖x‖², and one numerator and denominator.
     """
+    centre = points.mean(0)
+    x, p = x_t / alpha[:, None] - centre, (0.5 * (alpha / sigma) ** 2)[:, None]
+    centred = points - centre
+    ones = torch.ones_like(points[:, :1])
+    rows = torch.cat([2 * p * x, -p, -p * (x**2).sum(1, keepdim=True)], dim=1)
+    columns = torch.cat([centred, (centred**2).sum(1, keepdim=True), ones], dim=1).T.contiguous()
+    weighted = torch.cat([points, ones], dim=1)
     log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
-    weighted = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
     size = max(8, CACHED_ENTRIES // len(points))
-    x, precision = x_t / alpha[:, None], (-0.5 * (alpha / sigma) ** 2)[:, None]
-    for rows in range(0, len(x_t), size):
-        part = slice(rows, rows + size)
-        log_w = squared_distances(x[part], points).mul_(precision[part])
+    for start in range(0, len(x_t), size):
+        block = slice(start, start + size)
+        log_w = rows[block] @ columns
         largest = log_w.amax(1, keepdim=True)
         w = log_w.sub_(largest).clamp_min_(SMALLEST_LOG_WEIGHT).exp_()
         sums = w @ weighted
-        averages[part] = sums[:, :-1] / sums[:, -1:]
-        log_sum[part] = sums[:, -1].log() + largest.squeeze(1)
+        averages[block] = sums[:, :-1] / sums[:, -1:]
+        log_sum[block] = sums[:, -1].log() + largest.squeeze(1)
     return log_sum, averages
 
 
@@ -271,8 +277,8 @@ def check_data(data: Tensor) -> None:
         raise UsageError(f"the data hold NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} entries")
 
 
-def squared_distances(x: Tensor, points: Tensor, alpha: Tensor | None = None) -> Tensor:
-    """‖x − x_k‖² or, with alpha (B,), ‖x − α x_k‖², (B, K), without a (B, K, d) tensor.
+def squared_distances(x: Tensor, points: Tensor, alpha: Tensor) -> Tensor:
+    """‖x − α x_k‖², (B, K), for x (B, d), points (K, d) and alpha (B,), without a (B, K, d) tensor.
 
     In one to three dimensions the differences are squared directly, which keeps their precision; above, the
     square is expanded about the mean of `points`.
@@ -280,12 +286,10 @@ def squared_distances(x: Tensor, points: Tensor, alpha: Tensor | None = None) ->
     if x.shape[1] <= 3:
         distance2 = x.new_zeros(len(x), len(points))
         for i in range(x.shape[1]):
-            scaled = points[:, i] if alpha is None else alpha[:, None] * points[:, i]
-            difference = x[:, i, None] - scaled
+            difference = x[:, i, None] - alpha[:, None] * points[:, i]
             distance2 = torch.addcmul(distance2, difference, difference)
         return distance2
     centre = points.mean(0)
-    alpha = torch.ones_like(x[:, 0]) if alpha is None else alpha
     x, points = x - alpha[:, None] * centre, points - centre
     cross = (alpha[:, None] * x) @ points.T
     squares = (x**2).sum(1, keepdim=True) + (alpha[:, None] ** 2) * (points**2).sum(1)

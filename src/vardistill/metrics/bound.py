@@ -55,6 +55,7 @@ class BoundedObjective(Protocol):
 
     teacher: Denoiser
     fresh_latents: int
+    pool_latents: int
 
     def bound(self, draw: Draw) -> Tensor:
         """The integrand of DiU_t in nats, (R,)."""
@@ -147,7 +148,8 @@ def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, 
     noise = Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=n)
     fresh = (objective.fresh_latents, *z.shape)
     eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype)
-    return Draw(z, x, noise, generator, eta if objective.fresh_latents else None)
+    pool = generator.latents(objective.pool_latents, rng) if objective.pool_latents else None
+    return Draw(z, x, noise, generator, eta if objective.fresh_latents else None, pool)
 
 
 class Quadrature:

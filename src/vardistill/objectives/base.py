@@ -19,10 +19,12 @@ class Objective(nn.Module):
         teacher: the denoiser to distil.
         critic_steps: updates of the auxiliary networks alone, on fresh draws, before each update of the generator.
         fresh_latents: K, further latents per row that the loss needs as `draw.eta`; 0 for none.
+        pool_latents: M, further latents shared by the rows that the loss needs as `draw.pool`; 0 for none.
     """
 
     critic_steps: int = 0
     fresh_latents: int = 0
+    pool_latents: int = 0
 
     def __init__(self, teacher: Denoiser) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ from torch import Tensor
 from vardistill.denoisers import Denoiser, DensityDenoiser, score
 from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.errors import UsageError, unknown
-from vardistill.noise_levels import Draw, Noise
+from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective
 from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised
 from vardistill.processes import gather
@@ -67,6 +67,8 @@ class VarDiU(Objective):
         teacher: E[x | x_t]; where it has `log_prob`, the bound is logged in nats.
         posterior: q_φ(z | x_t, t).
         candidates: K, further latents drawn from q_φ per row; or "batch": the batch's other latents, with q = p.
+        pool: M, further latents from the prior beside the batch's, without gradient: a tighter bound for a
+            generator's forward pass.
         control_variate: name of c(t), see `control_variates`.
         sigma_data: σ_d of the `gaussian` control variate.
         posterior_steps: updates of q_φ per update of the generator, the joint one included.
@@ -81,6 +83,7 @@ class VarDiU(Objective):
         teacher: Denoiser,
         posterior: Posterior,
         candidates: int | Literal["batch"] = 0,
+        pool: int = 0,
         control_variate: str = "one",
         sigma_data: float = 1.0,
         posterior_steps: int = 1,
@@ -96,6 +99,8 @@ class VarDiU(Objective):
             raise UsageError(f"candidates must be 0, positive or 'batch', but is {candidates}")
         if candidates not in (0, "batch") and not posterior.reparameterised:
             raise UsageError(f"{name} has no reparameterised draws: use candidates=0 or another posterior")
+        if pool < 0 or (pool and candidates != "batch"):
+            raise UsageError(f"pool must be 0, or positive with candidates='batch', but is {pool} with {candidates!r}")
         if posterior_steps < 1 or (posterior_steps > 1 and isinstance(posterior, Prior)):
             raise UsageError(
                 f"posterior_steps must be at least 1, and 1 for the prior, but is {posterior_steps} for {name}"
@@ -103,6 +108,7 @@ class VarDiU(Objective):
         self.posterior = posterior
         self.candidates = candidates
         self.control_variate = known[control_variate]
+        self.pool_latents = pool
         self.critic_steps = posterior_steps - 1
         self.fresh_latents = candidates if isinstance(candidates, int) else 0
 
@@ -146,7 +152,7 @@ class VarDiU(Objective):
         q: Conditional = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
         log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
-            return shared_correction(draw.x, x_t, draw.noise) - log_q
+            return shared_correction(draw, x_t) - log_q
         if self.candidates:
             return self._drawn_correction(draw, x_t, q, log_q) - log_q
         return -log_q
@@ -167,13 +173,17 @@ class VarDiU(Objective):
         return log_w.logsumexp(0) - math.log(len(log_w)) - log_w_0
 
 
-def shared_correction(x: Tensor, x_t: Tensor, noise: Noise) -> Tensor:
-    """log 1/(K+1) Σ_k N(x_t; α x_k, σ² I)/N(x_t; α x, σ² I) over the batch's latents, (R,), each counted once.
+def shared_correction(draw: Draw, x_t: Tensor) -> Tensor:
+    """log 1/(K+1) Σ_k N(x_t; α x_k, σ² I)/N(x_t; α x, σ² I) over the batch's latents, each once, and the pool's, (R,).
 
     Its value is differentiable in x_t with the gradient s_m(x_t) + ε/σ, computed without autograd.
     """
+    noise = draw.noise
     with torch.no_grad():
-        candidates, first = gather(x[: noise.latents].flatten(1))
+        candidates = draw.x[: noise.latents]
+        if draw.pool is not None:
+            candidates = torch.cat([candidates, draw.generator(draw.pool)])
+        candidates = gather(candidates.flatten(1))
         log_sum, denoised = mixture_of_points(x_t.flatten(1), candidates, noise.alpha, noise.sigma)
         alpha, sigma = expand(noise.alpha, x_t), expand(noise.sigma, x_t)
         gradient = (alpha * denoised.view_as(x_t) - x_t) / sigma**2 + noise.eps / sigma

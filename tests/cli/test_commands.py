@@ -1,0 +1,247 @@
+"""The commands as a user types them: the way from training to the report, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vardistill.cli import main as cli
+from vardistill.presets import PRESETS, TEACHERS
+from vardistill.runs import RunFolder
+
+QUICK = ["--steps", "20", "--batch", "64", "--width", "16", "--eval-samples", "500", "--tracker", "none"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.run(["train", "mog40-vardiu", *QUICK, "--out", str(path)]) == 0
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a mistake gets, with exit code 2 and nothing on stdout."""
+    assert cli.run(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
+def test_a_run_leaves_everything_that_its_reader_looks_at(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "generator",
+        "environment.json",
+        "evaluation.json",
+        "bound.json",
+        "samples.npz",
+        "samples.png",
+        "report.html",
+    } <= names
+    assert np.load(finished / "samples.npz")["samples"].shape == (500, 2)
+
+
+def test_evaluate_prints_one_json_object_with_the_promised_keys(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(finished), "--json", "--num", "300"]) == 0
+    table = json.loads(capfd.readouterr().out)
+    assert {"log_density", "log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode"} <= table.keys()
+    assert table["samples"] == 300
+
+
+def test_evaluate_prints_a_table(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(finished), "--num", "300"]) == 0
+    assert "log_mmd" in capfd.readouterr().out
+
+
+def test_samples_are_those_of_the_seed(finished: Path, tmp_path: Path) -> None:
+    for name, seed in (("a.npz", 0), ("b.npz", 0), ("c.npz", 1)):
+        words = ["sample", str(finished), "--num", "50", "--seed", str(seed), "--out", str(tmp_path / name)]
+        assert cli.run(words) == 0
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["samples"] for name in "abc")
+    assert a.shape == (50, 2)
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_samples_as_a_picture(finished: Path, tmp_path: Path) -> None:
+    assert cli.run(["sample", str(finished), "--num", "50", "--out", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_written_anew(finished: Path) -> None:
+    (finished / "report.html").unlink()
+    assert cli.run(["report", str(finished)]) == 0
+    assert (finished / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_configuration_file_repeats_its_run(finished: Path, tmp_path: Path) -> None:
+    assert cli.run(["train", "--config", str(finished / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    ours, theirs = (np.load(path / "samples.npz")["samples"] for path in (finished, tmp_path / "again"))
+    assert (ours == theirs).all()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = np.load(finished / "samples.npz")["samples"]
+    assert cli.run(["train", "--resume", str(finished)]) == 0
+    assert (np.load(finished / "samples.npz")["samples"] == before).all()
+
+
+@pytest.mark.parametrize("teacher", ["empirical", "learned"])
+def test_other_teachers(teacher: str, tmp_path: Path) -> None:
+    fitted = tmp_path / "teacher"
+    quick_fit = ["--steps", "20", "--samples", "200", "--width", "16", "--batch", "32"]
+    assert cli.run(["teach", "mog40", *quick_fit, "--out", str(fitted)]) == 0
+    assert json.loads((fitted / "evaluation.json").read_text())["relative_score_error"]
+    words = ["--teacher", teacher, "--teacher-samples", "200"]
+    words += ["--teacher-run", str(fitted)] if teacher == "learned" else []
+    assert cli.run(["train", "mog40-vardiu", *QUICK, *words, "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "mog40-vardiu"])
+def test_every_preset_trains(preset: str, tmp_path: Path) -> None:
+    words = ["--steps", "2", "--eval-samples", "300", "--width", "16", "--posterior-width", "16", "--batch", "32"]
+    assert cli.run(["train", preset, *words, "--tracker", "none", "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["list"], ["train", "--help"], ["teach", "--help"]])
+def test_help_and_lists_answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 0
+    assert capsys.readouterr().out
+
+
+def test_a_presets_help_lists_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["train", "mog40-vardiu", "--help"])
+    assert stop.value.code == 0
+    assert "--max-minutes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "mog40-vardiu", "--help"]])
+def test_help_does_not_import_torch(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom vardistill.cli.main import run\n"
+        f"try:\n    run({words!r})\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["list"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*PRESETS, *TEACHERS, "nsf", "learned", "cosine", "PowerLaw"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["train", "mog40-vardi"], "did you mean mog40-vardiu"),
+        (["train", "--steps", "3"], "train needs a preset"),
+        (["train", "mog40-vardiu", "--stepz", "3"], "unknown flag 'stepz': did you mean steps?"),
+        (["train", "mog40-vardiu", "--wibble", "3"], "unknown flag '--wibble'"),
+        (["train", "mog40-vardiu", "--steps", "many"], "--steps"),
+        (["train", "mog40-vardiu", "--steps"], "--steps"),
+        (["train", "mog40-vardiu", "--steps", "0"], "steps must be positive, but is 0"),
+        (["train", "mog40-vardiu", "--lr", "-1"], "lr must be positive, but is -1.0"),
+        (["train", "mog40-vardiu", "--max-minutes", "0"], "max_minutes must be positive"),
+        (["train", "mog40-vardiu", "--teacher", "perfect"], "'perfect'"),
+        (["train", "mog40-vardiu", "--sigma-min", "5", "--sigma-max", "2"], "sigma_min must be positive and below"),
+        (["train", "mog40-vardiu", "--draws", "3", "--antithetic"], "antithetic pairs need an even number"),
+        (["train", "mog40-vardiu", "--batch", "1"], "need a batch of at least 2"),
+        (["train", "mog40-vardiu", "--posterior", "full"], "come from the prior"),
+        (["train", "mog40-vardiu-gaussian", "--posterior", "mixture", "--candidates", "4"], "reparameterised"),
+        (["train", "mog40-vardiu", "--device", "cuda:9"], "there is no device 'cuda:9' here"),
+        (["train", "mog40-vardiu", "--tracker", "nosuchtracker"], "tracker"),
+        (["train", "mog40-vardiu", "--teacher-samples", "0", "--teacher", "empirical"], "teacher_samples"),
+        (["train", "mog40-vardiu", "--depth", "0"], "depth must be at least 1"),
+        (["train", "mog40-vardiu", "extra"], "extra"),
+        (["train", "--config"], "--config needs a file"),
+        (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["train", "--resume"], "one run folder"),
+        (["train", "--resume", "no-such-run"], "no-such-run is not a run folder"),
+        (["teach", "mnist"], "unknown preset 'mnist'"),
+        (["teach", "mog40", "--samples", "0"], "samples must be positive"),
+        (["sample", "no-such-run"], "no-such-run is not a run folder"),
+        (["sample"], "sample needs a run folder"),
+        (["evaluate"], "evaluate needs a run folder"),
+        (["evaluate", "."], "is not a run folder"),
+        (["report"], "report needs a run folder"),
+        (["report", "no-such-run"], "no-such-run is not a run folder"),
+        (["list", "--all"], "unknown flag"),
+    ],
+)
+def test_mistakes_get_one_line(
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(capsys, *words)
+
+
+def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    refused(capsys, "train", "mog40-vardiu", "--batch", "1", "--out", str(out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sample", "--num", "0"], "number of samples must be at least 1"),
+        (["sample", "--out", "x.jpg"], ".npz or .png"),
+        (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
+        (["evaluate", "--num", "1"], "2"),
+    ],
+)
+def test_mistakes_with_a_finished_run(
+    words: list[str],
+    told: str,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(capsys, words[0], str(finished), *words[1:])
+
+
+def test_a_folder_in_use_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not empty" in refused(capsys, "train", "mog40-vardiu", "--out", str(finished))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "link"])
+def test_a_damaged_generator_is_refused(
+    damage: str, finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "copy")
+    (run.path / "generator").mkdir(parents=True)
+    run.config.write_bytes((finished / "config.yaml").read_bytes())
+    for name in ("model.safetensors", "config.json"):
+        (run.generator / name).write_bytes((finished / "generator" / name).read_bytes())
+    weights = run.generator / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "pickle":
+        weights.write_bytes(b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.")
+    elif damage == "config":
+        (run.generator / "config.json").write_text('{"latent": -3}')
+    else:
+        run.generator.rename(tmp_path / "elsewhere")
+        run.generator.symlink_to(tmp_path / "elsewhere")
+    told = refused(capsys, "sample", str(run.path), "--out", str(tmp_path / "x.npz"))
+    assert "generator" in told or "latent" in told
+    assert not (tmp_path / "x.npz").exists()
