@@ -14,10 +14,10 @@ from cells import HERE, Cell, history, print_rows, run_cells, write_results
 from matplotlib.figure import Figure
 
 from vardistill.config import Config
-from vardistill.presets import MOG40, learned_posterior
+from vardistill.presets import DEMO, learned_posterior
 
 ROWS: dict[str, Config] = {
-    "prior, batch candidates": MOG40,
+    "prior, batch candidates": DEMO,
     "diagonal": learned_posterior("diagonal"),
     "full": learned_posterior("full"),
     "full, 4 candidates": learned_posterior("full", candidates=4),
@@ -30,7 +30,7 @@ ROWS: dict[str, Config] = {
 class Arguments:
     """Equal minutes for every posterior."""
 
-    minutes: float = 4.0
+    minutes: float = 2.0
     seeds: int = 2
     jobs: int = 2
     threads: int = 1

@@ -30,7 +30,7 @@ from vardistill.schedules import VE
 from vardistill.training import Diverged, Interrupted, Trainer
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
-KINDS = ("batch", "learned", "drawn")
+KINDS = ("batch", "pool", "learned", "drawn")
 
 
 def generator() -> MLP:
@@ -44,11 +44,11 @@ def teacher() -> GaussianMixture:
 
 
 def objective(kind: str = "batch") -> VarDiU:
-    """The batch's candidates; a learned posterior with critic steps; candidates drawn from a learned posterior."""
+    """The batch's candidates, alone and with a pool; a posterior with critic steps; candidates drawn from one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        if kind == "batch":
-            return VarDiU(teacher(), Prior(), candidates="batch", control_variate="one")
+        if kind in ("batch", "pool"):
+            return VarDiU(teacher(), Prior(), candidates="batch", pool=6 if kind == "pool" else 0)
         if kind == "learned":
             return VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2)
         return VarDiU(teacher(), DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double(), candidates=3)

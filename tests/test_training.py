@@ -27,7 +27,15 @@ from vardistill.objectives import Objective
 from vardistill.posteriors import Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
-from vardistill.training import Diverged, Interrupted, Trainer, default_levels, distill, learning_rate
+from vardistill.training import (
+    Diverged,
+    Interrupted,
+    Trainer,
+    check_batch,
+    default_levels,
+    distill,
+    learning_rate,
+)
 
 
 def run_small(kind: str = "batch", folder: Path | None = None, **options: Any) -> tuple[dict[str, Tensor], Trainer]:
@@ -73,10 +81,12 @@ class TestStep:
         def update(progress: float, critic: bool) -> None:
             z = g.latents(config.batch, rng)
             noise = levels.draw((2,), config.batch, progress, rng, torch.float64)
-            eta = None
+            eta = pool = None
             if k := objective.fresh_latents:
                 eta = torch.randn(k, 2 * config.batch, 2, generator=rng, dtype=torch.float64)
-            draw = Draw(noise.rows(z), noise.rows(g(z)), noise, g, eta)
+            if m := objective.pool_latents:
+                pool = g.latents(m, rng)
+            draw = Draw(noise.rows(z), noise.rows(g(z)), noise, g, eta, pool)
             loss = objective.critic_loss(draw) if critic else objective.generator_loss(draw)
             loss.mean().backward()
             for group, adam in list(zip(groups, adams, strict=True))[critic:]:
@@ -443,6 +453,11 @@ class TestRefusals:
 
     def test_a_batch_of_one_with_candidates_from_the_batch(self) -> None:
         self.refuses("a batch of at least 2, but batch=1", training=small_runs.config(batch=1))
+
+    @pytest.mark.parametrize("batch", [8, 9])
+    def test_a_batch_or_a_pool_that_does_not_split(self, batch: int) -> None:
+        with pytest.raises(UsageError, match=r"(pool|batch) must be divisible by the 4 processes, but is [69]"):
+            check_batch(batch, 4, small_runs.objective("pool"))
 
     def test_odd_draws_in_antithetic_pairs(self) -> None:
         with pytest.raises(UsageError, match="even number of noise draws per latent, but draws=3"):

@@ -27,7 +27,7 @@ from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT
 from vardistill.objectives import Objective, VarDiU
 from vardistill.problems import Problem
-from vardistill.processes import alone
+from vardistill.processes import alone, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run
 from vardistill.teach import load_teacher, teach
@@ -51,7 +51,7 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
     problem = build_problem(config.problem, config.levels.schedule)
     check(config, problem)
     torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
-    with PartialState(cpu=config.training.device == "cpu").main_process_first():
+    with PartialState(cpu=several_on_cpu(config.training.device)).main_process_first():
         folder = prepare_folder(config, out, resume)
         objective = build_objective(config, problem, build_teacher(config, problem, folder))
     student, levels = build_generator(config, problem), build_levels(config.levels, problem)
@@ -63,6 +63,7 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
             if has_exact_bound(objective, student):
                 write_bound(folder, objective, student)
             finish(config, problem, folder, run)
+    trainer.accelerator.wait_for_everyone()
     return folder
 
 

@@ -1,7 +1,8 @@
-"""The only place below the trainer that knows of several processes: gathering a batch's samples."""
+"""What is below the trainer and yet knows of several processes: their device, and gathering a batch's samples."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +10,13 @@ from contextvars import ContextVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def several_on_cpu(device: str) -> bool:
+    """Whether several processes share the CPU. One need not tell Accelerate of it, for which the choice is for good."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and (device == "cpu" or (device == "auto" and not torch.accelerator.is_available()))
+
 
 _ALONE = ContextVar("alone", default=False)
 

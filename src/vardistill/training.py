@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -41,7 +40,7 @@ from vardistill.levels import LogNormal
 from vardistill.noise_levels import Draw, Noise, NoiseLevels, named_weight
 from vardistill.objectives import Objective, VarDiU
 from vardistill.posteriors import Prior
-from vardistill.processes import alone
+from vardistill.processes import alone, several_on_cpu
 from vardistill.runs import RunFolder, create, environment
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
@@ -503,13 +502,10 @@ def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:
-    """Accelerate's view of the processes. Its choice of the CPU is for good, so that one process does not make it."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    on_cpu = training.device == "cpu" or (training.device == "auto" and not torch.accelerator.is_available())
     tracker = None if folder is None or training.tracker == "none" else training.tracker
     ddp = DistributedDataParallelKwargs(find_unused_parameters=objective.critic_steps > 0)
     return Accelerator(
-        cpu=several and on_cpu,
+        cpu=several_on_cpu(training.device),
         mixed_precision="no",
         log_with=tracker,
         project_dir=None if folder is None else str(folder.path),

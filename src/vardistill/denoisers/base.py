@@ -1,7 +1,7 @@
 r"""Denoisers: D(x_t, t) = E[x | x_t].
 
-Everything else that a diffusion model may predict is an affine function of D and x_t (see `parametrisations`); the score is
-Tweedie's s(x_t, t) = (α_t D(x_t, t) − x_t)/σ_t².
+Everything else that a diffusion model may predict is an affine function of D and x_t (see `parametrisations`); the
+score is Tweedie's s(x_t, t) = (α_t D(x_t, t) − x_t)/σ_t².
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def from_module(
 
 
 def check_denoiser(denoiser: Denoiser, data_shape: torch.Size | tuple[int, ...], like: Tensor) -> None:
-    """Call the denoiser once at two points of `data_shape`; raise UsageError unless x_t's shape and dtype come back, finite."""
+    """Call the denoiser at two points of `data_shape`; raise UsageError unless their shape and dtype come back, finite."""
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:
