@@ -176,9 +176,7 @@ def test_any_callable_is_a_weight() -> None:
     torch.testing.assert_close(noise.weight, 3 * noise.alpha + noise.sigma)
 
 
-def draw(
-    shape: tuple[int, ...] = (2,), n: int = 6, draws: int = 1, antithetic: bool = False, seed: int = 0
-) -> Noise:
+def draw(shape: tuple[int, ...] = (2,), n: int = 6, draws: int = 1, antithetic: bool = False, seed: int = 0) -> Noise:
     levels = NoiseLevels(VP(), LogNormal(), named_weight("sigma2"), draws=draws, antithetic=antithetic)
     return levels.draw(shape, n, 0.5, generator(seed), torch.float64)
 
@@ -292,9 +290,7 @@ def test_determined_by_rng() -> None:
     """The same state gives the same draw; the global random state has no part in it and is left alone."""
     one, rng = draw((2,), 6, 2), generator()
     before = torch.random.get_rng_state()
-    other = NoiseLevels(VP(), LogNormal(), named_weight("sigma2"), draws=2).draw(
-        (2,), 6, 0.5, rng, torch.float64
-    )
+    other = NoiseLevels(VP(), LogNormal(), named_weight("sigma2"), draws=2).draw((2,), 6, 0.5, rng, torch.float64)
     assert torch.equal(torch.random.get_rng_state(), before)
     for name in ("t", "alpha", "sigma", "weight", "eps"):
         assert torch.equal(getattr(one, name), getattr(other, name))

@@ -100,9 +100,7 @@ def test_ends(schedule: Schedule) -> None:
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (2, 3)])
-def test_shape_and_dtype(
-    schedule: Schedule, dtype: torch.dtype, shape: tuple[int, ...], rng: torch.Generator
-) -> None:
+def test_shape_and_dtype(schedule: Schedule, dtype: torch.dtype, shape: tuple[int, ...], rng: torch.Generator) -> None:
     t = torch.rand(shape, generator=rng, dtype=dtype).clamp(0.01, 0.99)
     alpha, sigma = schedule(t)
     for v in (alpha, sigma, schedule.time(sigma / alpha)):

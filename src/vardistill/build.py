@@ -77,7 +77,15 @@ def build_objective(config: Config, problem: Problem, teacher: Denoiser) -> VarD
             posterior = POSTERIORS[o.posterior](
                 data, config.generator.latent, problem.data_std, o.posterior_depth, o.posterior_width
             )
-    return VarDiU(teacher, posterior, o.candidates, o.pool, o.control_variate, problem.data_std, o.posterior_steps)
+    return VarDiU(
+        teacher,
+        posterior,
+        candidates=o.candidates,
+        control_variate=o.control_variate,
+        sigma_data=problem.data_std,
+        posterior_steps=o.posterior_steps,
+        pool=o.pool,
+    )
 
 
 def build_levels(config: LevelsConfig, problem: Problem) -> NoiseLevels:

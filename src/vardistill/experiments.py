@@ -50,7 +50,6 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
     """
     problem = build_problem(config.problem, config.levels.schedule)
     check(config, problem)
-    torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
     with PartialState(cpu=several_on_cpu(config.training.device)).main_process_first():
         folder = prepare_folder(config, out, resume)
         objective = build_objective(config, problem, build_teacher(config, problem, folder))

@@ -11,6 +11,7 @@ teacher/            the teacher's own run, where it was fitted on the way
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -59,9 +60,10 @@ class RunFolder:
         return self.path / "teacher"
 
     def log(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Append a line to the metrics."""
+        """Append a line to the metrics; numbers that are not finite, which JSON lacks, become null."""
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
+            file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **finite}) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of the metrics; a last line cut short by a kill is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
         decay = min(config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
         if (step + 1) % 100 == 0:
-            folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss)})
+            folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss.detach())})
     save_file(average.state_dict(), folder.path / WEIGHTS)
     problem.denoiser.to(device)
     errors = score_errors(average, problem)
@@ -101,7 +102,8 @@ def score_errors(denoiser: Denoiser, problem: Problem, samples: int = 4096) -> d
 
 def _progress(config: TeachConfig, started: float) -> Iterator[tuple[int, float]]:
     """Steps and the run's progress, until the steps or the budget are spent."""
-    for step in tqdm(range(config.steps), desc="teacher", unit="step", mininterval=0.5):
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    for step in tqdm(range(config.steps), desc="teacher", unit="step", mininterval=interval):
         progress = step / config.steps
         if config.max_minutes is not None:
             progress = max(progress, (time.monotonic() - started) / (60 * config.max_minutes))

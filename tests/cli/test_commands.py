@@ -51,7 +51,9 @@ def test_a_run_leaves_everything_that_its_reader_looks_at(finished: Path) -> Non
     assert np.load(finished / "samples.npz")["samples"].shape == (500, 2)
 
 
-def test_evaluate_prints_one_json_object_with_the_promised_keys(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_one_json_object_with_the_promised_keys(
+    finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(["evaluate", str(finished), "--json", "--num", "300"]) == 0
     table = json.loads(capfd.readouterr().out)
     assert {"log_density", "log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode"} <= table.keys()

@@ -56,9 +56,7 @@ def queries(d: int, schedule: Schedule, n: int = 12) -> tuple[Tensor, Tensor]:
     return (4 * alpha**2 + sigma**2).sqrt()[:, None] * normal(n, d, seed=2), t
 
 
-def brute_force(
-    denoiser: GaussianMixture, covariances: Tensor, alpha: Tensor, sigma: Tensor
-) -> MixtureSameFamily:
+def brute_force(denoiser: GaussianMixture, covariances: Tensor, alpha: Tensor, sigma: Tensor) -> MixtureSameFamily:
     """The noisy marginal at one level, by torch's own distributions."""
     noisy = alpha**2 * covariances + sigma**2 * torch.eye(covariances.shape[-1])
     return MixtureSameFamily(
@@ -89,8 +87,7 @@ def test_log_density(kind: str, d: int, schedule: Schedule) -> None:
     denoiser, (_, covariances) = make(kind, d, schedule), components(kind, 4, d)
     x_t, t = queries(d, schedule)
     expected = [
-        brute_force(denoiser, covariances, *schedule(t_i)).log_prob(x_i)
-        for x_i, t_i in zip(x_t, t, strict=True)
+        brute_force(denoiser, covariances, *schedule(t_i)).log_prob(x_i) for x_i, t_i in zip(x_t, t, strict=True)
     ]
     torch.testing.assert_close(denoiser.log_prob(x_t, t), torch.stack(expected), rtol=1e-10, atol=1e-10)
     clean = brute_force(denoiser, covariances, torch.tensor(1.0), torch.tensor(0.0))
@@ -120,9 +117,7 @@ def test_isotropic_is_full_with_a_multiple_of_the_identity(d: int, schedule: Sch
     x_t, t = queries(d, schedule)
     for kind in ("shared", "isotropic"):
         isotropic, (_, covariances) = make(kind, d, schedule), components(kind, 4, d)
-        full = GaussianMixture(
-            isotropic.means, covariances=covariances, weights=isotropic.weights, schedule=schedule
-        )
+        full = GaussianMixture(isotropic.means, covariances=covariances, weights=isotropic.weights, schedule=schedule)
         torch.testing.assert_close(isotropic(x_t, t), full(x_t, t), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(isotropic.log_prob(x_t, t), full.log_prob(x_t, t), rtol=1e-9, atol=1e-9)
 
@@ -160,9 +155,7 @@ def test_empirical_is_the_mixture_at_the_data(
     bandwidth: float, d: int, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, (x_t, t) = normal(50, d, seed=3), queries(d, schedule)
-    exact = GaussianMixture(
-        data, covariances=(bandwidth**2 + 1e-12) * torch.eye(d).expand(50, d, d), schedule=schedule
-    )
+    exact = GaussianMixture(data, covariances=(bandwidth**2 + 1e-12) * torch.eye(d).expand(50, d, d), schedule=schedule)
     monkeypatch.setattr(mixture, "BLOCK_ENTRIES", 12 * 7)
     empirical = Empirical(data, bandwidth, schedule)
     torch.testing.assert_close(empirical(x_t, t), exact(x_t, t), rtol=1e-6, atol=1e-6)

@@ -101,9 +101,7 @@ def test_time_is_what_the_module_takes() -> None:
     from_module(network, schedule)(normal(4, 3), times(4))
     from_module(network, schedule, time=lambda t: 999 * t)(normal(4, 3), times(4))
     from_module(network, schedule, time=lambda t: schedule(t)[1])(normal(4, 3), times(4))
-    for (time, _), expected in zip(
-        network.calls, [times(4), 999 * times(4), schedule(times(4))[1]], strict=True
-    ):
+    for (time, _), expected in zip(network.calls, [times(4), 999 * times(4), schedule(times(4))[1]], strict=True):
         torch.testing.assert_close(time, expected)
 
 

@@ -86,9 +86,7 @@ def test_the_score_is_the_gradient_of_the_log_density(schedule: Schedule) -> Non
             return torch.autograd.grad(exact.log_prob(x_t, t).sum(), x_t)[0]
 
     t, x_t = torch.linspace(0.02, 0.98, 30, dtype=torch.float64), normal(30, 3, seed=1)
-    torch.testing.assert_close(
-        from_module(module, schedule, "score")(x_t, t), exact(x_t, t), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(from_module(module, schedule, "score")(x_t, t), exact(x_t, t), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VP()], ids=lambda s: type(s).__name__)
@@ -97,9 +95,7 @@ def test_v_is_the_slope_of_x_t_in_the_angle(schedule: Schedule) -> None:
     x, eps, t = normal(7, 2), normal(7, 2, seed=1), torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
     alpha, sigma = (scale[:, None] for scale in schedule(t))
     phi = torch.atan2(sigma, alpha)
-    _, slope = torch.autograd.functional.jvp(
-        lambda phi: phi.cos() * x + phi.sin() * eps, phi, torch.ones_like(phi)
-    )
+    _, slope = torch.autograd.functional.jvp(lambda phi: phi.cos() * x + phi.sin() * eps, phi, torch.ones_like(phi))
     v = from_x("v")(x, alpha * x + sigma * eps, alpha, sigma)
     torch.testing.assert_close(v, slope, rtol=1e-9, atol=1e-9)
 

@@ -46,10 +46,13 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config, out: Path, resume: bool = False) -> int:
     """Run an experiment with its ends told to the user; returns the exit code."""
+    import torch
+
     from vardistill.cli.tables import print_run
     from vardistill.experiments import run_experiment
     from vardistill.training import Diverged, Interrupted
 
+    torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
     try:
         folder = run_experiment(config, out, resume)
     except Interrupted as stop:
@@ -58,6 +61,8 @@ def train(config: Config, out: Path, resume: bool = False) -> int:
     except Diverged as error:
         print(f"vardistill: {error}", file=sys.stderr)
         return 1
+    finally:
+        torch.set_flush_denormal(False)
     print_run(folder)
     return 0
 

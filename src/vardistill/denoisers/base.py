@@ -132,7 +132,7 @@ def from_module(
 
 
 def check_denoiser(denoiser: Denoiser, data_shape: torch.Size | tuple[int, ...], like: Tensor) -> None:
-    """Call the denoiser at two points of `data_shape`; raise UsageError unless their shape and dtype come back, finite."""
+    """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite."""
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:

@@ -67,11 +67,11 @@ class VarDiU(Objective):
         teacher: E[x | x_t]; where it has `log_prob`, the bound is logged in nats.
         posterior: q_φ(z | x_t, t).
         candidates: K, further latents drawn from q_φ per row; or "batch": the batch's other latents, with q = p.
-        pool: M, further latents from the prior beside the batch's, without gradient: a tighter bound for a
-            generator's forward pass.
         control_variate: name of c(t), see `control_variates`.
         sigma_data: σ_d of the `gaussian` control variate.
         posterior_steps: updates of q_φ per update of the generator, the joint one included.
+        pool: M, further latents from the prior beside the batch's, without gradient: a tighter bound for a
+            generator's forward pass.
 
     Raises:
         UsageError: for "batch" candidates with a posterior that is not the prior, drawn candidates from a posterior
@@ -83,10 +83,10 @@ class VarDiU(Objective):
         teacher: Denoiser,
         posterior: Posterior,
         candidates: int | Literal["batch"] = 0,
-        pool: int = 0,
         control_variate: str = "one",
         sigma_data: float = 1.0,
         posterior_steps: int = 1,
+        pool: int = 0,
     ) -> None:
         super().__init__(teacher)
         known = control_variates(sigma_data)
