@@ -74,8 +74,13 @@ def spread(values: list[float]) -> str:
 
 def history(benchmark: str, cell: Cell) -> list[dict[str, Any]]:
     """The evaluations of a cell's run, in order."""
-    lines = RunFolder(_path(HERE / "runs" / benchmark, cell)).history()
+    lines = RunFolder(run_folder(benchmark, cell)).history()
     return [line for line in lines if line["kind"] == "eval"]
+
+
+def run_folder(benchmark: str, cell: Cell) -> Path:
+    """The folder of a cell's run."""
+    return _path(HERE / "runs" / benchmark, cell)
 
 
 def _path(folder: Path, cell: Cell) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 
 import tyro
-from cells import Cell, print_rows, run_cells, write_results
+from cells import HERE, Cell, print_rows, run_cells, run_folder, write_results
 
 from vardistill.presets import PRESETS
 
@@ -15,7 +16,7 @@ from vardistill.presets import PRESETS
 class Arguments:
     """The default preset over seeds."""
 
-    presets: tuple[str, ...] = ("mog40-vardiu-demo", "mog40-vardiu")
+    presets: tuple[str, ...] = ("mog40-vardiu", "mog40-vardiu-demo")
     seeds: int = 3
     jobs: int = 2
     threads: int = 1
@@ -32,6 +33,9 @@ def main(arguments: Arguments) -> None:
     rows = run_cells("mog40_quality", cells, arguments.jobs, arguments.threads)
     print_rows("MoG-40, true teacher", rows)
     write_results("mog40_quality", rows, arguments.threads, arguments.jobs)
+    picture = HERE.parent / "docs" / "_static" / "mog40.png"
+    picture.parent.mkdir(exist_ok=True)
+    shutil.copy(run_folder("mog40_quality", cells[0]) / "samples.png", picture)
 
 
 if __name__ == "__main__":

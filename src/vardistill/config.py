@@ -224,7 +224,7 @@ class TeachConfig:
     """The target."""
     samples: int = 10_000
     """Size of the data set."""
-    steps: int = 20_000
+    steps: int = 10_000
     """Updates."""
     max_minutes: float | None = None
     """Wall-clock budget."""
