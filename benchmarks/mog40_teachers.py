@@ -59,8 +59,9 @@ def configure(
 ) -> Config:
     """The configuration with this teacher under a wall-clock budget."""
     teacher = TeacherConfig(kind, fitted if kind == "learned" else None, arguments.samples)
+    every = 1500 if config.objective.posterior == "prior" else 300
     training = dataclasses.replace(
-        config.training, seed=seed, steps=10**6, max_minutes=arguments.minutes, eval_every=1000, tracker="none"
+        config.training, seed=seed, steps=10**6, max_minutes=arguments.minutes, eval_every=every, tracker="none"
     )
     return dataclasses.replace(config, teacher=teacher, training=training)
 

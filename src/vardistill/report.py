@@ -114,6 +114,9 @@ METRICS = {
         scale="share",
     ),
     "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", scale="log"),
+    "diu": Metric("Bound, DiU", fixed(3), "upper bound on the diffusive KL, nats, over a few noise levels", "0"),
+    "dikl": Metric("Diffusive KL", fixed(3), "of the noisy student from the noisy target, nats, by quadrature", "0"),
+    "gap": Metric("Gap, DiU − DiKL", fixed(4), "what the bound gives away, in nats; large where the posterior lags", "0"),
 }
 
 LINE = ("kind", "step", "seconds")
