@@ -5,6 +5,7 @@ Every cell is an ordinary run folder below `benchmarks/runs/`, so a benchmark th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -34,6 +35,15 @@ class Cell:
     row: str
     seed: int
     config: Config
+
+
+def limited(config: Config, minutes: float, seed: int) -> Config:
+    """The configuration under a wall-clock budget, evaluated a handful of times: that time counts, too."""
+    every = 1500 if config.objective.posterior == "prior" else 300
+    training = dataclasses.replace(
+        config.training, seed=seed, steps=10**6, max_minutes=minutes, eval_every=every, tracker="none"
+    )
+    return dataclasses.replace(config, training=training)
 
 
 def run_cells(benchmark: str, cells: Iterable[Cell], jobs: int, threads: int) -> dict[str, list[dict[str, Any]]]:

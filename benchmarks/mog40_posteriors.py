@@ -5,12 +5,11 @@ The same generator, levels and optimiser; the gap DiU − DiKL of each over trai
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import tyro
-from cells import HERE, Cell, history, print_rows, run_cells, write_results
+from cells import HERE, Cell, history, limited, print_rows, run_cells, write_results
 from matplotlib.figure import Figure
 
 from vardistill.config import Config
@@ -49,15 +48,6 @@ def main(arguments: Arguments) -> None:
     print_rows(f"MoG-40, true teacher, {arguments.minutes:g} minutes on {arguments.threads} thread(s)", rows, metrics)
     write_results("mog40_posteriors", rows, arguments.threads, arguments.jobs, minutes=arguments.minutes, curves=curves)
     plot(curves).savefig(HERE / "results" / "mog40_posteriors.png", dpi=110)
-
-
-def limited(config: Config, minutes: float, seed: int) -> Config:
-    """The configuration under a wall-clock budget, evaluated a handful of times: that time counts, too."""
-    every = 1500 if config.objective.posterior == "prior" else 300
-    training = dataclasses.replace(
-        config.training, seed=seed, steps=10**6, max_minutes=minutes, eval_every=every, tracker="none"
-    )
-    return dataclasses.replace(config, training=training)
 
 
 def plot(curves: dict[str, list[dict[str, Any]]]) -> Figure:

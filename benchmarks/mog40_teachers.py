@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from cells import HERE, Cell, print_rows, run_cells, write_results
+from cells import HERE, Cell, limited, print_rows, run_cells, write_results
 
-from vardistill.config import Config, TeacherConfig
+from vardistill.config import TeacherConfig
 from vardistill.presets import DEMO, TEACHERS, learned_posterior
 from vardistill.teach import teach
 
@@ -37,9 +37,12 @@ def main(arguments: Arguments) -> None:
     cells = []
     for seed in range(arguments.seeds):
         fitted = fit(arguments.samples, seed)
-        for kind in ("empirical", "learned"):
+        kinds: tuple[Literal["empirical", "learned"], ...] = ("empirical", "learned")
+        for kind in kinds:
             for name, config in objectives.items():
-                cells.append(Cell(f"{kind}: {name}", seed, configure(config, kind, fitted, seed, arguments)))
+                teacher = TeacherConfig(kind, fitted if kind == "learned" else None, arguments.samples)
+                config = limited(dataclasses.replace(config, teacher=teacher), arguments.minutes, seed)
+                cells.append(Cell(f"{kind}: {name}", seed, config))
     rows = run_cells("mog40_teachers", cells, arguments.jobs, arguments.threads)
     print_rows(f"MoG-40, {arguments.minutes:g} minutes on {arguments.threads} thread(s)", rows)
     facts = {"minutes": arguments.minutes, "samples": arguments.samples}
@@ -52,18 +55,6 @@ def fit(samples: int, seed: int) -> Path:
     if not (path / "evaluation.json").exists():
         teach(dataclasses.replace(TEACHERS["mog40"].config, samples=samples, seed=seed), path)
     return path
-
-
-def configure(
-    config: Config, kind: Literal["empirical", "learned"], fitted: Path, seed: int, arguments: Arguments
-) -> Config:
-    """The configuration with this teacher under a wall-clock budget."""
-    teacher = TeacherConfig(kind, fitted if kind == "learned" else None, arguments.samples)
-    every = 1500 if config.objective.posterior == "prior" else 300
-    training = dataclasses.replace(
-        config.training, seed=seed, steps=10**6, max_minutes=arguments.minutes, eval_every=every, tracker="none"
-    )
-    return dataclasses.replace(config, teacher=teacher, training=training)
 
 
 if __name__ == "__main__":
