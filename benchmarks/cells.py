@@ -99,6 +99,8 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 def _run(folder: Path, cell: Cell, threads: int) -> None:
     path = _path(folder, cell)
+    if path.exists() and configs.read(Config, path / "config.yaml") != cell.config:
+        raise SystemExit(f"{path} is of another configuration: remove it to measure this one")
     if (path / "evaluation.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

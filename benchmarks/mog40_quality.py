@@ -35,7 +35,8 @@ def main(arguments: Arguments) -> None:
     write_results("mog40_quality", rows, arguments.threads, arguments.jobs)
     picture = HERE.parent / "docs" / "_static" / "mog40.png"
     picture.parent.mkdir(exist_ok=True)
-    shutil.copy(run_folder("mog40_quality", cells[0]) / "samples.png", picture)
+    demo = next(cell for cell in cells if cell.row == arguments.presets[-1])
+    shutil.copy(run_folder("mog40_quality", demo) / "samples.png", picture)
 
 
 if __name__ == "__main__":

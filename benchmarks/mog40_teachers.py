@@ -24,7 +24,7 @@ from vardistill.teach import teach
 class Arguments:
     """Equal minutes for every teacher and objective."""
 
-    minutes: float = 2.0
+    minutes: float = 1.5
     seeds: int = 2
     samples: int = 20_480
     jobs: int = 2

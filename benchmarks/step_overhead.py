@@ -1,13 +1,15 @@
 """What the trainer costs over a bare loop, and where a step's time goes: `python benchmarks/step_overhead.py`.
 
 The bare loop draws, runs the same networks on the same batch with the same optimiser and keeps the same moving average,
-in plain PyTorch with nothing of the trainer. Both run in turns in one process, and the ratio is over pairs of turns.
+in plain PyTorch with nothing of the trainer: no clock, log, progress bar, check for NaN. Both run in turns in one process,
+and the ratio is over pairs of turns. The choices behind the step are timed against what they replaced.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,10 +20,11 @@ import tyro
 from cells import write_results
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from vardistill.build import build_generator, build_levels, build_objective, build_problem
 from vardistill.config import Config
+from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.noise_levels import Draw
 from vardistill.presets import PRESETS
 from vardistill.training import Trainer
@@ -32,8 +35,8 @@ class Arguments:
     """Trainer against bare loop, and the bare loop's phases."""
 
     preset: str = "mog40-vardiu"
-    turns: int = 12
-    steps: int = 100
+    turns: int = 6
+    steps: int = 200
     threads: int = 1
 
 
@@ -53,6 +56,12 @@ class BareLoop:
         )
         self.phases: dict[str, float] = {}
 
+    def generate(self, z: Tensor) -> Tensor:
+        """g(z) in the preset's precision."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.training.precision == "bf16"):
+            x: Tensor = self.generator(z)
+        return x
+
     def step(self) -> None:
         """One update."""
         mark = time.perf_counter()
@@ -66,13 +75,14 @@ class BareLoop:
         training = self.config.training
         z = self.generator.latents(training.batch, self.rng)
         noise = self.levels.draw(self.generator.data_shape, training.batch, 0.5, self.rng)
+        m = self.objective.pool_latents
+        pool = self.generator.latents(m, self.rng) if m else None
         phase("draws")
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
-            x = self.generator(z)
+        x = self.generate(z)
         phase("generator, forward")
-        draw = Draw(noise.rows(z), noise.rows(x), noise, self.generator)
+        draw = Draw(noise.rows(z), noise.rows(x), noise, self.generate, pool=pool)
         loss = self.objective.generator_loss(draw).mean()
-        phase("objective: teacher's score and candidates")
+        phase("objective: teacher's score, pool and candidates")
         loss.backward()
         phase("generator, backward")
         nn.utils.clip_grad_norm_(self.generator.parameters(), training.clip)
@@ -92,35 +102,63 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def choices(bare: BareLoop) -> dict[str, dict[str, float]]:
+    """Milliseconds of what the step does and of what it replaced."""
+    rng, n = torch.Generator().manual_seed(0), bare.config.training.batch
+    z = bare.generator.latents(n, rng)
+    points = bare.generator(bare.generator.latents(n + bare.objective.pool_latents, rng)).detach()
+    noise = bare.levels.draw((2,), n, 0.5, rng)
+    x_t = noise.x_t(points[:n])
+    parameters = [torch.nn.Parameter(p.detach().clone()) for p in bare.generator.parameters()]
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=rng) * 1e-3
+
+    def plain_candidates() -> Tensor:
+        log_w = -(torch.cdist(x_t, points) ** 2) / (2 * noise.sigma[:, None] ** 2)
+        return torch.logsumexp(log_w, 1).sum() - math.log(n) + (torch.softmax(log_w, 1) @ points).sum()
+
+    fused, looped = torch.optim.AdamW(parameters, fused=True), torch.optim.AdamW(parameters, foreach=False)
+    parts: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "generator forward and backward: single precision → bfloat16 hidden layers": (
+            lambda: bare.generator(z).sum().backward(),
+            lambda: bare.generate(z).sum().backward(),
+        ),
+        "candidates: logsumexp and softmax of the whole matrix → clamped blocks": (
+            plain_candidates,
+            lambda: mixture_of_points(x_t, points, noise.alpha, noise.sigma),
+        ),
+        "AdamW: one parameter at a time → fused": (looped.step, fused.step),
+    }
+    return {name: {"before, ms": timed(before), "after, ms": timed(after)} for name, (before, after) in parts.items()}
+
+
+def timed(call: Callable[[], object], repeats: int = 40) -> float:
+    """Median milliseconds of a call."""
+    for _ in range(3):
+        call()
+    return statistics.median(seconds(call) for _ in range(repeats)) * 1e3
+
+
 def main(arguments: Arguments) -> None:
     """Run, print, and write results/step_overhead.json."""
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     config = PRESETS[arguments.preset].config
-    training = dataclasses.replace(config.training, steps=10**9, log_every=100, eval_every=0, checkpoint_every=10**9)
-    bare, trainer = BareLoop(config), _trainer(dataclasses.replace(config, training=training))
-
-    def trainer_turn() -> None:
-        for _ in range(arguments.steps):
-            trainer.advance(0.5)
+    bare = BareLoop(config)
 
     def bare_turn() -> None:
         for _ in range(arguments.steps):
             bare.step()
 
-    bare_turn(), trainer_turn()
+    bare_turn()
     bare.phases.clear()
-    pairs = [(seconds(bare_turn), seconds(trainer_turn)) for _ in range(arguments.turns)]
+    pairs = [(seconds(bare_turn), seconds(_trainer(config, arguments.steps).run)) for _ in range(arguments.turns)]
     ratios = sorted(t / b for b, t in pairs)
     step = statistics.median(b for b, _ in pairs) / arguments.steps * 1e3
     total = sum(bare.phases.values())
     shares = {name: spent / total for name, spent in bare.phases.items()}
-    table = Table(
-        "phase",
-        "ms a step",
-        "share",
-        title=f"{arguments.preset}: bare step {step:.2f} ms, {arguments.threads} thread(s)",
-    )
+    title = f"{arguments.preset}: bare step {step:.2f} ms, {arguments.threads} thread(s)"
+    table = Table("phase", "ms a step", "share", title=title)
     for name, share in shares.items():
         table.add_row(name, f"{share * step:.2f}", f"{share:.0%}")
     Console().print(table)
@@ -129,15 +167,20 @@ def main(arguments: Arguments) -> None:
         f"trainer / bare loop: median {median:.3f}, "
         f"pairs from {ratios[0]:.3f} to {ratios[-1]:.3f} ({len(ratios)} pairs)"
     )
-    rows = {"ratio": {"median": median, "pairs": ratios}, "bare step, ms": step, "shares": shares}
+    replaced = choices(bare)
+    for name, times in replaced.items():
+        print(f"{name}: {times['before, ms']:.2f} → {times['after, ms']:.2f} ms")
+    rows = {"ratio": {"median": median, "pairs": ratios}, "bare step, ms": step, "shares": shares, "choices": replaced}
     write_results("step_overhead", rows, arguments.threads, 1, preset=arguments.preset)
 
 
-def _trainer(config: Config) -> Trainer:
+def _trainer(config: Config, steps: int) -> Trainer:
+    """A run of `steps` steps that logs as the preset does and evaluates nothing."""
+    training = dataclasses.replace(config.training, steps=steps)
     problem = build_problem(config.problem, config.levels.schedule)
     generator = build_generator(config, problem)
     objective = build_objective(config, problem, problem.denoiser)
-    return Trainer(generator, objective, build_levels(config.levels, problem), config.training)
+    return Trainer(generator, objective, build_levels(config.levels, problem), training)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def overhead() -> str:
     ]
     step = rows["bare step, ms"]
     lines += [f"| {name} | {share * step:.2f} | {share:.0%} |" for name, share in rows["shares"].items()]
-    return "\n".join([*lines, f"| whole step | {step:.2f} | |"])
+    lines += [f"| whole step | {step:.2f} | |", "", "| what was done | before, ms | after, ms |", "|---|---|---|"]
+    lines += [f"| {n} | {v['before, ms']:.2f} | {v['after, ms']:.2f} |" for n, v in rows["choices"].items()]
+    return "\n".join(lines)
 
 
 def startup() -> str:

@@ -68,6 +68,8 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require("teacher_samples", self.teacher_samples, self.teacher_samples >= 1, "at least 1")
         require("bandwidth", self.bandwidth, self.bandwidth >= 0, "0 or positive")
+        unused = self.teacher_run is not None and self.teacher != "learned"
+        require("teacher", self.teacher, not unused, "'learned' with a teacher_run")
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class TrainingConfig:
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
+        require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
         for name, hint in typing.get_type_hints(type(self)).items():
@@ -248,8 +251,10 @@ class TeachConfig:
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "batch", "lr", "depth", "width"):
-            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+            require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        if self.max_minutes is not None:
+            require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
 
 
 def require(name: str, value: object, holds: bool, rule: str) -> None:

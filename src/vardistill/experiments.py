@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,16 @@ from accelerate import PartialState
 from torch import Tensor
 
 from vardistill import config as configs
-from vardistill.build import build_empirical, build_generator, build_levels, build_objective, build_problem
+from vardistill.build import (
+    build_empirical,
+    build_generator,
+    build_levels,
+    build_objective,
+    build_problem,
+    build_schedule,
+)
 from vardistill.config import Config, TeachConfig
-from vardistill.denoisers import Denoiser, DensityDenoiser
+from vardistill.denoisers import Denoiser, DensityDenoiser, reschedule
 from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
@@ -54,14 +63,15 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
         folder = prepare_folder(config, out, resume)
         objective = build_objective(config, problem, build_teacher(config, problem, folder))
     student, levels = build_generator(config, problem), build_levels(config.levels, problem)
-    metrics = problem_metrics(config, problem, objective, student)
+    target = build_problem(config.problem, config.levels.schedule)  # stays on the CPU; the teacher moves
+    metrics = problem_metrics(config, target, objective, student)
     trainer = Trainer(student, objective, levels, config.training, metrics, folder)
-    run = trainer.run(resume)
+    run = trainer.run(resume and any(folder.checkpoints.glob("step-*")))
     if trainer.accelerator.is_main_process:
         with alone():
             if has_exact_bound(objective, student):
-                write_bound(folder, objective, student)
-            finish(config, problem, folder, run)
+                write_bound(folder, objective, student, max(2, config.training.batch))
+            finish(config, target, folder, run)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -70,14 +80,18 @@ def check(config: Config, problem: Problem) -> None:
     """Raise the UsageError that the run would end with, before a folder is made or a teacher fitted."""
     build_generator(config, problem)
     build_levels(config.levels, problem)
-    check_batch(config.training.batch, 1, build_objective(config, problem, problem.denoiser))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_batch(config.training.batch, processes, build_objective(config, problem, problem.denoiser))
     find_device(config.training.device)
 
 
 def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
     """The run's folder: an existing one to resume, or a new one with its configuration, made by the main process."""
     if resume:
-        return open_run(out)
+        folder = open_run(out)
+        if not any(folder.checkpoints.glob("step-*")):
+            folder.rewind(0)  # killed before its first checkpoint: it starts anew
+        return folder
     if not PartialState().is_main_process:
         return RunFolder(out)
     folder = create(out)
@@ -91,9 +105,11 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
         return problem.denoiser
     if config.teacher.teacher == "empirical":
         return build_empirical(config, problem)
+    schedule = build_schedule(config.levels.schedule)
     if config.teacher.teacher_run is not None:
-        return load_teacher(config.teacher.teacher_run)
-    if not (folder.teacher / "denoiser.safetensors").exists():
+        return reschedule(load_teacher(config.teacher.teacher_run), schedule)
+    if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
+        shutil.rmtree(folder.teacher, ignore_errors=True)
         fit = TeachConfig(
             problem=config.problem, samples=config.teacher.teacher_samples, schedule=config.levels.schedule,
             seed=config.training.seed, device=config.training.device,
@@ -114,7 +130,7 @@ def problem_metrics(config: Config, problem: Problem, objective: VarDiU, student
         table = dict(evaluate(samples, problem, rng, p_value=False))
         if has_exact_bound(objective, student):
             rng = torch.Generator(device_of(student)).manual_seed(config.training.seed + 3)
-            gap = bound_gap(objective, student, GAP_RATIOS, rng, n=config.training.batch, nodes=128)
+            gap = bound_gap(objective, student, GAP_RATIOS, rng, n=max(2, config.training.batch), nodes=128)
             table |= {
                 "diu": float(gap.diu.mean()),
                 "dikl": float(gap.dikl.mean()),
@@ -149,13 +165,16 @@ def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed:
     """Measure samples against the problem, keep the table as `evaluation.json` and return it."""
     metrics = evaluate(samples, problem, torch.Generator().manual_seed(seed))
     table: dict[str, Any] = {**metrics, "samples": len(samples)}
-    (folder.path / "evaluation.json").write_text(json.dumps(table, indent=2))
+    try:
+        (folder.path / "evaluation.json").write_text(json.dumps(table, indent=2))
+    except OSError as error:
+        raise UsageError(f"cannot write into the run folder {folder.path}: {error.strerror}") from error
     return table
 
 
-def write_bound(folder: RunFolder, objective: VarDiU, student: Generator) -> None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS`, as `bound.json`."""
-    gap = bound_gap(objective, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0))
+def write_bound(folder: RunFolder, objective: VarDiU, student: Generator, n: int) -> None:
+    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`."""
+    gap = bound_gap(objective, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0), n)
     table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
     (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
 

@@ -128,8 +128,8 @@ class NoiseLevels:
         weight: w(α, σ); default 1.
         draws: G, noise draws per latent; even if antithetic.
         antithetic: the second half of the rows repeats the first half's times with −ε.
-        stratified: draw the levels' u from R equal strata (one each, in random order), not independently: same
-            marginal law, less variance.
+        stratified: draw the levels' u one from each of as many equal strata, in random order, not independently:
+            same marginal law, less variance.
 
     Raises:
         UsageError: for draws < 1, or odd draws with antithetic pairs.

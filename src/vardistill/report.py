@@ -116,7 +116,9 @@ METRICS = {
     "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", scale="log"),
     "diu": Metric("Bound, DiU", fixed(3), "upper bound on the diffusive KL, nats, over a few noise levels", "0"),
     "dikl": Metric("Diffusive KL", fixed(3), "of the noisy student from the noisy target, nats, by quadrature", "0"),
-    "gap": Metric("Gap, DiU − DiKL", fixed(4), "what the bound gives away, in nats; large where the posterior lags", "0"),
+    "gap": Metric(
+        "Gap, DiU − DiKL", fixed(4), "what the bound gives away, in nats; large where the posterior lags", "0"
+    ),
 }
 
 LINE = ("kind", "step", "seconds")
@@ -221,8 +223,9 @@ def read(run: RunFolder, problem: Problem | None = None) -> Contents:
     evaluation = _mapping(_read(run.path / "evaluation.json", _json, {}))
     evals = [line for line in lines if line.get("kind") == "eval"]
     last = {key: v for key, v in evals[-1].items() if key not in LINE} if evals else {}
+    drawn = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
+    n = evaluation.pop("samples", None) or drawn
     final = {name: float(v) for name, v in (evaluation or last).items() if is_finite(v)}
-    n = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
     n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
     return Contents(
         name=run.path.resolve().name,

@@ -61,7 +61,8 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
         torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
         if (step + 1) % 100 == 0:
             folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss.detach())})
-    save_file(average.state_dict(), folder.path / WEIGHTS)
+    save_file(average.state_dict(), folder.path / f"{WEIGHTS}.partial")
+    (folder.path / f"{WEIGHTS}.partial").replace(folder.path / WEIGHTS)
     problem.denoiser.to(device)
     errors = score_errors(average, problem)
     (folder.path / "evaluation.json").write_text(json.dumps(errors, indent=2))

@@ -189,6 +189,7 @@ class Trainer:
         device = find_device(training.device) or self.accelerator.device
         self.generator, self.objective = generator.to(device).train(), objective.to(device).train()
         parameter = next(generator.parameters())
+        check_schedules(objective.teacher, levels)
         check_batch(training.batch, self.accelerator.num_processes, objective)
         check_denoiser(objective.teacher, generator.data_shape, parameter)
         if training.compile:
@@ -479,6 +480,15 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
         return 1.0
     along = (progress - training.warmup) / (1 - training.warmup)
     return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
+    """Raise UsageError unless the noise levels follow the teacher's schedule."""
+    if teacher.schedule != levels.schedule:
+        raise UsageError(
+            f"the teacher's schedule is {teacher.schedule}, but the noise levels' is {levels.schedule}: "
+            "give both the same, or wrap the teacher in vardistill.denoisers.reschedule"
+        )
 
 
 def check_batch(batch: int, processes: int, objective: Objective) -> None:

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     folder, config, generator = load_run(Path(run))
     problem = build_problem(config.problem, config.levels.schedule)
     samples = generator.sample(parsed.num, seed=parsed.seed)
-    table = write_evaluation(folder, samples, problem, parsed.seed)
+    table = write_evaluation(folder, samples, problem, parsed.seed + 1)
     if parsed.json:
         print(json.dumps(table))
     else:

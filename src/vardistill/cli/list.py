@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
         "posteriors": _options(ObjectiveConfig, "posterior"),
         "control variates": _options(ObjectiveConfig, "control_variate"),
         "schedules": list(SCHEDULES),
-        "level distributions": [kind.__name__ for kind in (LogNormal, PowerLaw, EDM, UniformTime)],
+        "level distributions (in a configuration file)": [
+            kind.__name__ for kind in (LogNormal, PowerLaw, EDM, UniformTime)
+        ],
         "weights": _options(LevelsConfig, "weight"),
         "activations": _options(GeneratorConfig, "activation"),
     }

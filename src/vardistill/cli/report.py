@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError("report needs a run folder: vardistill report RUN")
 
     from vardistill.report import write_report
-    from vardistill.runs import open_run
+    from vardistill.runs import RunFolder, open_run
 
-    print(write_report(open_run(Path(run))))
+    folder = RunFolder(Path(run))  # a run that was started from Python has no configuration file
+    print(write_report(folder if folder.metrics.is_file() else open_run(folder.path)))
     return 0

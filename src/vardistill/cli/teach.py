@@ -1,4 +1,4 @@
-"""`vardistill teach PROBLEM [--flags]`."""
+"""`vardistill teach PRESET [--flags]`."""
 
 from __future__ import annotations
 

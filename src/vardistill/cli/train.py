@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,12 +64,15 @@ def train(config: Config, out: Path, resume: bool = False) -> int:
         return 1
     finally:
         torch.set_flush_denormal(False)
-    print_run(folder)
+    if os.environ.get("RANK", "0") == "0":
+        print_run(folder)
     return 0
 
 
 def free_folder(name: str) -> Path:
     """The first of runs/NAME-001, runs/NAME-002, ... that does not exist."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("several processes need to be told their common run folder: give --out")
     number = 1
     while (path := Path("runs") / f"{name}-{number:03d}").exists():
         number += 1

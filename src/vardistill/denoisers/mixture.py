@@ -247,7 +247,8 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
     """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
 
     Blocks of rows that fit a processor's cache; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ − p‖x_k‖², with
-    x = x_t/α and p = α²/2σ², to about the machine's precision times p‖x‖², and one numerator and denominator.
+    x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more than a
+    hundredth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
     """
     centre = points.mean(0)
     x, p = x_t / alpha[:, None] - centre, (0.5 * (alpha / sigma) ** 2)[:, None]
@@ -256,11 +257,17 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
     rows = torch.cat([2 * p * x, -p, -p * (x**2).sum(1, keepdim=True)], dim=1)
     columns = torch.cat([centred, (centred**2).sum(1, keepdim=True), ones], dim=1).T.contiguous()
     weighted = torch.cat([points, ones], dim=1)
+    on_cpu = x_t.device.type == "cpu"  # elsewhere reading the size of the error would wait for the device
+    cancels = not on_cpu or float((p * x**2).sum(1).max()) * torch.finfo(x.dtype).eps > 1e-2
+    direct = cancels and x.shape[1] <= 3
     log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
     size = max(8, CACHED_ENTRIES // len(points))
     for start in range(0, len(x_t), size):
         block = slice(start, start + size)
-        log_w = rows[block] @ columns
+        if direct:
+            log_w = squared_distances(x[block], centred, torch.ones_like(x[block, 0])).mul_(-p[block])
+        else:
+            log_w = rows[block] @ columns
         largest = log_w.amax(1, keepdim=True)
         w = log_w.sub_(largest).clamp_min_(SMALLEST_LOG_WEIGHT).exp_()
         sums = w @ weighted

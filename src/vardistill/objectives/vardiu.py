@@ -152,7 +152,7 @@ class VarDiU(Objective):
         q: Conditional = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
         log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
-            return shared_correction(draw, x_t) - log_q
+            return shared_correction(draw, x_t, self.pool_latents) - log_q
         if self.candidates:
             return self._drawn_correction(draw, x_t, q, log_q) - log_q
         return -log_q
@@ -173,7 +173,7 @@ class VarDiU(Objective):
         return log_w.logsumexp(0) - math.log(len(log_w)) - log_w_0
 
 
-def shared_correction(draw: Draw, x_t: Tensor) -> Tensor:
+def shared_correction(draw: Draw, x_t: Tensor, pool: int = 0) -> Tensor:
     """log 1/(K+1) Σ_k N(x_t; α x_k, σ² I)/N(x_t; α x, σ² I) over the batch's latents, each once, and the pool's, (R,).
 
     Its value is differentiable in x_t with the gradient s_m(x_t) + ε/σ, computed without autograd.
@@ -181,6 +181,8 @@ def shared_correction(draw: Draw, x_t: Tensor) -> Tensor:
     noise = draw.noise
     with torch.no_grad():
         candidates = draw.x[: noise.latents]
+        if pool and draw.pool is None:
+            raise UsageError(f"the bound with a pool of {pool} needs draw.pool, ({pool}, *latent)")
         if draw.pool is not None:
             candidates = torch.cat([candidates, draw.generator(draw.pool)])
         candidates = gather(candidates.flatten(1))
