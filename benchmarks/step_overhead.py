@@ -1,8 +1,8 @@
 """What the trainer costs over a bare loop, and where a step's time goes: `python benchmarks/step_overhead.py`.
 
 The bare loop draws, runs the same networks on the same batch with the same optimiser and keeps the same moving average,
-in plain PyTorch with nothing of the trainer: no clock, log, progress bar, check for NaN. Both run in turns in one process,
-and the ratio is over pairs of turns. The choices behind the step are timed against what they replaced.
+in plain PyTorch with nothing of the trainer: no clock, log, progress bar, check for NaN. Both run in turns in one
+process, and the ratio is over pairs of turns. The choices behind the step are timed against what they replaced.
 """
 
 from __future__ import annotations

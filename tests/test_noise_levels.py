@@ -156,11 +156,11 @@ def test_weights(alpha: float, sigma: float, sigma_data: float, sigma_max: float
     expected = {
         "one": 1.0,
         "sigma2": sigma**2,
-        "sigma2_max": (sigma / sigma_max) ** 2,
+        "sigma2_max": (ratio / sigma_max) ** 2,
         "inverse_sigma": 1 / sigma,
         "snr": 1 / ratio**2,
         "edm": (ratio**2 + sigma_data**2) / (ratio * sigma_data) ** 2,
-        "sigma2_linear": sigma**2 / (sigma + sigma_data / 20),
+        "sigma2_linear": ratio**2 / (ratio + sigma_data / 20),
     }
     assert weights(sigma_data, sigma_max).keys() == expected.keys()
     scales = torch.tensor([[alpha], [sigma]], dtype=torch.float64)

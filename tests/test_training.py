@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import small_runs
+import vardistill as vd
 from vardistill import training as training_module
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import GaussianMixture
@@ -490,3 +491,10 @@ class TestRefusals:
     def test_a_critic_without_steps(self) -> None:
         with pytest.raises(UsageError, match="posterior_steps must be at least 1, and 1 for the prior, but is 2"):
             training_module.VarDiU(small_runs.teacher(), Prior(), posterior_steps=2)
+
+
+def test_levels_of_another_schedule_than_the_teachers_are_refused() -> None:
+    teacher = vd.denoisers.GaussianMixture(torch.zeros(1, 2), std=1.0, schedule=vd.schedules.VP())
+    levels = vd.NoiseLevels(vd.schedules.VE(), vd.levels.EDM())
+    with pytest.raises(vd.UsageError, match="reschedule"):
+        vd.distill(vd.generators.MLP(), teacher=teacher, levels=levels, training=vd.TrainingConfig(steps=1))

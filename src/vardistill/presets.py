@@ -68,7 +68,7 @@ PRESETS = {
     ),
     "mog40-vardiu-nsf": Preset("MoG-40, VarDiU with a neural spline flow posterior", learned_posterior("nsf")),
     "mog40-vardiu-paper": Preset(
-        "MoG-40, VarDiU with the settings of the paper's reference code (1,000,000 steps)",
+        "MoG-40, VarDiU with the reference's settings; initial weights and input scaling are ours (1,000,000 steps)",
         Config(
             generator=GeneratorConfig(depth=4, width=400),
             objective=ObjectiveConfig(posterior="diagonal", posterior_width=400),

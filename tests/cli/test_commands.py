@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vardistill.cli import main as cli
 from vardistill.presets import PRESETS, TEACHERS
@@ -98,6 +100,24 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     assert (np.load(finished / "samples.npz")["samples"] == before).all()
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "killed")
+    run.path.mkdir()
+    run.config.write_bytes((finished / "config.yaml").read_bytes())
+    run.log("train", 10, 0.1, {"loss": 1.0})
+    assert cli.run(["train", "--resume", str(run.path)]) == 0
+    ours, theirs = (np.load(path / "samples.npz")["samples"] for path in (finished, run.path))
+    assert (ours == theirs).all()
+
+
+def test_a_teacher_of_another_schedule_is_rescheduled(tmp_path: Path) -> None:
+    fitted = tmp_path / "teacher"
+    quick_fit = ["--steps", "5", "--samples", "200", "--width", "16", "--batch", "32", "--schedule", "vp"]
+    assert cli.run(["teach", "mog40", *quick_fit, "--out", str(fitted)]) == 0
+    words = ["--teacher", "learned", "--teacher-run", str(fitted), "--out", str(tmp_path / "run")]
+    assert cli.run(["train", "mog40-vardiu", *QUICK, *words]) == 0
+
+
 @pytest.mark.parametrize("teacher", ["empirical", "learned"])
 def test_other_teachers(teacher: str, tmp_path: Path) -> None:
     fitted = tmp_path / "teacher"
@@ -166,6 +186,8 @@ def test_the_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None
         (["train", "mog40-vardiu", "--device", "cuda:9"], "there is no device 'cuda:9' here"),
         (["train", "mog40-vardiu", "--tracker", "nosuchtracker"], "tracker"),
         (["train", "mog40-vardiu", "--teacher-samples", "0", "--teacher", "empirical"], "teacher_samples"),
+        (["train", "mog40-vardiu", "--teacher-run", "somewhere"], "'learned' with a teacher_run"),
+        (["train", "mog40-vardiu", "--eval-samples", "1"], "eval_samples must be at least 2"),
         (["train", "mog40-vardiu", "--depth", "0"], "depth must be at least 1"),
         (["train", "mog40-vardiu", "extra"], "extra"),
         (["train", "--config"], "--config needs a file"),
@@ -173,6 +195,7 @@ def test_the_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None
         (["train", "--resume"], "one run folder"),
         (["train", "--resume", "no-such-run"], "no-such-run is not a run folder"),
         (["teach", "mnist"], "unknown preset 'mnist'"),
+        (["teach", "mog40", "--max-minutes", "0"], "max_minutes must be positive"),
         (["teach", "mog40", "--samples", "0"], "samples must be positive"),
         (["sample", "no-such-run"], "no-such-run is not a run folder"),
         (["sample"], "sample needs a run folder"),
@@ -225,7 +248,7 @@ def test_a_folder_in_use_is_refused(finished: Path, capsys: pytest.CaptureFixtur
     assert "is not empty" in refused(capsys, "train", "mog40-vardiu", "--out", str(finished))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "link"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "foreign", "config", "link"])
 def test_a_damaged_generator_is_refused(
     damage: str, finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -239,6 +262,8 @@ def test_a_damaged_generator_is_refused(
         weights.write_bytes(weights.read_bytes()[:100])
     elif damage == "pickle":
         weights.write_bytes(b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.")
+    elif damage == "foreign":
+        save_file({"other": torch.zeros(2)}, weights)
     elif damage == "config":
         (run.generator / "config.json").write_text('{"latent": -3}')
     else:

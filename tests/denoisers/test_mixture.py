@@ -314,3 +314,13 @@ def test_refused_mixtures(arguments: dict[str, Tensor], message: str) -> None:
 def test_refused_data(data: Tensor, bandwidth: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Empirical(data, bandwidth)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.02, 0.1, 0.4, 3.0])
+def test_empirical_keeps_single_precision_at_small_noise(sigma: float, rng: torch.Generator) -> None:
+    data = 80 * (torch.rand(2000, 2, generator=rng) - 0.5)
+    x_t = data[:256] + sigma * torch.randn(256, 2, generator=rng)
+    t = VE().time(torch.full((256,), sigma, dtype=torch.float64))
+    exact = Empirical(data.double(), schedule=VE())(x_t.double(), t)
+    single = Empirical(data, schedule=VE())(x_t, t.float())
+    assert ((single - exact).abs().max() / sigma) < 0.02
