@@ -147,7 +147,8 @@ def distill(
         levels: noise levels; default `default_levels` for the generator's `data_std`.
         training: optimisation settings.
         evaluate: metrics of the (averaged) generator, called at intervals.
-        out: a new or empty folder for the run; None keeps nothing on disk.
+        out: a new or empty folder for the run; None keeps nothing on disk. A generator that is no hub mixin leaves
+            its weights there alone, without a configuration.
         resume: go on from the latest checkpoint in `out`.
 
     Raises:
