@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import small_runs
@@ -498,3 +499,21 @@ def test_levels_of_another_schedule_than_the_teachers_are_refused() -> None:
     levels = vd.NoiseLevels(vd.schedules.VE(), vd.levels.EDM())
     with pytest.raises(vd.UsageError, match="reschedule"):
         vd.distill(vd.generators.MLP(), teacher=teacher, levels=levels, training=vd.TrainingConfig(steps=1))
+
+
+def test_any_generator_leaves_its_weights(tmp_path: Path) -> None:
+    class Affine(Generator):
+        latent_shape = data_shape = (2,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.layer(z)
+
+    teacher = GaussianMixture(torch.zeros(1, 2), std=1.0)
+    training = TrainingConfig(steps=2, batch=8, tracker="none")
+    run = vd.distill(Affine(), teacher=teacher, training=training, out=tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "generator" / "model.safetensors")
+    assert torch.equal(weights["layer.weight"], run.generator.layer.weight)

@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -402,8 +403,8 @@ class Trainer:
 
     def _finish(self) -> Run:
         generator = self.average.eval()
-        if self.folder is not None and self.accelerator.is_main_process and isinstance(generator, PyTorchModelHubMixin):
-            generator.save_pretrained(self.folder.generator)
+        if self.folder is not None and self.accelerator.is_main_process:
+            save_generator(generator, self.folder.generator)
         self.accelerator.wait_for_everyone()
         return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
 
@@ -445,6 +446,15 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def save_generator(generator: Generator, path: Path) -> None:
+    """The weights as safetensors, with the configuration that loads them where the generator is a hub mixin."""
+    if isinstance(generator, PyTorchModelHubMixin):
+        generator.save_pretrained(path)
+    else:
+        path.mkdir(exist_ok=True)
+        save_model(generator, str(path / "model.safetensors"))
 
 
 class Clock:
