@@ -62,7 +62,7 @@ class BareLoop:
             x: Tensor = self.generator(z)
         return x
 
-    def step(self) -> None:
+    def step(self, progress: float) -> None:
         """One update."""
         mark = time.perf_counter()
 
@@ -74,7 +74,7 @@ class BareLoop:
 
         training = self.config.training
         z = self.generator.latents(training.batch, self.rng)
-        noise = self.levels.draw(self.generator.data_shape, training.batch, 0.5, self.rng)
+        noise = self.levels.draw(self.generator.data_shape, training.batch, progress, self.rng)
         m = self.objective.pool_latents
         pool = self.generator.latents(m, self.rng) if m else None
         phase("draws")
@@ -147,8 +147,8 @@ def main(arguments: Arguments) -> None:
     bare = BareLoop(config)
 
     def bare_turn() -> None:
-        for _ in range(arguments.steps):
-            bare.step()
+        for i in range(arguments.steps):
+            bare.step(i / arguments.steps)
 
     bare_turn()
     bare.phases.clear()

@@ -248,7 +248,7 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
 
     Blocks of rows that fit a processor's cache; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ − p‖x_k‖², with
     x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more than a
-    hundredth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
+    fiftieth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
     """
     centre = points.mean(0)
     x, p = x_t / alpha[:, None] - centre, (0.5 * (alpha / sigma) ** 2)[:, None]
@@ -258,7 +258,7 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
     columns = torch.cat([centred, (centred**2).sum(1, keepdim=True), ones], dim=1).T.contiguous()
     weighted = torch.cat([points, ones], dim=1)
     on_cpu = x_t.device.type == "cpu"  # elsewhere reading the size of the error would wait for the device
-    cancels = not on_cpu or float((p * x**2).sum(1).max()) * torch.finfo(x.dtype).eps > 1e-2
+    cancels = not on_cpu or float((p * x**2).sum(1).max()) * torch.finfo(x.dtype).eps > 2e-2
     direct = cancels and x.shape[1] <= 3
     log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
     size = max(8, CACHED_ENTRIES // len(points))
