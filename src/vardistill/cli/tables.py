@@ -40,7 +40,7 @@ def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
     }
     table = Table("metric", "student", "perfect student", title=problem.name)
     for name, value in values.items():
-        table.add_row(name, f"{value:.4g}", perfect.get(name, ""))
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", perfect.get(name, ""))
     Console().print(table)
 
 
