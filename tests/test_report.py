@@ -294,3 +294,19 @@ def test_numbers_are_easy_to_read() -> None:
     assert [percent(v) for v in (0.00034, 0.0064, 0.25, 1.0)] == ["0.034 %", "0.64 %", "25.0 %", "100.0 %"]
     assert [significant(v) for v in (1234.5, 0.00012345, -2.0)] == ["1,234", "0.000123", "−2"]
     assert [fixed(2)(-8.5), fixed(3, signed=True)(0.05)] == ["−8.50", "+0.050"]
+
+
+def test_the_bound_and_its_gap_have_curves(run: RunFolder) -> None:
+    for step in (100, 200):
+        run.log("eval", step, float(step), {"diu": 0.2 / step, "dikl": 0.1 / step, "gap": 0.1 / step})
+    page = write_report(run).read_text()
+    assert all(page.count(f">{title}<") >= 1 for title in ("Bound, DiU", "Diffusive KL", "Gap, DiU − DiKL"))
+
+
+def test_the_size_of_the_evaluation_sets_its_floor_and_is_no_metric(run: RunFolder) -> None:
+    def page(samples: int) -> str:
+        (run.path / "evaluation.json").write_text(json.dumps({"log_mmd": -5.0, "samples": samples}))
+        return write_report(run).read_text()
+
+    assert page(1_000) != page(10_000)
+    assert ">samples<" not in page(1_000)

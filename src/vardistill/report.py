@@ -124,7 +124,7 @@ METRICS = {
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
 
-CHARTS = ("log_density", "log_mmd", "modes_found", "off_mode", "mode_tv")
+CHARTS = ("log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "diu", "dikl", "gap")
 
 GRADES = {
     Grade.MATCHES: ("matches", "✓ matches the target", "Matches the target"),
