@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -77,9 +78,12 @@ def print_rows(title: str, rows: Mapping[str, list[dict[str, Any]]], metrics: It
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    mean = statistics.fmean(values)
-    return f"{mean:.4g} ± {statistics.stdev(values):.2g}" if len(values) > 1 else f"{mean:.4g}"
+    """Mean ± standard deviation, to the two digits that the latter allows."""
+    mean, deviation = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    if deviation == 0:
+        return f"{mean:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 def history(benchmark: str, cell: Cell) -> list[dict[str, Any]]:
