@@ -75,12 +75,36 @@ def startup() -> str:
     return "\n".join([*lines, "", _where(result["environment"])])
 
 
+def energy() -> str:
+    """The energy loss and its gradient: ours, plain, cdist, geomloss."""
+    result = _load("energy")
+    rows = list(result["rows"].values())
+    names = list(rows[0]["methods"])
+    lines = ["| d | K | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for row in rows:
+        cells = [_time_and_memory(row["methods"][name]) for name in names]
+        if any("MiB" in cell for cell in cells):
+            lines.append(f"| {row['d']} | {row['K']} | " + " | ".join(cells) + " |")
+    limits = f"{result['limit, GiB']:g} GiB or {result['longest evaluation, s']:g} s"
+    return "\n".join(
+        [*lines, "", f"Not run: what was predicted to take over {limits}. {_where(result['environment'])}"]
+    )
+
+
+def _time_and_memory(result: dict[str, Any]) -> str:
+    if "left out" in result:
+        return str(result["left out"])
+    time, memory = result["forward and backward, ms"], result["memory, MiB"]
+    return f"{time:,.{0 if time >= 100 else 1}f} ms, {f'{memory:,.0f}' if memory >= 1 else '< 1'} MiB"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "posteriors": posteriors,
     "teachers": teachers,
     "overhead": overhead,
     "startup": startup,
+    "energy": energy,
 }
 
 HEADINGS = {

@@ -19,18 +19,20 @@ from torch import Tensor
 
 from vardistill import checkpoints
 from vardistill.config import TrainingConfig
-from vardistill.denoisers import GaussianMixture
+from vardistill.data import Samples
+from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.generators import MLP, Generator
 from vardistill.levels import LogNormal
+from vardistill.networks import LevelMLP
 from vardistill.noise_levels import Draw, NoiseLevels
-from vardistill.objectives import Objective, VarDiU
+from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
 from vardistill.training import Diverged, Interrupted, Trainer
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
-KINDS = ("batch", "pool", "learned", "drawn")
+KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")
 
 
 def generator() -> MLP:
@@ -43,19 +45,44 @@ def teacher() -> GaussianMixture:
     return GaussianMixture(MEANS, std=0.5, schedule=VE())
 
 
-def objective(kind: str = "batch") -> VarDiU:
-    """The batch's candidates, alone and with a pool; a posterior with critic steps; candidates drawn from one."""
+def objective(kind: str = "batch") -> Any:
+    """VarDiU with the batch's candidates, alone and with a pool; with a posterior that has steps of its own, and with
+    candidates drawn from one; and the other objectives. A sum's second part has levels of its own.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        if kind in ("batch", "pool"):
-            return VarDiU(teacher(), Prior(), candidates="batch", pool=6 if kind == "pool" else 0)
-        if kind == "learned":
-            return VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2)
-        return VarDiU(teacher(), DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double(), candidates=3)
+        return OBJECTIVES[kind]()
 
 
-def levels(**options: Any) -> NoiseLevels:
-    options = {"draws": 2, "antithetic": True} | options
+def diff_instruct() -> DiffInstruct:
+    critic = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double()
+    return DiffInstruct(teacher(), critic, critic_steps=2, sigma_data=2.0)
+
+
+def weighted_sum() -> WeightedSum:
+    own = levels(draws=1, antithetic=False, stratified=True, shared=4)
+    vardiu = VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2)
+    return WeightedSum([Part(vardiu), Part(VarFlow(beta=0.7), lambda progress: 2 - progress, own)])
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "batch": lambda: VarDiU(teacher(), Prior(), candidates="batch"),
+    "pool": lambda: VarDiU(teacher(), Prior(), candidates="batch", pool=6),
+    "learned": lambda: VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2),
+    "drawn": lambda: VarDiU(teacher(), DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double(), candidates=3),
+    "varflow": VarFlow,
+    "diff-instruct": diff_instruct,
+    "sum": weighted_sum,
+}
+
+
+def data() -> Samples:
+    """The teacher's law, for objectives that compare with real samples."""
+    return teacher().sample
+
+
+def levels(kind: str = "batch", **options: Any) -> NoiseLevels:
+    options = {"draws": 2, "antithetic": True, "shared": 2 if kind == "varflow" else 0} | options
     return NoiseLevels(VE(), LogNormal(base_start=2.0, base_end=0.5), lambda alpha, sigma: sigma**2, **options)
 
 
@@ -76,7 +103,18 @@ def bound(student: Generator, objective: VarDiU) -> float:
 
 
 def trainer(kind: str = "batch", folder: RunFolder | None = None, **options: Any) -> Trainer:
-    return Trainer(generator(), objective(kind), levels(), config(**options), evaluate, folder)
+    return Trainer(generator(), objective(kind), levels(kind), config(**options), evaluate, folder, data())
+
+
+def state(job: Trainer, *left_out: str) -> dict[str, Tensor]:
+    """A copy of what a checkpoint keeps, by section and name, but for the time spent, which no two runs share."""
+    return {
+        f"{section}/{name}": v.clone()
+        for section, part in job._tensors().items()
+        if section not in left_out
+        for name, v in part.items()
+        if name != "cpu_seconds"
+    }
 
 
 @dataclass
@@ -122,8 +160,7 @@ def run(task: Task) -> None:
     except (Interrupted, Diverged) as stop:
         outcome = type(stop).__name__
     path = Path(f"{task.result}-{job.accelerator.process_index}")
-    tensors = {f"{section}/{name}": v for section, part in job._tensors().items() for name, v in part.items()}
-    save_file({name: v.clone() for name, v in tensors.items()}, path.with_suffix(".safetensors"))
+    save_file(state(job), path.with_suffix(".safetensors"))
     facts = {"outcome": outcome, "step": job.step, "skipped": float(job.skipped), "history": job.history}
     path.with_suffix(".json").write_text(json.dumps(facts))
 
@@ -174,8 +211,18 @@ def after(number: int, act: Callable[..., None], call: Callable[..., Any]) -> Ca
     return wrapped
 
 
+Loss = Callable[[Draw], Tensor]
+
+
+def in_training(objective: Objective, change: Callable[[Loss], Loss]) -> None:
+    """Put `change(loss)` in the generator's loss's place, but for the books, which take that loss, too."""
+    loss = objective.generator_loss
+    changed = change(loss)
+    objective.generator_loss = lambda draw: (changed if objective.training else loss)(draw)
+
+
 def kill_in_step(objective: Objective, at: int) -> None:
-    objective.generator_loss = before(at, kill, objective.generator_loss)
+    in_training(objective, lambda loss: before(at, kill, loss))
 
 
 def kill_after_save(objective: Objective, at: int) -> None:
@@ -191,13 +238,13 @@ def kill_in_log(objective: Objective, at: int) -> None:
 
 
 def interrupt(objective: Objective, at: int) -> None:
-    objective.generator_loss = before(at, press_ctrl_c, objective.generator_loss)
+    in_training(objective, lambda loss: before(at, press_ctrl_c, loss))
 
 
 def lose_number(objective: Objective, at: int) -> None:
     """A loss that is NaN with a finite gradient, once."""
-    loss, calls = objective.generator_loss, itertools.count(1)
-    objective.generator_loss = lambda draw: loss(draw) + (float("nan") if next(calls) == at else 0.0)
+    calls = itertools.count(1)
+    in_training(objective, lambda loss: lambda draw: loss(draw) + (float("nan") if next(calls) == at else 0.0))
 
 
 EVENTS = {

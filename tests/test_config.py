@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read(Config, tmp_path / "config.yaml")
 
 
-POSITIVE = ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples")
+POSITIVE = ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples")
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -118,7 +118,7 @@ def test_numbers_of_a_run_must_be_positive(name: str, value: int, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("lr", math.inf), ("lr", math.nan), ("posterior_lr", math.nan), ("clip", math.nan), ("max_skipped", -1),
+        ("lr", math.inf), ("lr", math.nan), ("auxiliary_lr", math.nan), ("clip", math.nan), ("max_skipped", -1),
         ("weight_decay", -0.1), ("eval_every", -1), ("beta1", 1.0), ("beta2", -0.1), ("ema", 1.0), ("warmup", 1.0),
         ("lr_final", 1.1),
     ],

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from vardistill import figures
 from vardistill.errors import UsageError
 from vardistill.figures import ASTRAY, COLOURS, MASSES, STUDENT, Curve, running_median, samples_figure, svg
-from vardistill.problems import MoG40
+from vardistill.problems import PROBLEMS, Digits, Mixture, MoG40, Moons, Problem
 from vardistill.verdict import Standard
 
 
@@ -77,6 +77,77 @@ def test_at_most_so_many_samples_are_drawn() -> None:
 def test_pictures_are_of_the_plane(shape: tuple[int, ...], problem: MoG40) -> None:
     with pytest.raises(UsageError, match=r"shape \(n, 2\)"):
         samples_figure(torch.zeros(shape), problem)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_samples_of_every_problem(name: str) -> None:
+    problem = PROBLEMS[name]()
+    x = problem.sample(500, torch.Generator().manual_seed(1))
+    figure = samples_figure(x, problem)
+    assert len(figure.axes) == 2
+    contours = [any(isinstance(c, QuadContourSet) for c in ax.collections) for ax in figure.axes]
+    assert contours == [problem.denoiser is not None] * 2
+    markup = svg(figure, name)
+    assert "Student: " in markup
+    assert "true samples" in markup
+
+
+def test_the_plane_of_many_dimensions_is_that_of_the_largest_variance() -> None:
+    """Orthonormal, the same every time, and of more variance than any pair of axes; true samples stay off no mode."""
+    problem = Mixture(32)
+    plane = figures.principal_plane(problem)
+    assert torch.equal(plane, figures.principal_plane(problem))
+    torch.testing.assert_close(plane.T @ plane, torch.eye(2), rtol=0, atol=1e-5)
+    x = problem.sample(4000, torch.Generator().manual_seed(1))
+    first, second = (x @ plane).var(0).tolist()
+    assert first > second > float(x.var(0).max())
+    assert figures.principal_plane(MoG40()).tolist() == [[1, 0], [0, 1]]
+
+
+def test_student_and_target_of_many_dimensions_have_the_same_axes() -> None:
+    problem = Mixture(8)
+    student, target = samples_figure(torch.zeros(50, 8), problem).axes
+    assert student.get_xlim() == target.get_xlim()
+    assert student.get_ylim() == target.get_ylim()
+    assert student.get_xlabel() == target.get_xlabel() == "first principal component"
+
+
+def test_contours_of_many_dimensions_are_those_of_the_projected_density() -> None:
+    """E log p of Vᵀx under the projected mixture: 20,000 samples against 20,000 points of its own, 4.5 errors."""
+    problem = Mixture(8)
+    plane = figures.principal_plane(problem)
+    density = figures.projected(problem.denoiser, plane)
+    rng = torch.Generator().manual_seed(3)
+    ours, own = density.log_prob(problem.sample(20_000, rng) @ plane), density.log_prob(density.sample(20_000, rng))
+    assert float(ours.mean()) == pytest.approx(float(own.mean()), abs=4.5 * float(own.std()) * (2 / 20_000) ** 0.5)
+
+
+def test_off_modes_in_many_dimensions_and_without_modes() -> None:
+    problem = Mixture(128)
+    x = problem.sample(1000, torch.Generator().manual_seed(1))
+    assert int(figures.off_modes(x, problem).sum()) <= 5  # 0.3 are expected
+    assert figures.off_modes(x + 3, problem).all()
+    assert not figures.off_modes(torch.full((3, 2), 99.0), Moons()).any()
+
+
+def test_pictures_are_tiles_of_the_first_samples() -> None:
+    problem = Digits()
+    x = problem.sample(figures.PICTURES + 5, torch.Generator().manual_seed(1))
+    student, target = (np.ma.filled(ax.images[0].get_array(), np.nan) for ax in samples_figure(x, problem).axes)
+    assert student.shape == target.shape == (100, 100)
+    for i in (0, 1, 10, 99):
+        row, column = divmod(i, 10)
+        tile = student[10 * row + 1 : 10 * row + 9, 10 * column + 1 : 10 * column + 9]
+        assert tile.tolist() == x[i].view(8, 8).tolist()
+    few = samples_figure(x[:3], problem).axes[0].images[0].get_array()
+    assert np.isfinite(np.ma.filled(few, np.nan)).sum() == 3 * 64
+
+
+@pytest.mark.parametrize("problem", [Mixture(8), Digits()])
+def test_figures_need_samples_of_the_problem(problem: Problem) -> None:
+    (d,) = problem.data_shape
+    with pytest.raises(UsageError, match=rf"of {problem.name} need samples of shape \(n, {d}\)"):
+        samples_figure(torch.zeros(10, 2), problem)
 
 
 def test_a_curve_has_the_finite_values_alone() -> None:

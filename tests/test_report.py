@@ -15,7 +15,7 @@ from vardistill import config as configs
 from vardistill.config import Config, TrainingConfig
 from vardistill.errors import UsageError
 from vardistill.metrics import evaluate
-from vardistill.problems import MoG40
+from vardistill.problems import PROBLEMS, MoG40
 from vardistill.report import duration, fixed, percent, significant, steps_per_second, write_report
 from vardistill.runs import RunFolder
 
@@ -206,6 +206,29 @@ def test_a_problem_may_be_given(run: RunFolder, problem: MoG40) -> None:
 def test_the_run_of_a_teacher(run: RunFolder) -> None:
     (run.path / "evaluation.json").write_text(json.dumps({"ratios": [1.0], "relative_score_error": [0.1]}))
     report(run)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_run_of_every_problem(tmp_path: Path, name: str) -> None:
+    problem, run = PROBLEMS[name](), RunFolder(tmp_path)
+    x = problem.sample(500, torch.Generator().manual_seed(3))
+    run.config.write_text(f"problem: {name}\n")
+    np.savez(run.path / "samples.npz", samples=x.numpy())
+    values = evaluate(x, problem, torch.Generator().manual_seed(4), p_value=False)
+    (run.path / "evaluation.json").write_text(json.dumps(values))
+    levels = {"ratio_05": 0.1, "ratio_50": 0.3, "ratio_95": 0.9}
+    for step in (100, 200):
+        run.log("train", step, float(step), levels)
+        run.log("eval", step, float(step), {name: float(v) for name, v in values.items()})
+    page = report(run)
+    modes = 0 if problem.modes is None else len(problem.modes)
+    assert ("modes_found" in values) == (f"of the target's {modes} modes" in page.text)
+    assert ("precision" in values) == ("within the held-out data's manifold" in page.text)
+    assert ("Contours hold" in page.text) == (problem.denoiser is not None)
+    assert ("principal components" in page.text) == (name in ("mixture8", "mixture32", "mixture128"))
+    assert "How the grades are made" in page.text
+    assert "Samples" in page.text
+    assert "nan" not in page.text.lower()
 
 
 def test_what_files_say_is_escaped(run: RunFolder) -> None:

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def launch(folder: Path, tasks: list[Task], **variables: str) -> subprocess.Pope
 
 
 def lines(result: Result) -> list[dict[str, object]]:
-    return [{key: v for key, v in line.items() if key != "seconds"} for line in result.history]
+    return [{key: v for key, v in line.items() if not key.endswith("seconds")} for line in result.history]
 
 
 def assert_same(a: Result, b: Result) -> None:
@@ -39,29 +41,49 @@ def assert_same(a: Result, b: Result) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    folder = tmp_path_factory.mktemp("unbroken")
-    task = Task(str(folder / "result"), kind="learned", out=str(folder / "run"))
-    (folder / "run").mkdir()
-    small_runs.run(task)
-    return small_runs.result(task)
+def unbroken_kinds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """An unbroken run of a kind, made once."""
+
+    @cache
+    def make(kind: str) -> Result:
+        folder = tmp_path_factory.mktemp("unbroken")
+        task = Task(str(folder / "result"), kind, out=str(folder / "run"))
+        (folder / "run").mkdir()
+        small_runs.run(task)
+        return small_runs.result(task)
+
+    return make
+
+
+@pytest.fixture
+def unbroken(unbroken_kinds: Callable[[str], Result]) -> Result:
+    return unbroken_kinds("learned")
 
 
 @pytest.mark.parametrize(
-    ("event", "at"),
-    [("kill in step", 11), ("kill after save", 2), ("kill in save", 3), ("kill in save", 5), ("kill in log", 5)],
+    ("event", "at", "kind"),
+    [
+        ("kill in step", 11, "learned"),
+        ("kill after save", 2, "learned"),
+        ("kill in save", 3, "learned"),
+        ("kill in save", 5, "learned"),
+        ("kill in log", 5, "learned"),
+        ("kill in step", 11, "varflow"),
+        ("kill after save", 2, "diff-instruct"),
+        ("kill in save", 3, "sum"),
+    ],
 )
 def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
-    event: str, at: int, unbroken: Result, tmp_path: Path
+    event: str, at: int, kind: str, unbroken_kinds: Callable[[str], Result], tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"), event=event, at=at)
+    task = Task(str(tmp_path / "result"), kind, out=str(tmp_path / "run"), event=event, at=at)
     process = launch(tmp_path, [task])
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     left = dataclasses.replace(task, event=None, resume=True)
     small_runs.run(left)
-    assert_same(small_runs.result(left), unbroken)
+    assert_same(small_runs.result(left), unbroken_kinds(kind))
     assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
 
 
@@ -110,6 +132,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     several = [Task(str(tmp_path / kind), kind) for kind in KINDS]
     several += [
+        Task(str(tmp_path / "accumulated"), "drawn", training={"accumulate": 2}),
         Task(str(tmp_path / "auto"), training={"device": "auto"}),
         Task(str(tmp_path / "measured"), training={"eval_every": 2}, bound=True),
         Task(str(tmp_path / "nan"), "learned", event="nan", at=5, rank=1),
@@ -131,5 +154,5 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert torch.equal(other.tensors[name], main.tensors[name]), name
         for line, expected_line in zip(lines(main), lines(expected), strict=True):
             assert line.keys() == expected_line.keys()
-            for key in ("loss", "bound", "mean"):
+            for key in ("loss", "bound", "mean", "half_energy_distance", "critic_loss", "varflow/loss"):
                 assert line.get(key, 0.0) == pytest.approx(expected_line.get(key, 0.0), rel=1e-9, nan_ok=True)

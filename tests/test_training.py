@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import small_runs
 import vardistill as vd
+from small_runs import state
+from vardistill import clock as clock_module
 from vardistill import training as training_module
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import GaussianMixture
@@ -47,16 +49,6 @@ def run_small(kind: str = "batch", folder: Path | None = None, **options: Any) -
     return state(trainer), trainer
 
 
-def state(trainer: Trainer, *left_out: str) -> dict[str, Tensor]:
-    sections = trainer._tensors()
-    return {
-        f"{section}/{name}": v.clone()
-        for section, part in sections.items()
-        if section not in left_out
-        for name, v in part.items()
-    }
-
-
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name, v in a.items():
@@ -72,9 +64,9 @@ class TestStep:
     @pytest.mark.parametrize("kind", small_runs.KINDS)
     def test_it_is_that_of_a_bare_loop(self, kind: str) -> None:
         config = small_runs.config(
-            steps=12, lr=3e-2, posterior_lr=1e-2, clip=0.5, ema=0.9, warmup=0.3, lr_final=0.1, weight_decay=0.1
+            steps=12, lr=3e-2, auxiliary_lr=1e-2, clip=0.5, ema=0.9, warmup=0.3, lr_final=0.1, weight_decay=0.1
         )
-        g, objective, levels = small_runs.generator(), small_runs.objective(kind), small_runs.levels()
+        g, objective, levels = small_runs.generator(), small_runs.objective(kind), small_runs.levels(kind)
         average = copy.deepcopy(g)
         groups = [list(g.parameters()), objective.auxiliary_parameters()]
         adams = [torch.optim.AdamW(group or [torch.zeros(())], betas=(0.9, 0.99), weight_decay=0.1) for group in groups]
@@ -82,18 +74,27 @@ class TestStep:
 
         def update(progress: float, critic: bool) -> None:
             z = g.latents(config.batch, rng)
-            noise = levels.draw((2,), config.batch, progress, rng, torch.float64)
-            eta = pool = None
+            noise, *others = [
+                some.draw((2,), config.batch, progress, rng, torch.float64, real=objective.needs_real)
+                for some in (levels, *objective.other_levels)
+            ]
+            eta = pool = real = None
+            if objective.needs_real:
+                real = noise.rows(small_runs.data()(config.batch, rng))
             if k := objective.fresh_latents:
                 eta = torch.randn(k, 2 * config.batch, 2, generator=rng, dtype=torch.float64)
             if m := objective.pool_latents:
                 pool = g.latents(m, rng)
-            draw = Draw(noise.rows(z), noise.rows(g(z)), noise, g, eta, pool)
+            draw = Draw(
+                noise.rows(z), noise.rows(g(z)), noise, g, eta, pool, real=real, progress=progress,
+                other_noise=tuple(others),
+            )  # fmt: skip
             loss = objective.critic_loss(draw) if critic else objective.generator_loss(draw)
             loss.mean().backward()
             for group, adam in list(zip(groups, adams, strict=True))[critic:]:
-                norm = math.sqrt(sum(float(p.grad.square().sum()) for p in group))
-                for p in group:
+                reached = [p for p in group if p.grad is not None]
+                norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reached))
+                for p in reached:
                     p.grad *= min(1.0, 0.5 / (norm + 1e-6))
                 adam.step()
             for p in [*groups[0], *groups[1]]:
@@ -134,12 +135,12 @@ class TestStep:
         trainer.objective.critic_loss = trainer.objective.generator_loss
         trainer.advance(0.0)
         before = state(trainer)
-        trainer._update(0.0, critic=True)
+        trainer.update(0.0, critic=True)
         moved = {name for name, v in state(trainer).items() if not torch.equal(v, before[name])}
         assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random"}
 
     def test_rates_are_the_groups_own(self) -> None:
-        trainer = small_runs.trainer("learned", lr=1e-2, posterior_lr=3e-3, lr_schedule="constant", warmup=0.2)
+        trainer = small_runs.trainer("learned", lr=1e-2, auxiliary_lr=3e-3, lr_schedule="constant", warmup=0.2)
         for progress, share in ((0.1, 0.5), (0.7, 1.0)):
             trainer.advance(progress)
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
@@ -323,17 +324,14 @@ class TestClock:
     def second_a_step(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Objective], None]:
         """A clock that an objective's loss moves on by a second."""
         now = 100.0
-        monkeypatch.setattr(training_module.time, "monotonic", lambda: now)
+        monkeypatch.setattr(clock_module.time, "monotonic", lambda: now)
 
         def tick(objective: Objective) -> None:
-            loss = objective.generator_loss
-
-            def ticking(draw: Draw) -> Tensor:
+            def ticking(draw: Draw) -> None:
                 nonlocal now
                 now += 1.0
-                return loss(draw)
 
-            objective.generator_loss = ticking
+            small_runs.in_training(objective, lambda loss: lambda draw: (ticking(draw), loss(draw))[1])
 
         return tick
 
@@ -459,7 +457,7 @@ class TestRefusals:
     @pytest.mark.parametrize("batch", [8, 9])
     def test_a_batch_or_a_pool_that_does_not_split(self, batch: int) -> None:
         with pytest.raises(UsageError, match=r"(pool|batch) must be divisible by the 4 processes, but is [69]"):
-            check_batch(batch, 4, small_runs.objective("pool"))
+            check_batch(batch, 4, small_runs.objective("pool"), small_runs.levels())
 
     def test_odd_draws_in_antithetic_pairs(self) -> None:
         with pytest.raises(UsageError, match="even number of noise draws per latent, but draws=3"):

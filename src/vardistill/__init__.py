@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vardistill._version import __version__
 
 if TYPE_CHECKING:
+    from vardistill import data as data
     from vardistill import denoisers as denoisers
     from vardistill import generators as generators
     from vardistill import levels as levels
@@ -45,6 +46,7 @@ _HOMES = {
     "distill": "training",
 }
 _MODULES = (
+    "data",
     "denoisers",
     "generators",
     "levels",

@@ -20,6 +20,7 @@ import yaml
 from vardistill.errors import UsageError, unknown
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 
+ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
 Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
 
 
@@ -40,12 +41,15 @@ class GeneratorConfig:
     activation: Literal["silu", "gelu", "relu", "leaky_relu", "tanh"] = "silu"
     """Activation function."""
 
+    fourier: int = 0
+    """Random Fourier features of z beside z itself; they make sharper maps."""
+    linear: bool = False
+    """Start as a linear map with the data's mean and covariance, the posterior as its exact one."""
+
     def __post_init__(self) -> None:
         for name in ("latent", "depth", "width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-
-    fourier: int = 0
-    """Random Fourier features of z beside z itself; they make sharper maps."""
+        require("fourier", self.fourier, self.fourier >= 0, "0 or positive")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class VarDiUConfig:
     """VarDiU.
 
     Raises:
@@ -98,8 +102,86 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         known = self.candidates == "batch" or self.candidates >= 0
         require("candidates", self.candidates, known, "'batch' or at least 0")
+        require("pool", self.pool, self.pool >= 0, "0 or positive")
         for name in ("posterior_steps", "posterior_depth", "posterior_width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class VarFlowConfig:
+    """VarFlow: the energy distance to real samples. Its levels must be shared by rows (`shared`).
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    beta: float = 1.0
+    """Power of the distance, in (0, 2)."""
+    cross: Literal["all", "paired"] = "all"
+    """Pairs of student and real samples: all K², or K."""
+    real: Literal["teacher", "data"] = "teacher"
+    """Real samples: the teacher's own, or the problem's."""
+    real_samples: int = 20_000
+    """Size of the set that a learned teacher's sampler makes at the start."""
+    real_steps: int = 20
+    """Steps of that sampler."""
+
+    def __post_init__(self) -> None:
+        require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
+        for name in ("real_samples", "real_steps"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class DiffInstructConfig:
+    """Diff-Instruct: score distillation with a learned critic.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    critic_steps: int = 1
+    """Critic updates per generator update."""
+    critic_start: Literal["fresh", "teacher"] = "fresh"
+    """Initial critic: new weights, or those of a learned teacher."""
+    critic_depth: int = 4
+    """Hidden layers of a fresh critic."""
+    critic_width: int = 256
+    """Units of its hidden layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("critic_steps", "critic_depth", "critic_width"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class VarDiUVarFlowConfig:
+    """VarDiU + λ·VarFlow, each with noise of its own from the same distribution of levels.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    vardiu: VarDiUConfig = field(default_factory=VarDiUConfig)
+    varflow: VarFlowConfig = field(default_factory=VarFlowConfig)
+    varflow_weight: float = 1.0
+    """λ at the start."""
+    varflow_weight_end: float = 1.0
+    """λ at the end; it moves geometrically in between."""
+    varflow_shared: int = 8
+    """Levels that VarFlow's rows share; VarDiU's rows have their own."""
+    varflow_level_weight: Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"] = "one"
+    """w(t) of VarFlow."""
+
+    def __post_init__(self) -> None:
+        for name in ("varflow_weight", "varflow_weight_end", "varflow_shared"):
+            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+
+
+ObjectiveConfig = Annotated[
+    Union[VarDiUConfig, VarFlowConfig, DiffInstructConfig, VarDiUVarFlowConfig],  # noqa: UP007
+    tyro.conf.AvoidSubcommands,
+]
 
 
 @dataclass(frozen=True)
@@ -121,9 +203,12 @@ class LevelsConfig:
     """Draw ε in pairs of opposite sign."""
     stratified: bool = False
     """Draw a step's levels from equal strata."""
+    shared: int = 0
+    """Levels that the latents of a draw share, for VarFlow; 0 gives every row its own."""
 
     def __post_init__(self) -> None:
         require("draws", self.draws, self.draws >= 1, "at least 1")
+        require("shared", self.shared, self.shared >= 0, "0 or positive")
 
 
 @dataclass(frozen=True)
@@ -137,13 +222,17 @@ class TrainingConfig:
     steps: int = 20_000
     """Updates of the generator."""
     max_minutes: float | None = None
-    """Wall-clock budget; the schedules then follow the clock, and the run ends at the budget or after `steps`."""
+    """Budget in minutes; the schedules then follow the clock, and the run ends at the budget or after `steps`."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What the budget counts: wall-clock time, or the processor time of training alone."""
     batch: int = 1024
     """Latents per step, over all processes."""
+    accumulate: int = 1
+    """Parts of a process's share of the batch that go through the networks one by one, to save memory."""
     lr: float = 1e-3
     """Peak learning rate of the generator."""
-    posterior_lr: float = 1e-3
-    """Peak learning rate of the objective's own networks."""
+    auxiliary_lr: float = 1e-3
+    """Peak learning rate of the objective's own networks (posterior, critic)."""
     beta1: float = 0.9
     """Adam's β₁."""
     beta2: float = 0.99
@@ -184,15 +273,16 @@ class TrainingConfig:
     """Accelerate's tracker, or none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "posterior_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
+        for name in ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
-        for name in ("lr", "posterior_lr"):
+        for name in ("lr", "auxiliary_lr"):
             require(name, getattr(self, name), getattr(self, name) < float("inf"), "finite")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
         for name in ("beta1", "beta2", "ema", "warmup"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
+        require("accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:
@@ -206,11 +296,11 @@ class TrainingConfig:
 class Config:
     """One run, completely."""
 
-    problem: Literal["mog40"] = "mog40"
+    problem: ProblemName = "mog40"
     """The target."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=VarDiUConfig)
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -223,7 +313,7 @@ class TeachConfig:
         UsageError: for a number out of its range.
     """
 
-    problem: Literal["mog40"] = "mog40"
+    problem: ProblemName = "mog40"
     """The target."""
     samples: int = 10_000
     """Size of the data set."""
@@ -264,12 +354,13 @@ def require(name: str, value: object, holds: bool, rule: str) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain data; a level distribution carries its type's name as `kind`."""
+    """The configuration as plain data; what may be of several types carries its type's name as `kind`."""
     out: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            kind = {"kind": type(value).__name__} if f.name == "distribution" else {}
+            kind = {"kind": kind_of(type(value))} if len(_options(hints[f.name])) > 1 else {}
             out[f.name] = kind | to_dict(value)
         else:
             out[f.name] = str(value) if isinstance(value, Path) else value
@@ -287,8 +378,18 @@ def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
     return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
+def kind_of(cls: type) -> str:
+    """The name of a configuration's type in files: the class's, less `Config`."""
+    return cls.__name__.removesuffix("Config")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = _options(hint)
     if all(dataclasses.is_dataclass(option) for option in options):
         return _dataclass(options, value, where)
     for option in options:
@@ -301,9 +402,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def _dataclass(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if len(options) == 1:
         return from_dict(options[0], value, where)
-    kinds = {option.__name__: option for option in options}
-    rest = dict(value) if isinstance(value, Mapping) else {}
-    kind = str(rest.pop("kind", None))
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be a mapping, but is {value!r}")
+    kinds = {kind_of(option): option for option in options}
+    rest = dict(value)
+    kind = str(rest.pop("kind", kind_of(options[0])))
     if kind not in kinds:
         raise unknown(f"kind of {where}", kind, kinds)
     return from_dict(kinds[kind], rest, where)

@@ -20,10 +20,13 @@ from torch import Tensor
 from vardistill import config as configs
 from vardistill.build import (
     build_empirical,
+    build_exact,
     build_generator,
     build_levels,
+    build_network_denoiser,
     build_objective,
     build_problem,
+    build_real_samples,
     build_schedule,
 )
 from vardistill.config import Config, TeachConfig
@@ -33,13 +36,15 @@ from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
 from vardistill.generators import MLP, Generator
 from vardistill.metrics import bound_gap, evaluate
-from vardistill.metrics.bound import LARGEST_LATENT
-from vardistill.objectives import Objective, VarDiU
+from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
+from vardistill.metrics.critic import critic_bias
+from vardistill.objectives import DiffInstruct, Objective, VarDiU
+from vardistill.presets import teacher_fit
 from vardistill.problems import Problem
 from vardistill.processes import alone, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run
-from vardistill.teach import load_teacher, teach
+from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer, check_batch
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -61,16 +66,17 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
     check(config, problem)
     with PartialState(cpu=several_on_cpu(config.training.device)).main_process_first():
         folder = prepare_folder(config, out, resume)
-        objective = build_objective(config, problem, build_teacher(config, problem, folder))
+        teacher = build_teacher(config, problem, folder)
+        objective = build_objective(config, problem, teacher)
     student, levels = build_generator(config, problem), build_levels(config.levels, problem)
     target = build_problem(config.problem, config.levels.schedule)  # stays on the CPU; the teacher moves
     metrics = problem_metrics(config, target, objective, student)
-    trainer = Trainer(student, objective, levels, config.training, metrics, folder)
+    data = build_real_samples(config, target, teacher)
+    trainer = Trainer(student, objective, levels, config.training, metrics, folder, data)
     run = trainer.run(resume and any(folder.checkpoints.glob("step-*")))
     if trainer.accelerator.is_main_process:
         with alone():
-            if has_exact_bound(objective, student):
-                write_bound(folder, objective, student, max(2, config.training.batch))
+            write_bound(folder, objective, student, max(2, config.training.batch))
             finish(config, target, folder, run)
     trainer.accelerator.wait_for_everyone()
     return folder
@@ -79,9 +85,13 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
 def check(config: Config, problem: Problem) -> None:
     """Raise the UsageError that the run would end with, before a folder is made or a teacher fitted."""
     build_generator(config, problem)
-    build_levels(config.levels, problem)
+    levels = build_levels(config.levels, problem)
+    if config.teacher.teacher == "true":
+        stand_in: Denoiser = build_exact(problem)
+    else:
+        stand_in = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    check_batch(config.training.batch, processes, build_objective(config, problem, problem.denoiser))
+    check_batch(config.training.batch, processes, build_objective(config, problem, stand_in), levels)
     find_device(config.training.device)
 
 
@@ -102,7 +112,7 @@ def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
 def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser:
     """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`."""
     if config.teacher.teacher == "true":
-        return problem.denoiser
+        return build_exact(problem)
     if config.teacher.teacher == "empirical":
         return build_empirical(config, problem)
     schedule = build_schedule(config.levels.schedule)
@@ -110,41 +120,57 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
         return reschedule(load_teacher(config.teacher.teacher_run), schedule)
     if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
         shutil.rmtree(folder.teacher, ignore_errors=True)
-        fit = TeachConfig(
-            problem=config.problem, samples=config.teacher.teacher_samples, schedule=config.levels.schedule,
-            seed=config.training.seed, device=config.training.device,
-        )  # fmt: skip
+        fit = dataclasses.replace(
+            teacher_fit(config.problem),
+            samples=config.teacher.teacher_samples,
+            schedule=config.levels.schedule,
+            seed=config.training.seed,
+            device=config.training.device,
+        )
         teach(fit, folder.teacher)
     return load_teacher(folder.teacher)
 
 
-def problem_metrics(config: Config, problem: Problem, objective: VarDiU, student: Generator) -> Evaluate:
-    """What a run measures as it goes: its samples against fresh ones of the problem, and its bound against the KL.
+def problem_metrics(config: Config, problem: Problem, objective: Objective, student: Generator) -> Evaluate:
+    """What a run measures as it goes: its samples against the problem, and the student's divergence from the teacher.
 
-    The samples are the averaged generator's, the bound that of the `student` in training, whose posterior it is.
+    The samples are the averaged generator's; divergence, bound and critic are those of the `student` in training,
+    whose auxiliary networks they are.
     """
+
+    teacher_error: dict[str, float] = {}
 
     def measure(average: Generator) -> dict[str, float]:
         samples = average.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
         rng = torch.Generator().manual_seed(config.training.seed + 2)
-        table = dict(evaluate(samples, problem, rng, p_value=False))
-        if has_exact_bound(objective, student):
-            rng = torch.Generator(device_of(student)).manual_seed(config.training.seed + 3)
-            gap = bound_gap(objective, student, GAP_RATIOS, rng, n=max(2, config.training.batch), nodes=128)
-            table |= {
-                "diu": float(gap.diu.mean()),
-                "dikl": float(gap.dikl.mean()),
-                "gap": float(gap.gap.mean()),
-            }
-        return table
+        table: dict[str, float] = dict(evaluate(samples, problem, rng, p_value=False))
+        rng = torch.Generator(device_of(student)).manual_seed(config.training.seed + 3)
+        if not teacher_error and config.teacher.teacher != "true" and problem.denoiser is not None:
+            assert objective.teacher is not None
+            exact = build_problem(config.problem, config.levels.schedule)
+            errors = teacher_errors(objective.teacher, exact, device_of(student))["relative_score_error"]
+            teacher_error["teacher_error"] = sum(errors) / len(errors)
+        return table | teacher_error | student_divergence(objective, student, rng, max(2, config.training.batch))
 
     return measure
 
 
-def has_exact_bound(objective: Objective, generator: Generator) -> bool:
-    """Whether the gap between the bound and the diffusive KL can be had by quadrature."""
-    few_latents = math.prod(generator.latent_shape) <= LARGEST_LATENT
-    return isinstance(objective, VarDiU) and isinstance(objective.teacher, DensityDenoiser) and few_latents
+def student_divergence(objective: Objective, student: Generator, rng: torch.Generator, n: int) -> dict[str, float]:
+    """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it; empty where it has no exact value."""
+    teacher = objective.teacher
+    if not isinstance(teacher, DensityDenoiser) or math.prod(student.latent_shape) > LARGEST_LATENT:
+        return {}
+    table: dict[str, float] = {}
+    for part in objective.parts:
+        if isinstance(part, VarDiU):
+            gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128)
+            table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
+        elif isinstance(part, DiffInstruct):
+            bias = critic_bias(part, student, GAP_RATIOS, rng, n, nodes=128)
+            table |= {name: float(getattr(bias, name).mean()) for name in ("critic_error", "gradient_bias")}
+    if "dikl" not in table:
+        table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, n, nodes=128).mean())
+    return table
 
 
 def device_of(generator: Generator) -> torch.device:
@@ -172,11 +198,14 @@ def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed:
     return table
 
 
-def write_bound(folder: RunFolder, objective: VarDiU, student: Generator, n: int) -> None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`."""
-    gap = bound_gap(objective, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0), n)
-    table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
-    (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
+def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: int) -> None:
+    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`, where they have exact values."""
+    few_latents = math.prod(student.latent_shape) <= LARGEST_LATENT
+    for part in objective.parts:
+        if few_latents and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
+            gap = bound_gap(part, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0), n)
+            table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
+            (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
 
 
 def load_run(path: Path) -> tuple[RunFolder, Config, MLP]:

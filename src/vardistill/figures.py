@@ -3,13 +3,16 @@ r"""Figures of a run, drawn by matplotlib without `pyplot` and its global figure
 Every figure is drawn in the light theme's colours (`COLOURS`). As SVG inside a page, each of them becomes the
 CSS variable of its name, so that a page restyles its figures with its theme.
 
-Contours of a density hold 50, 90 and 99 % of its mass: they are the level sets of log p_d at the 50, 10 and
-1 % quantiles of log p_d(x), x ~ p_d.
+Points of more than two dimensions are shown by their first two principal components u = Vᵀx, those of the target's
+own samples. A mixture of isotropic Gaussians has as their density the mixture of the projected means, Σ_k π_k N(u;
+Vᵀμ_k, s_k² I). Contours of a density hold 50, 90 and 99 % of its mass: they are the level sets of log p at the 50, 10
+and 1 % quantiles of log p(u) over the target.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,8 +28,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vardistill.denoisers import GaussianMixture
 from vardistill.errors import UsageError
-from vardistill.metrics.modes import RADIUS
+from vardistill.metrics.modes import mode_radius
 from vardistill.problems import Problem
 from vardistill.verdict import Standard
 
@@ -53,6 +57,12 @@ LARGEST = 1e100
 
 SHOWN = 10_000
 """Samples in a picture."""
+
+PICTURES = 100
+"""Pictures of each kind, a square number."""
+
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "color": INK}
+"""Of a panel."""
 
 Scale = Literal["linear", "count", "log", "share"]
 """Of an axis: numbers; whole numbers; logarithmic; logarithmic in per cent."""
@@ -82,39 +92,86 @@ def is_finite(v: object) -> bool:
 
 
 def samples_figure(samples: Tensor, problem: Problem | None = None) -> Figure:
-    """Samples (n, 2) over the density's contours, beside as many true samples; alone without a problem.
+    """Samples beside as many true samples; alone, and in the plane, without a problem.
 
-    Samples of the student that are off the modes have a colour of their own. At most `SHOWN` are drawn.
+    Pictures where the problem's points are pictures, else points over the density's contours, where there is a
+    density. Samples of the student that are off the modes have a colour of their own. At most `SHOWN` are drawn.
 
     Raises:
-        UsageError: for samples that are not points in the plane.
+        UsageError: for samples that are not points of the problem, or of the plane.
     """
-    if samples.ndim != 2 or samples.shape[1] != 2:
-        raise UsageError(f"pictures need samples of shape (n, 2), but these have {tuple(samples.shape)}")
+    shape = (2,) if problem is None else problem.data_shape
+    if tuple(samples.shape[1:]) != shape:
+        whose, expected = "" if problem is None else f" of {problem.name}", ", ".join(str(n) for n in ("n", *shape))
+        raise UsageError(f"figures{whose} need samples of shape ({expected}), but these have {tuple(samples.shape)}")
     x = samples[:SHOWN].detach().cpu()
     x = x[x.isfinite().all(1)]
     if problem is None:
         figure = Figure(figsize=(5.2, 5.2), layout="constrained")
         _scatter(_plane(figure.add_subplot(), f"Student: {len(x):,} samples"), x, STUDENT)
         return figure
-    figure = Figure(figsize=(10.4, 5.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     truth = problem.sample(max(len(x), 2), torch.Generator().manual_seed(0))
-    low, high = _window(truth)
-    astray = off_modes(x, problem)
-    _scatter(_plane(left, f"Student: {len(x):,} samples"), x[~astray], STUDENT)
-    _scatter(left, x[astray], ASTRAY, size=5.0)
-    _scatter(_plane(right, f"Target: {len(truth):,} true samples"), truth, TRUTH)
-    for ax in (left, right):
-        _contours(ax, problem, truth, low, high)
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    figure = Figure(figsize=(10.4, 5.4), layout="constrained")
+    if problem.image_shape is not None:
+        _pictures(figure, x, truth, problem.image_shape)
+    else:
+        _points(figure, x, truth, problem)
     return figure
 
 
+def _pictures(figure: Figure, x: Tensor, truth: Tensor, shape: tuple[int, int]) -> None:
+    """The first `PICTURES` of each in a square."""
+    for ax, images, whose in zip(figure.subplots(1, 2), (x, truth), ("Student", "Target"), strict=True):
+        side = math.isqrt(PICTURES)
+        tiles = images.new_full((PICTURES, shape[0] + 2, shape[1] + 2), float("nan"))  # with a margin
+        shown = images[:PICTURES].view(-1, *shape)
+        tiles[: len(shown), 1:-1, 1:-1] = shown
+        mosaic = tiles.unflatten(0, (side, side)).transpose(1, 2).flatten(2).flatten(0, 1)
+        ax.imshow(mosaic.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set_axis_off()
+        ax.set_title(f"{whose}: {len(shown):,} {'samples' if whose == 'Student' else 'true samples'}", **TITLE)
+
+
+def _points(figure: Figure, x: Tensor, truth: Tensor, problem: Problem) -> None:
+    """Both clouds in the target's plane, on the same axes."""
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    plane = principal_plane(problem)
+    low, high = _window(truth @ plane)
+    astray = off_modes(x, problem)
+    _scatter(_plane(left, f"Student: {len(x):,} samples"), x[~astray] @ plane, STUDENT)
+    _scatter(left, x[astray] @ plane, ASTRAY, size=5.0)
+    _scatter(_plane(right, f"Target: {len(truth):,} true samples"), truth @ plane, TRUTH)
+    for ax in (left, right):
+        if problem.denoiser is not None:
+            _contours(ax, projected(problem.denoiser, plane), truth @ plane, low, high)
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        if len(plane) > 2:
+            ax.set_xlabel("first principal component", fontsize=9, color=MUTED)
+    if len(plane) > 2:
+        left.set_ylabel("second principal component", fontsize=9, color=MUTED)
+
+
+def principal_plane(problem: Problem) -> Tensor:
+    """V (d, 2): the plane's own axes, or the first two principal directions of true samples, signs fixed."""
+    (d,) = problem.data_shape
+    if d == 2:
+        return torch.eye(2)
+    truth = problem.sample(SHOWN, torch.Generator().manual_seed(1))
+    v: Tensor = torch.linalg.eigh(truth.T.cov()).eigenvectors[:, [-1, -2]]
+    return v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
+
+
+def projected(mixture: GaussianMixture, plane: Tensor) -> GaussianMixture:
+    """The density of Vᵀx for x of an isotropic mixture."""
+    return GaussianMixture(mixture.means @ plane, std=mixture.std, weights=mixture.weights)
+
+
 def off_modes(x: Tensor, problem: Problem) -> Tensor:
-    """Whether each sample (n, d) is farther than `RADIUS` standard deviations from every mode, (n,)."""
-    means = problem.denoiser.means.to(x)
-    return torch.cdist(x, means, compute_mode="donot_use_mm_for_euclid_dist").amin(1) > RADIUS * problem.std
+    """Whether each sample (n, d) is farther than `mode_radius` standard deviations from every mode, (n,)."""
+    if problem.modes is None:
+        return torch.zeros(len(x), dtype=torch.bool)
+    distance = torch.cdist(x, problem.modes.means.to(x), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    return distance > mode_radius(x.shape[1]) * problem.modes.std
 
 
 def _window(truth: Tensor) -> tuple[list[float], list[float]]:
@@ -126,7 +183,7 @@ def _window(truth: Tensor) -> tuple[list[float], list[float]]:
 def _plane(ax: Axes, title: str) -> Axes:
     _bare(ax)
     ax.set_aspect("equal")
-    ax.set_title(title, loc="left", fontsize=10.5, color=INK)
+    ax.set_title(title, **TITLE)
     return ax
 
 
@@ -134,11 +191,11 @@ def _scatter(ax: Axes, x: Tensor, colour: str, size: float = 1.6) -> None:
     ax.scatter(x[:, 0], x[:, 1], s=size, c=colour, alpha=0.55, linewidths=0, rasterized=True)
 
 
-def _contours(ax: Axes, problem: Problem, truth: Tensor, low: list[float], high: list[float]) -> None:
+def _contours(ax: Axes, density: GaussianMixture, truth: Tensor, low: list[float], high: list[float]) -> None:
     u, v = (torch.linspace(a, b, GRID) for a, b in zip(low, high, strict=True))
     grid = torch.cartesian_prod(u, v).to(truth)
-    log_prob = problem.log_prob(grid).view(GRID, GRID).T
-    levels = problem.log_prob(truth).quantile(1 - torch.tensor(MASSES).to(truth))
+    log_prob = density.log_prob(grid).view(GRID, GRID).T
+    levels = density.log_prob(truth).quantile(1 - torch.tensor(MASSES).to(truth))
     distinct = sorted(set(levels.tolist()))
     ax.contour(u, v, log_prob, levels=distinct, colors=INK, linewidths=0.5, linestyles="solid", alpha=0.55)
 

@@ -9,7 +9,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vardistill.errors import UsageError
-from vardistill.networks import mlp
+from vardistill.networks import full_precision, mlp
+from vardistill.principal_axes import PrincipalAxes
 
 
 class Generator(nn.Module):
@@ -51,6 +52,7 @@ class MLP(
     """x = mean + std · f(z), with f a perceptron of z and, for sharper maps, of its random Fourier features.
 
     The features are sin(zF) and cos(zF) with a fixed F ~ N(0, 1) (Tancik et al. 2020, arXiv 2006.10739).
+    With `linear` it is x = μ + U diag(s) z + std · f(z), and f starts at zero: see `start_from`.
 
     Args:
         latent: dimension of z.
@@ -61,12 +63,15 @@ class MLP(
         data_std: scale of the data.
         data_mean: offset of the data.
         fourier: columns of F; 0 for none.
+        linear: whether f is added to a fixed linear map.
 
     Raises:
         UsageError: for an unknown activation or a scale that is not positive.
     """
 
     frequencies: Tensor
+    offset: Tensor
+    slope: Tensor
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class MLP(
         data_std: float = 1.0,
         data_mean: float = 0.0,
         fourier: int = 0,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         for name, size in {"latent": latent, "data": data, "depth": depth, "width": width}.items():
@@ -90,6 +96,10 @@ class MLP(
         self.latent_shape, self.data_shape = (latent,), (data,)
         self.data_std, self.data_mean = data_std, data_mean
         self.register_buffer("frequencies", torch.randn(latent, fourier))
+        self.linear = linear
+        if linear:
+            self.register_buffer("offset", torch.zeros(data))
+            self.register_buffer("slope", torch.zeros(latent, data))
         self.layers = mlp(latent + 2 * fourier, data, depth, width, activation)
         self._initialise()
 
@@ -107,23 +117,33 @@ class MLP(
             nn.init.zeros_(layer.bias)
         nn.init.normal_(first.weight, std=first.in_features**-0.5)
         nn.init.uniform_(first.bias, -2, 2)
-        nn.init.normal_(last.weight, std=last.in_features**-0.5)
+        nn.init.normal_(last.weight, std=0.0 if self.linear else last.in_features**-0.5)
         nn.init.zeros_(last.bias)
+
+    def start_from(self, axes: PrincipalAxes) -> MLP:
+        """Set the linear map z → μ + U diag(s) z, and return the generator.
+
+        Raises:
+            UsageError: for a generator without a linear map, or axes that do not fit its shapes.
+        """
+        shape = (*self.data_shape, *self.latent_shape)
+        if not self.linear or axes.directions.shape != shape:
+            raise UsageError(f"principal axes {tuple(axes.directions.shape)} need MLP(linear=True) of shape {shape}")
+        self.offset.copy_(axes.mean)
+        self.slope.copy_((axes.directions * axes.scales).T)
+        return self
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast."""
+        start: Tensor | float = self.data_mean
+        if self.linear:
+            with torch.autocast(z.device.type, enabled=False):
+                start = self.offset + z @ self.slope
         if self.frequencies.shape[1]:
             phase = z @ self.frequencies
             z = torch.cat([z, phase.sin(), phase.cos()], dim=1)
         first, *hidden, last = self.layers
-        h = _full_precision(first, z)
+        h = full_precision(first, z)
         for layer in hidden:
             h = layer(h)
-        return self.data_mean + self.data_std * _full_precision(last, h)
-
-
-def _full_precision(layer: nn.Module, v: Tensor) -> Tensor:
-    """The layer's result in its weights' precision: what bfloat16's 8 bits would blur is the place of z and x."""
-    with torch.autocast(v.device.type, enabled=False):
-        out: Tensor = layer(v.to(next(layer.parameters()).dtype))
-    return out
+        return start + self.data_std * full_precision(last, h)

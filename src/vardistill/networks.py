@@ -37,13 +37,28 @@ class LevelMLP(nn.Module):
         depth: hidden layers.
         width: units of a hidden layer.
         activation: name in `ACTIVATIONS`.
+        mixed: whether hidden layers run in bfloat16; the first and the last stay in full precision.
     """
 
-    def __init__(self, inputs: int, outputs: int, depth: int = 4, width: int = 256, activation: str = "silu") -> None:
+    def __init__(
+        self, inputs: int, outputs: int, depth: int = 4, width: int = 256, activation: str = "silu", mixed: bool = False
+    ) -> None:
         super().__init__()
+        self.mixed = mixed
         self.layers = mlp(inputs + 1, outputs, depth, width, activation)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """F(x, c), (B, outputs)."""
-        out: Tensor = self.layers(torch.cat([x, c[:, None]], dim=1))
-        return out
+        first, *hidden, last = self.layers
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            h = full_precision(first, torch.cat([x, c[:, None]], dim=1))
+            for layer in hidden:
+                h = layer(h)
+            return full_precision(last, h)
+
+
+def full_precision(layer: nn.Module, v: Tensor) -> Tensor:
+    """The layer's result in its weights' precision: what bfloat16's 8 bits would blur is the place of z and x."""
+    with torch.autocast(v.device.type, enabled=False):
+        out: Tensor = layer(v.to(next(layer.parameters()).dtype))
+    return out

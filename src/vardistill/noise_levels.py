@@ -6,12 +6,15 @@ receive.
 
 The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair
 is two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.
+
+Every row has a level of its own, or rows share L levels in each of the G draws: row r then has the level r mod L of its
+draw, and the rows of one level are a *group*, a sample of one noisy marginal (what the energy distance compares).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +35,8 @@ class Noise:
         weight: (R,) w(t).
         eps: (R, *data) standard normal.
         latents: N, the number of different latents; rows r, r + N, r + 2N, ... share one.
+        shared: L, the levels that the rows of a draw share; 0 where every row has its own.
+        real_eps: (R, *data) standard normal for real samples beside the student's; None where none are needed.
     """
 
     t: Tensor
@@ -40,10 +45,32 @@ class Noise:
     weight: Tensor
     eps: Tensor
     latents: int
+    shared: int = 0
+    real_eps: Tensor | None = None
 
     def x_t(self, x: Tensor) -> Tensor:
         """α_t x + σ_t ε for x of shape (R, *data)."""
         return expand(self.alpha, x) * x + expand(self.sigma, x) * self.eps
+
+    def real_t(self, real: Tensor) -> Tensor:
+        """α_t y + σ_t ε′ for real samples y of shape (R, *data)."""
+        if self.real_eps is None:
+            raise UsageError("no noise was drawn for real samples: draw the levels with real=True")
+        return expand(self.alpha, real) * real + expand(self.sigma, real) * self.real_eps
+
+    def groups(self, v: Tensor) -> Tensor:
+        """`v` (R, ...) with the rows of one level together, (G·L, N/L, ...).
+
+        Raises:
+            UsageError: where every row has a level of its own.
+        """
+        if not self.shared:
+            raise UsageError("every row has a noise level of its own: share levels among rows, for example shared=8")
+        return v.reshape(-1, self.latents // self.shared, self.shared, *v.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+    def ungroup(self, v: Tensor) -> Tensor:
+        """The inverse of `groups`, (R, ...)."""
+        return v.reshape(-1, self.shared, *v.shape[1:]).transpose(1, 2).flatten(0, 2)
 
     def rows(self, v: Tensor) -> Tensor:
         """`v` of shape (N, ...), one entry a latent, repeated to the R rows."""
@@ -57,7 +84,9 @@ class Noise:
             of_latents = v.reshape(-1, self.latents, *v.shape[1:])[:, process * n : (process + 1) * n]
             return of_latents.flatten(0, 1)
 
-        return Noise(part(self.t), part(self.alpha), part(self.sigma), part(self.weight), part(self.eps), n)
+        scales = part(self.t), part(self.alpha), part(self.sigma), part(self.weight)
+        real_eps = None if self.real_eps is None else part(self.real_eps)
+        return Noise(*scales, part(self.eps), n, self.shared, real_eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +101,9 @@ class Draw:
         eta: (K, R, *latent) standard normal, for objectives that draw K further latents a row; None for the others.
         pool: (M, *latent) further latents from the prior, for objectives that share them among the rows; or None.
         batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
+        real: (R, *data) real samples, for objectives that need them; None for the others.
+        progress: of the run, in [0, 1].
+        other_noise: further noise for the same latents, one for each of the objective's `other_levels`.
     """
 
     z: Tensor
@@ -81,11 +113,32 @@ class Draw:
     eta: Tensor | None = None
     pool: Tensor | None = None
     batch: Mapping[str, Tensor] = field(default_factory=dict)
+    real: Tensor | None = None
+    progress: float = 0.0
+    other_noise: tuple[Noise, ...] = ()
 
     @property
     def x_t(self) -> Tensor:
         """The noisy samples α_t x + σ_t ε, (R, *data)."""
         return self.noise.x_t(self.x)
+
+    @property
+    def real_t(self) -> Tensor:
+        """The noisy real samples α_t y + σ_t ε′, (R, *data).
+
+        Raises:
+            UsageError: where the draw holds no real samples.
+        """
+        if self.real is None:
+            raise UsageError("this objective compares with real samples, but none were drawn: give the trainer data")
+        return self.noise.real_t(self.real)
+
+    def under(self, noise: Noise) -> Draw:
+        """The same latents and real samples under another noise; row tensors (eta, batch) stay behind."""
+        n = noise.latents
+        real = None if self.real is None else noise.rows(self.real[:n])
+        z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
+        return replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch={}, other_noise=())
 
 
 Weight = Callable[[Tensor, Tensor], Tensor]
@@ -130,9 +183,10 @@ class NoiseLevels:
         antithetic: the second half of the rows repeats the first half's times with −ε.
         stratified: draw the levels' u one from each of as many equal strata, in random order, not independently:
             same marginal law, less variance.
+        shared: L, the levels that the latents of a draw share; 0 gives every row its own.
 
     Raises:
-        UsageError: for draws < 1, or odd draws with antithetic pairs.
+        UsageError: for draws < 1, odd draws with antithetic pairs, or shared < 0.
     """
 
     schedule: Schedule
@@ -141,12 +195,15 @@ class NoiseLevels:
     draws: int = 1
     antithetic: bool = False
     stratified: bool = False
+    shared: int = 0
 
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise UsageError(f"draws must be at least 1, but is {self.draws}")
         if self.antithetic and self.draws % 2:
             raise UsageError(f"antithetic pairs need an even number of noise draws per latent, but draws={self.draws}")
+        if self.shared < 0:
+            raise UsageError(f"shared must be 0 or the number of levels that a draw shares, but is {self.shared}")
 
     def draw(
         self,
@@ -155,6 +212,7 @@ class NoiseLevels:
         progress: float,
         rng: torch.Generator,
         dtype: torch.dtype = torch.float32,
+        real: bool = False,
     ) -> Noise:
         """Draw a step's noise for `latents` latents and data of `shape`, on the device of `rng`.
 
@@ -166,16 +224,27 @@ class NoiseLevels:
             progress: of the run, in [0, 1].
             rng: the source of randomness.
             dtype: of the result.
+            real: whether to draw noise for real samples, too.
+
+        Raises:
+            UsageError: where the latents do not split evenly over the shared levels.
         """
+        if self.shared and latents % self.shared:
+            raise UsageError(f"the batch must be divisible by the {self.shared} shared levels, but is {latents}")
         independent = self.draws // 2 if self.antithetic else self.draws
         n = independent * latents
-        u = self._uniform(n, rng, dtype).clamp(1e-7, 1 - 1e-7)
+        u = self._uniform(independent * self.shared or n, rng, dtype).clamp(1e-7, 1 - 1e-7)
         t = self.schedule.time(self.distribution(u, progress, self.schedule)).clamp(0, 1)
+        if self.shared:
+            t = t.view(independent, 1, self.shared).expand(-1, latents // self.shared, -1).flatten()
         eps = torch.randn(n, *shape, generator=rng, device=rng.device, dtype=dtype)
         if self.antithetic:
             t, eps = torch.cat([t, t]), torch.cat([eps, -eps])
         alpha, sigma = self.schedule(t)
-        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents)
+        real_eps = None
+        if real:
+            real_eps = torch.randn(eps.shape, generator=rng, device=rng.device, dtype=dtype)
+        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents, self.shared, real_eps)
 
     def _uniform(self, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
         u = torch.rand(n, generator=rng, device=rng.device, dtype=dtype)

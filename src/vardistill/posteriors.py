@@ -5,6 +5,8 @@ Networks see x_t scaled to unit variance and ln r/σ_d, r = σ_t/α_t. Scales ar
     s(r) = r/√(r² + σ_d²),
 
 the posterior's standard deviation when z → x is linear: it goes from 0 at small noise to the prior's 1 at large.
+Where the student starts as a linear map along principal axes (`principal_axes`), the network sees x_t along these axes,
+scales are relative to the axes' own, and with the network's output at its initial zero q is that map's exact posterior.
 Every posterior is a normalised density in z and differentiable in x_t.
 """
 
@@ -22,6 +24,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
+from vardistill.principal_axes import PrincipalAxes
 
 
 class Conditional(Protocol):
@@ -86,13 +89,16 @@ def triangular_size(d: int) -> int:
     return d + d * (d + 1) // 2
 
 
-def triangular(parameters: Tensor, scale: Tensor, d: int) -> Triangular:
-    """The Gaussian with unconstrained `parameters` (B, triangular_size(d)) and L multiplied by `scale` (B, 1)."""
+def triangular(parameters: Tensor, scale: Tensor, location: Tensor, d: int) -> Triangular:
+    """The Gaussian with unconstrained `parameters` (B, triangular_size(d)), relative to a scale and a location.
+
+    L's rows are multiplied by `scale`, (B, 1) or (B, d), and `location`, of either shape, is added to the mean.
+    """
     loc, log_diagonal, below = parameters.split([d, d, d * (d - 1) // 2], dim=1)
     rows, columns = torch.tril_indices(d, d, offset=-1, device=parameters.device)
     batch = torch.arange(len(parameters), device=parameters.device)[:, None]
     tril = torch.diag_embed(log_diagonal.exp()).index_put((batch, rows, columns), below)
-    return Triangular(loc, scale[..., None] * tril)
+    return Triangular(location + loc, scale[..., None] * tril)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,15 @@ class _Amortised(Posterior):
         depth: hidden layers.
         width: units of a hidden layer.
         network: (inputs, outputs) → the network F(x, c); default a perceptron.
+        axes: of the map that the student starts from, as many as latents; default none.
+
+    Raises:
+        UsageError: unless sigma_data > 0 and there is an axis for every latent.
     """
+
+    mean: Tensor
+    directions: Tensor
+    scales: Tensor
 
     def __init__(
         self,
@@ -140,23 +154,41 @@ class _Amortised(Posterior):
         depth: int = 4,
         width: int = 256,
         network: Callable[[int, int], nn.Module] | None = None,
+        axes: PrincipalAxes | None = None,
     ) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise UsageError(f"sigma_data must be positive, but is {sigma_data:g}")
         self.latent, self.sigma_data = latent, sigma_data
-        outputs = self._outputs(latent)
-        self.network = LevelMLP(data, outputs, depth, width) if network is None else network(data, outputs)
+        self.has_axes = axes is not None
+        if axes is not None:
+            if len(axes.scales) != latent:
+                raise UsageError(f"a posterior of {latent} latents needs as many axes, but has {len(axes.scales)}")
+            for name in ("mean", "directions", "scales"):
+                self.register_buffer(name, getattr(axes, name))
+        inputs, outputs = latent if self.has_axes else data, self._outputs(latent)
+        self.network = LevelMLP(inputs, outputs, depth, width) if network is None else network(inputs, outputs)
+        if self.has_axes and network is None:
+            for p in list(self.network.parameters())[-2:]:
+                nn.init.zeros_(p)
 
     def _outputs(self, latent: int) -> int:
         raise NotImplementedError
 
-    def _head(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output, (B, outputs), and the natural scale s(r), (B, 1)."""
-        ratio = sigma / alpha
-        total = (ratio**2 + self.sigma_data**2).sqrt()
-        out: Tensor = self.network(x_t / (alpha * total)[:, None], (ratio / self.sigma_data).log())
-        return out, (ratio / total)[:, None]
+    def _head(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's output (B, outputs), the natural scale, (B, 1) or (B, latent), and the natural location."""
+        ratio = (sigma / alpha)[:, None]
+        x = x_t / alpha[:, None]
+        own: Tensor | float = self.sigma_data
+        location = torch.zeros_like(ratio)
+        if self.has_axes:
+            x, own = (x - self.mean) @ self.directions, self.scales
+        total = (ratio**2 + own**2).sqrt()
+        x = x / total
+        if self.has_axes:
+            location = own / total * x
+        out: Tensor = self.network(x, (ratio.squeeze(1) / self.sigma_data).log())
+        return out, ratio / total, location
 
 
 class DiagonalGaussian(_Amortised):
@@ -167,9 +199,9 @@ class DiagonalGaussian(_Amortised):
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Diagonal:
         """The Gaussian at x_t."""
-        out, scale = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma)
         loc, log_scale = out.chunk(2, dim=1)
-        return Diagonal(loc, scale * log_scale.exp())
+        return Diagonal(location + loc, scale * log_scale.exp())
 
 
 class FullGaussian(_Amortised):
@@ -195,21 +227,36 @@ class MixtureOfGaussians(_Amortised):
     reparameterised = False
 
     def __init__(
-        self, data: int, latent: int, sigma_data: float, depth: int = 4, width: int = 256, components: int = 8
+        self,
+        data: int,
+        latent: int,
+        sigma_data: float,
+        depth: int = 4,
+        width: int = 256,
+        components: int = 8,
+        axes: PrincipalAxes | None = None,
     ) -> None:
         if components < 1:
             raise UsageError(f"components must be at least 1, but is {components}")
         self.components = components
-        super().__init__(data, latent, sigma_data, depth, width)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes)
+        if self.has_axes:
+            self._part_components()
 
     def _outputs(self, latent: int) -> int:
         return self.components * (1 + 2 * latent)
 
+    def _part_components(self) -> None:
+        """Give equal components unequal weights: the density is the same, and their gradients no longer are."""
+        weight = list(self.network.parameters())[-2]
+        of_logits = weight.data.view(self.components, -1, weight.shape[1])[:, 0]
+        nn.init.normal_(of_logits, std=weight.shape[1] ** -0.5)
+
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> MixtureSameFamily:
         """The mixture at x_t."""
-        out, scale = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma)
         logits, loc, log_scale = out.unflatten(1, (self.components, -1)).split([1, self.latent, self.latent], -1)
-        gaussians = Normal(loc, scale[..., None] * log_scale.exp(), validate_args=False)
+        gaussians = Normal(location[:, None] + loc, scale[:, None] * log_scale.exp(), validate_args=False)
         weights = Categorical(logits=logits.squeeze(-1), validate_args=False)
         return MixtureSameFamily(weights, Independent(gaussians, 1, validate_args=False), validate_args=False)
 
@@ -237,9 +284,10 @@ class NeuralSplineFlow(_Amortised):
         bins: int = 8,
         hidden: tuple[int, ...] = (64, 64),
         context: int = 32,
+        axes: PrincipalAxes | None = None,
     ) -> None:
         self.context = context
-        super().__init__(data, latent, sigma_data, depth, width)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes)
         self.flow = zuko.flows.NSF(
             features=latent, context=context, bins=bins, transforms=transforms, hidden_features=hidden
         )
@@ -249,9 +297,9 @@ class NeuralSplineFlow(_Amortised):
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> WhitenedFlow:
         """The flow at x_t."""
-        out, scale = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma)
         parameters, context = out[:, : -self.context], out[:, -self.context :]
-        return WhitenedFlow(triangular(parameters, scale, self.latent), self.flow(context))
+        return WhitenedFlow(triangular(parameters, scale, location, self.latent), self.flow(context))
 
 
 @dataclass(frozen=True)

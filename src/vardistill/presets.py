@@ -7,13 +7,20 @@ from typing import Generic, Literal, TypeVar
 
 from vardistill.config import (
     Config,
+    DiffInstructConfig,
     GeneratorConfig,
     LevelsConfig,
-    ObjectiveConfig,
+    ProblemName,
     TeachConfig,
     TrainingConfig,
+    VarDiUConfig,
+    VarDiUVarFlowConfig,
+    VarFlowConfig,
 )
 from vardistill.levels import LogNormal, PowerLaw
+
+PosteriorName = Literal["diagonal", "full", "mixture", "nsf"]
+"""The learned posteriors."""
 
 C = TypeVar("C", Config, TeachConfig)
 
@@ -26,11 +33,68 @@ class Preset(Generic[C]):
     config: C
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a configuration has to know of a problem.
+
+    Attributes:
+        dimension: d of the data.
+        largest: their standard deviation.
+        smallest: the standard deviation of their finest structure.
+    """
+
+    dimension: int
+    largest: float
+    smallest: float
+
+
+SCALES: dict[ProblemName, Scale] = {
+    "mog40": Scale(2, 23.08, 1.31),
+    "mog9": Scale(2, 4.11, 0.5),
+    "moons": Scale(2, 0.712, 0.1),
+    "mixture2": Scale(2, 14.4, 1.0),
+    "mixture8": Scale(8, 9.06, 1.0),
+    "mixture32": Scale(32, 4.87, 1.0),
+    "mixture128": Scale(128, 4.52, 1.0),
+    "digits": Scale(64, 0.541, 0.15),
+}
+"""Every problem's, rounded."""
+
+
+def adapted(config: Config, problem: ProblemName) -> Config:
+    """A configuration for MoG-40 with its noise levels in proportion to another problem's scales.
+
+    Above two dimensions the student has a latent for every one, starts as a linear map, and has no Fourier features.
+    """
+    scale, reference = SCALES[problem], SCALES["mog40"]
+    large, small = scale.largest / reference.largest, scale.smallest / reference.smallest
+    levels = config.levels.distribution
+    if isinstance(levels, LogNormal):
+        levels = replace(
+            levels,
+            base_start=levels.base_start * large,
+            base_end=levels.base_end * small,
+            sigma_min=levels.sigma_min * small,
+            broad_min=levels.broad_min * small,
+            broad_max=levels.broad_max * large,
+        )
+    generator = config.generator
+    if scale.dimension > 2:
+        generator = replace(generator, latent=scale.dimension, linear=True, fourier=0)
+    return replace(config, problem=problem, generator=generator, levels=replace(config.levels, distribution=levels))
+
+
+def teacher_fit(problem: ProblemName) -> TeachConfig:
+    """A perceptron denoiser, its noise levels around the problem's finest structure."""
+    base = 1.15 * SCALES[problem].smallest
+    return TeachConfig(problem=problem, distribution=LogNormal(base_start=base, base_end=base, spread=1.4))
+
+
 MOG40_LEVELS = LogNormal(base_start=15.0, base_end=0.5, broad=0.8, broad_min=0.4, broad_max=15.0)
 
 MOG40 = Config(
     generator=GeneratorConfig(depth=4, width=192, activation="relu", fourier=32),
-    objective=ObjectiveConfig(posterior="prior", candidates="batch", pool=2048),
+    objective=VarDiUConfig(posterior="prior", candidates="batch", pool=2048),
     levels=LevelsConfig(distribution=MOG40_LEVELS, weight="sigma2_linear", stratified=True),
     training=TrainingConfig(
         steps=27_000,
@@ -45,18 +109,51 @@ MOG40 = Config(
 
 DEMO = replace(
     MOG40,
-    objective=replace(MOG40.objective, pool=0),
+    objective=VarDiUConfig(posterior="prior", candidates="batch"),
     training=replace(MOG40.training, steps=12_000, eval_every=1500, checkpoint_every=1500),
 )
 
 
-def learned_posterior(posterior: Literal["diagonal", "full", "mixture", "nsf"], candidates: int = 0) -> Config:
+def learned_posterior(posterior: PosteriorName, candidates: int = 0) -> Config:
     """The default run with another posterior, which learns faster than the generator, and antithetic pairs."""
     return replace(
         MOG40,
-        objective=ObjectiveConfig(posterior=posterior, candidates=candidates, posterior_steps=2),
+        objective=VarDiUConfig(posterior=posterior, candidates=candidates, posterior_steps=2),
         levels=replace(MOG40.levels, draws=2, antithetic=True),
-        training=replace(MOG40.training, steps=20_000, batch=512, lr=1e-3, posterior_lr=2e-3, eval_every=1000),
+        training=replace(MOG40.training, steps=20_000, batch=512, lr=1e-3, auxiliary_lr=2e-3, eval_every=1000),
+    )
+
+
+VARFLOW_LEVELS = LogNormal(base_start=2.0, base_end=0.1, anneal=0.3)
+
+VARFLOW = replace(
+    MOG40,
+    objective=VarFlowConfig(),
+    levels=replace(MOG40.levels, distribution=VARFLOW_LEVELS, weight="one", shared=16),
+    training=replace(MOG40.training, steps=20_000, lr=4e-3),
+)
+
+VARDIU_VARFLOW = replace(
+    DEMO,
+    objective=VarDiUVarFlowConfig(
+        vardiu=VarDiUConfig(posterior="prior", candidates="batch"), varflow_weight=0.3, varflow_weight_end=0.03
+    ),
+)
+
+
+def learned_posterior_varflow(posterior: PosteriorName) -> Config:
+    """`learned_posterior` with VarFlow beside it."""
+    base = learned_posterior(posterior)
+    assert isinstance(base.objective, VarDiUConfig)
+    return replace(base, objective=VarDiUVarFlowConfig(vardiu=base.objective))
+
+
+def diff_instruct(critic_steps: int) -> Config:
+    """MoG-40 with a learned critic."""
+    return replace(
+        MOG40,
+        objective=DiffInstructConfig(critic_steps=critic_steps, critic_width=192),
+        training=replace(MOG40.training, steps=30_000, batch=512, lr=1e-3, auxiliary_lr=2e-3),
     )
 
 
@@ -67,17 +164,20 @@ PRESETS = {
         "MoG-40, VarDiU with a learned full-covariance Gaussian posterior", learned_posterior("full")
     ),
     "mog40-vardiu-nsf": Preset("MoG-40, VarDiU with a neural spline flow posterior", learned_posterior("nsf")),
+    "mog40-varflow": Preset("MoG-40, VarFlow: the energy distance between noisy marginals", VARFLOW),
+    "mog40-vardiu-varflow": Preset("MoG-40, VarDiU + λ·VarFlow", VARDIU_VARFLOW),
+    "mog40-diff-instruct": Preset("MoG-40, Diff-Instruct with 5 critic steps", diff_instruct(5)),
     "mog40-vardiu-paper": Preset(
         "MoG-40, VarDiU with the reference's settings; initial weights and input scaling are ours (1,000,000 steps)",
         Config(
             generator=GeneratorConfig(depth=4, width=400),
-            objective=ObjectiveConfig(posterior="diagonal", posterior_width=400),
+            objective=VarDiUConfig(posterior="diagonal", posterior_width=400),
             levels=LevelsConfig(distribution=PowerLaw(), weight="sigma2_max", draws=2, antithetic=True),
             training=TrainingConfig(
                 steps=1_000_000,
                 batch=512,
                 lr=1e-4,
-                posterior_lr=1e-4,
+                auxiliary_lr=1e-4,
                 beta2=0.999,
                 lr_schedule="constant",
                 warmup=0.0,
@@ -89,4 +189,6 @@ PRESETS = {
     ),
 }
 
-TEACHERS = {"mog40": Preset("MoG-40, a perceptron fitted to 10,000 points", TeachConfig())}
+TEACHERS: dict[str, Preset[TeachConfig]] = {
+    name: Preset(f"{name}, a perceptron fitted to its data", teacher_fit(name)) for name in SCALES
+}

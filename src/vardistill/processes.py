@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,12 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def rank() -> int:
+    """This process's place among those that `gather` waits for."""
+    alone_here = _ALONE.get() or not (dist.is_available() and dist.is_initialized())
+    return 0 if alone_here else int(dist.get_rank())
+
+
 def gather(v: Tensor) -> Tensor:
     """All processes' `v` (N, ...) by rank, (P·N, ...), without gradient."""
     v = v.detach()
@@ -39,3 +46,26 @@ def gather(v: Tensor) -> Tensor:
     parts = [torch.empty_like(v) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, v.contiguous())
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """`gather`, whose backward pass sums what all processes' losses say of this process's share."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.rows = slice(rank() * len(v), (rank() + 1) * len(v))
+        return gather(v)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.rows]
+
+
+def gather_with_gradient(v: Tensor) -> Tensor:
+    """All processes' `v` (N, ...) by rank, (P·N, ...), with the gradient of the sum of all processes' losses."""
+    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+        return v
+    out: Tensor = _Gather.apply(v)  # type: ignore[no-untyped-call]
+    return out

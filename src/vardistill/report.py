@@ -28,9 +28,11 @@ from torch import Tensor
 from vardistill import figures
 from vardistill.errors import UsageError
 from vardistill.figures import Curve, Scale, is_finite, svg
+from vardistill.metrics.modes import OFF_SHARE, mode_radius
 from vardistill.problems import PROBLEMS, Problem
 from vardistill.runs import RunFolder
 from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall, standards
+from vardistill.warning_signs import Sign, signs
 
 SAMPLES = 10_000
 """Per evaluation, where neither the samples nor the configuration tell."""
@@ -105,15 +107,22 @@ METRICS = {
         f"permutation test of MMD²; below {LEVEL:g} it tells the two apart",
         "uniform in (0, 1)",
     ),
-    "energy_distance": Metric("Energy distance", significant, "unbiased estimate", "0 in the mean"),
+    "energy_distance": Metric(
+        "Energy distance", significant, "to as many true samples, unbiased estimate", "0 in the mean"
+    ),
     "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass", scale="count"),
     "off_mode": Metric(
         "Samples off the modes",
         percent,
-        "farther than 4 standard deviations from every mode",
+        f"farther from every mode than all but {percent(OFF_SHARE)} of its own mass",
         scale="share",
     ),
     "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", scale="log"),
+    "energy_distance_held_out": Metric(
+        "Energy distance, held out", significant, "to the held-out data, unbiased estimate"
+    ),
+    "precision": Metric("Precision", percent, "samples within the held-out data's 5-nearest-neighbour manifold"),
+    "recall": Metric("Recall", percent, "held-out data within the samples' 5-nearest-neighbour manifold"),
     "diu": Metric("Bound, DiU", fixed(3), "upper bound on the diffusive KL, nats, over a few noise levels", "0"),
     "dikl": Metric("Diffusive KL", fixed(3), "of the noisy student from the noisy target, nats, by quadrature", "0"),
     "gap": Metric(
@@ -121,10 +130,16 @@ METRICS = {
     ),
 }
 
+SHARES = ("off_mode", "precision", "recall")
+"""Metrics that are shares, shown in per cent."""
+
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
 
-CHARTS = ("log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "diu", "dikl", "gap")
+CHARTS = (
+    "log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "energy_distance_held_out", "precision", "recall",
+    "diu", "dikl", "gap",
+)  # fmt: skip
 
 GRADES = {
     Grade.MATCHES: ("matches", "✓ matches the target", "Matches the target"),
@@ -288,7 +303,7 @@ def _bound(table: object) -> dict[str, NDArray[np.float64]] | None:
 def page(run: Contents) -> str:
     """The page."""
     style = files("vardistill").joinpath("report.css").read_text(encoding="utf-8")
-    sections = (header, headline, samples, quality, bound, optimisation, table, settings)
+    sections = (header, headline, warnings, samples, quality, bound, optimisation, table, settings)
     body = "\n".join(section(run) for section in sections)
     version = run.environment.get("vardistill")
     made = f"vardistill {version}" if version else "vardistill"
@@ -353,14 +368,19 @@ def summary(run: Contents) -> str:
         time = f"{run.steps:,} steps in {duration(run.seconds)}"
         return f"Trained for {time}; there is no evaluation against a known target."
     parts = []
-    if "modes_found" in v:
-        parts.append(f"It finds {v['modes_found']:.0f} of the target's {len(problem.denoiser.means)} modes")
+    if "modes_found" in v and problem.modes is not None:
+        parts.append(f"It finds {v['modes_found']:.0f} of the target's {len(problem.modes)} modes")
     if "log_density_gap" in v:
         gap = v["log_density_gap"]
         side = "above" if gap > 0 else "below"
         parts.append(f"its samples' mean log-density is {abs(gap):.3f} nats {side} the target's own")
     if "off_mode" in v:
         parts.append(f"{percent(v['off_mode'])} of them lie off the modes")
+    if "precision" in v and "recall" in v:
+        parts.append(
+            f"{percent(v['precision'])} of its samples lie within the held-out data's manifold, and "
+            f"{percent(v['recall'])} of those data within the samples'"
+        )
     sentence = sentence_case("; ".join(parts))
     if "mmd_p_value" in v:
         told = "tells them from true samples" if v["mmd_p_value"] < LEVEL else "cannot tell them from true samples"
@@ -401,8 +421,8 @@ def tile(run: Contents, name: str, g: Grade) -> str:
     """One metric, large."""
     metric, kind = METRICS[name], GRADES[g]
     unit = {"log_density_gap": " <small>nats</small>"}.get(name, "")
-    if name == "modes_found" and run.problem is not None:
-        unit = f" <small>of {len(run.problem.denoiser.means)}</small>"
+    if name == "modes_found" and run.problem is not None and run.problem.modes is not None:
+        unit = f" <small>of {len(run.problem.modes)}</small>"
     return (
         f'<div class="card tile {kind[0]}"><p class="note">{metric.title}</p>'
         f'<p class="value">{metric.show(run.final[name])}{unit}</p>'
@@ -420,25 +440,61 @@ def truth(run: Contents, name: str) -> str:
     mean = metric.show(standard.mean)
     if name in ("modes_found", "off_mode") or not standard.std:
         return mean
+    if name in SHARES:
+        return f"{mean} ± {100 * standard.std:.2g}"
     return f"{'0' if standard.mean == 0 else mean} ± {standard.std:.2g}"
 
 
+def warnings(run: Contents) -> str:
+    """The signs that are there at the end, and what to do; nothing for a run that did not look for them."""
+    numbers = [{name: v for name, v in line.items() if is_finite(v)} for line in run.train]
+    found = signs(numbers)
+    if not found and not any("diversity" in line for line in numbers):
+        return ""
+    body = '<p class="note">None at the end of the run.</p>'
+    if found:
+        head = "<tr><th>Sign</th><th>Since step</th><th>Value</th><th>Threshold</th><th>What it means</th></tr>"
+        rows = "".join(warning_row(sign) for sign in found)
+        body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return f'<h2>Warning signs</h2>\n<div class="card">{body}</div>'
+
+
+def warning_row(sign: Sign) -> str:
+    """One sign."""
+    return (
+        f'<tr><th scope="row">{escape(sign.name)}</th><td class="plain">{sign.since:,}</td>'
+        f'<td class="number">{significant(sign.value)}</td><td class="plain">{significant(sign.threshold)}</td>'
+        f'<td class="note">{escape(f"{sentence_case(sign.meaning)} {sign.remedy}")}</td></tr>'
+    )
+
+
 def samples(run: Contents) -> str:
-    """Samples over the density's contours, beside true samples."""
-    x = run.samples
-    if x is None or x.shape[1:] != (2,) or (run.problem is not None and run.problem.data_shape != (2,)):
+    """Samples beside true samples, over the density's contours where there is a density."""
+    x, problem = run.samples, run.problem
+    if x is None or tuple(x.shape[1:]) != ((2,) if problem is None else problem.data_shape):
         return ""
     caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, one network evaluation each."
-    if run.problem is not None:
-        *smaller, largest = (f"{100 * mass:.0f}" for mass in figures.MASSES[::-1])
-        masses = f"{', '.join(smaller)} and {largest}"
-        caption = (
-            f"{swatch('student')} samples on the modes, {swatch('astray')} samples farther than 4 standard deviations "
-            f"from every mode, {swatch('truth')} true samples. Contours hold {masses} % of the target's mass; both "
-            "panels have the same axes."
-        )
-    picture = card("", figures.samples_figure(x, run.problem), caption, "Samples of the student")
+    if problem is not None:
+        caption = caption_of_points(problem) if problem.image_shape is None else "The first samples of each."
+    picture = card("", figures.samples_figure(x, problem), caption, "Samples of the student")
     return f"<h2>Samples</h2>\n{picture}"
+
+
+def caption_of_points(problem: Problem) -> str:
+    """What the colours, the contours and the axes mean, as HTML."""
+    (d,) = problem.data_shape
+    parts = [f"{swatch('student')} samples, {swatch('truth')} true samples."]
+    if problem.modes is not None:
+        parts = [
+            f"{swatch('student')} samples on the modes, {swatch('astray')} samples farther than "
+            f"{mode_radius(d):.3g} standard deviations from every mode, {swatch('truth')} true samples."
+        ]
+    if d > 2:
+        parts.append(f"Of {d} dimensions the first two principal components of the target.")
+    if problem.denoiser is not None:
+        *smaller, largest = (f"{100 * mass:.0f}" for mass in figures.MASSES[::-1])
+        parts.append(f"Contours hold {', '.join(smaller)} and {largest} % of the target's mass.")
+    return " ".join([*parts, "Both panels have the same axes."])
 
 
 def quality(run: Contents) -> str:
@@ -495,7 +551,10 @@ def levels_chart(run: Contents) -> str:
     low, middle, high = (Curve.of(run.train, f"ratio_{q}") for q in ("05", "50", "95"))
     if not (low and middle and high and len(low.steps) == len(middle.steps) == len(high.steps)):
         return ""
-    scales = {"data std": run.problem.data_std, "mode std": run.problem.std} if run.problem else {}
+    scales = {}
+    if run.problem is not None:
+        scales["data std"] = run.problem.data_std
+        scales |= {"mode std": run.problem.modes.std} if run.problem.modes is not None else {}
     caption = "Median, and the band from the 5 % to the 95 % quantile, of a step's levels."
     return card("Noise levels σ/α", figures.levels_figure(low, middle, high, scales), caption)
 
@@ -543,7 +602,7 @@ def table(run: Contents) -> str:
     rows = "".join(table_row(run, name, graded.get(name)) for name in names)
     head = "<tr><th>Metric</th><th>Student</th><th>True samples</th><th></th><th></th></tr>"
     body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
-    return f'<h2>All metrics</h2>\n<div class="card">{body}{rules() if graded else ""}</div>'
+    return f'<h2>All metrics</h2>\n<div class="card">{body}{rules(graded, run.truth) if graded else ""}</div>'
 
 
 def table_row(run: Contents, name: str, g: Grade | None) -> str:
@@ -557,18 +616,20 @@ def table_row(run: Contents, name: str, g: Grade | None) -> str:
     )
 
 
-def rules() -> str:
+def rules(graded: Iterable[str], truth: Mapping[str, Standard]) -> str:
     """How the grades are made."""
-    shares = ("off_mode", "modes_found")
+
+    def limit(name: str, v: float) -> str:
+        return percent(v) if name in (*SHARES, "modes_found") else f"{v * truth[name].scale:.3g}"
+
     limits = "; ".join(
-        f"{METRICS[name].title} " + " and ".join(percent(v) if name in shares else f"{v:g}" for v in pair)
-        for name, pair in LIMITS.items()
+        f"{METRICS[name].title} " + " and ".join(limit(name, v) for v in LIMITS[name]) for name in graded
     )
     text = (
         f"A metric matches where it is within {MATCHING:g} standard deviations of what as many true samples score "
-        f"({DRAWS} sets of them; log-MMD: the problem's reference). Otherwise its distance from their mean makes it "
-        f"close or rough, up to these limits: {limits}. The run has the worst of its metrics' grades, and matches "
-        f"only if the two-sample test does not tell it apart at the level {LEVEL:g}."
+        f"(modes: {DRAWS} sets of them; the others: the problem's reference). Otherwise its distance from their mean "
+        f"makes it close or rough, up to these limits: {limits}. The run has the worst of its metrics' grades, and "
+        f"matches only if the two-sample test does not tell it apart at the level {LEVEL:g}."
     )
     return f'<details><summary>How the grades are made</summary><p class="note">{text}</p></details>'
 

@@ -23,18 +23,22 @@ from vardistill.config import TeachConfig
 from vardistill.denoisers import Denoiser, Preconditioned, dsm_loss, score
 from vardistill.devices import find_device
 from vardistill.errors import UsageError
-from vardistill.noise_levels import Noise, NoiseLevels, named_weight
+from vardistill.metrics.bound import noise_level
+from vardistill.noise_levels import NoiseLevels, named_weight
 from vardistill.problems import Problem
 from vardistill.runs import create, open_run
 
 WEIGHTS = "denoiser.safetensors"
 
+ERROR_SAMPLES = 4096
+"""Noisy points per ratio for a teacher's error."""
+
 
 def teach(config: TeachConfig, out: Path) -> Preconditioned:
-    """Fit a network denoiser to `config.samples` points of the problem and keep it in the run folder `out`.
+    """Fit a network denoiser to `config.samples` points of the problem, or to all its data, and keep it in the run folder `out`.
 
     Each step takes a batch of the data, noises it and lowers the EDM-weighted denoising error; the result is the moving
-    average of the weights. `evaluation.json` holds its error against the exact score, see `score_errors`.
+    average of the weights. `evaluation.json` holds its errors, see `teacher_errors`.
 
     Raises:
         UsageError: for a folder that cannot be used or a device that is not there.
@@ -44,7 +48,10 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
     problem = build_problem(config.problem, config.schedule)
     device = find_device(config.device) or torch.device("cpu")
     rng = torch.Generator(device).manual_seed(config.seed)
-    data = problem.sample(config.samples, torch.Generator().manual_seed(config.seed)).to(device)
+    data = problem.data
+    if data is None:
+        data = problem.sample(config.samples, torch.Generator().manual_seed(config.seed))
+    data = data.to(device)
     denoiser = build_network_denoiser(config, problem).to(device)
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -63,8 +70,7 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
             folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss.detach())})
     save_file(average.state_dict(), folder.path / f"{WEIGHTS}.partial")
     (folder.path / f"{WEIGHTS}.partial").replace(folder.path / WEIGHTS)
-    problem.denoiser.to(device)
-    errors = score_errors(average, problem)
+    errors = teacher_errors(average, problem, device)
     (folder.path / "evaluation.json").write_text(json.dumps(errors, indent=2))
     return average
 
@@ -84,21 +90,32 @@ def load_teacher(path: Path) -> Preconditioned:
 
 
 @torch.no_grad()
-def score_errors(denoiser: Denoiser, problem: Problem, samples: int = 4096) -> dict[str, list[float]]:
-    """The relative score error √(E‖s − s*‖² / E‖s*‖²) over noisy data, at seven ratios from 0.1 to 40."""
-    device = problem.denoiser.means.device
+def teacher_errors(denoiser: Denoiser, problem: Problem, device: torch.device) -> dict[str, list[float]]:
+    """How wrong a denoiser is at seven ratios from 1/230 to 1.7 standard deviations of the data.
+
+    With an exact denoiser, `relative_score_error`: √(E‖s − s*‖² / E‖s*‖²) over noisy data. Without, but with
+    held-out data, `held_out_error`: E‖D − x‖² per dimension over them.
+    """
     rng = torch.Generator(device).manual_seed(0)
-    ratios = torch.logspace(math.log10(0.1), math.log10(40), 7, device=device)
+    ratios = problem.data_std * torch.logspace(math.log10(1 / 230), math.log10(1.7), 7, device=device)
+    exact = None if problem.denoiser is None else problem.denoiser.to(device)
     errors = []
-    for ratio in ratios:
-        x = problem.sample(samples, rng)
-        t = denoiser.schedule.time(ratio.expand(samples))
-        alpha, sigma = denoiser.schedule(t)
-        noise = Noise(t, alpha, sigma, torch.ones_like(t), torch.randn(x.shape, generator=rng, device=device), samples)
+    for ratio in ratios.tolist():
+        x = problem.sample(ERROR_SAMPLES, rng) if exact is not None else _held_out(problem).to(device)
+        noise = noise_level(denoiser.schedule, ratio, x, rng)
         x_t = noise.x_t(x)
-        exact: Tensor = score(problem.denoiser, x_t, t)
-        errors.append(float(((score(denoiser, x_t, t) - exact).pow(2).mean() / exact.pow(2).mean()).sqrt()))
-    return {"ratios": ratios.tolist(), "relative_score_error": errors}
+        if exact is None:
+            errors.append(float((denoiser(x_t, noise.t) - x).pow(2).mean()))
+        else:
+            s: Tensor = score(exact, x_t, noise.t)
+            errors.append(float(((score(denoiser, x_t, noise.t) - s).pow(2).mean() / s.pow(2).mean()).sqrt()))
+    return {"ratios": ratios.tolist(), "held_out_error" if exact is None else "relative_score_error": errors}
+
+
+def _held_out(problem: Problem) -> Tensor:
+    if problem.held_out is None:
+        raise UsageError(f"{problem.name} has neither an exact denoiser nor held-out data to measure a teacher with")
+    return problem.held_out
 
 
 def _progress(config: TeachConfig, started: float) -> Iterator[tuple[int, float]]:

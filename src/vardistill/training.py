@@ -2,7 +2,8 @@ r"""The loop that drives an objective.
 
 Each step draws latents z, noise (t, ε) and further latents η for the whole batch from one generator of random numbers,
 the same on every process, and each process keeps its share: the result does not depend on the number of processes.
-Gradients are averaged by the data-parallel wrapper that Accelerate chooses. An update whose loss or gradient is not
+Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
+through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
 finite on any process leaves weights and optimisers alone (the fused optimisers skip it on the device, without a host
 sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n steps.
 """
@@ -15,9 +16,8 @@ import math
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,24 +25,30 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vardistill import checkpoints
+from vardistill.clock import Clock
 from vardistill.config import TrainingConfig
+from vardistill.data import Samples, StoredSamples, check_samples
 from vardistill.denoisers import Denoiser, check_denoiser
 from vardistill.devices import find_device
+from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import Draw, Noise, NoiseLevels, named_weight
 from vardistill.objectives import Objective, VarDiU
+from vardistill.optimisers import adam, adam_state, clip_gradients, learning_rate
 from vardistill.posteriors import Prior
 from vardistill.processes import alone, several_on_cpu
 from vardistill.runs import RunFolder, create, environment
+from vardistill.schedules import VE
+from vardistill.warning_signs import Watch
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
@@ -76,16 +82,44 @@ class Run:
 
 
 class Drawn(NamedTuple):
-    """The random part of a process's share of a step; see `Draw`."""
+    """The random part of a step; see `Draw`. Here z and real have N entries, and eta is (K, G, N, *latent)."""
 
     z: Tensor
     noise: Noise
     eta: Tensor | None
     pool: Tensor | None
+    real: Tensor | None
+    progress: float
+    other_noise: tuple[Noise, ...]
+
+    def shard(self, part: int, parts: int) -> Drawn:
+        """The `part`-th of `parts` equal, contiguous parts of the latents and of all that goes with them."""
+
+        def share(v: Tensor | None, axis: int = 0) -> Tensor | None:
+            return None if v is None else v.tensor_split(parts, axis)[part]
+
+        return self._replace(
+            z=self.z.tensor_split(parts)[part],
+            noise=self.noise.shard(part, parts),
+            eta=share(self.eta, axis=2),
+            pool=share(self.pool),
+            real=share(self.real),
+            other_noise=tuple(noise.shard(part, parts) for noise in self.other_noise),
+        )
 
     def complete(self, x: Tensor, generator: Callable[[Tensor], Tensor]) -> Draw:
         """The draw with the latents' samples x (N, *data)."""
-        return Draw(self.noise.rows(self.z), self.noise.rows(x), self.noise, generator, self.eta, self.pool)
+        return Draw(
+            self.noise.rows(self.z),
+            self.noise.rows(x),
+            self.noise,
+            generator,
+            None if self.eta is None else self.eta.flatten(1, 2),
+            self.pool,
+            real=None if self.real is None else self.noise.rows(self.real.to(x)),
+            progress=self.progress,
+            other_noise=self.other_noise,
+        )
 
 
 class Step(nn.Module):
@@ -113,7 +147,7 @@ class Step(nn.Module):
         return x.to(z.dtype)
 
 
-def default_levels(denoiser: Denoiser, data_std: float) -> NoiseLevels:
+def default_levels(denoiser: Denoiser | None, data_std: float, shared: int = 0) -> NoiseLevels:
     """Half the levels anneal from 2 to 0.05 standard deviations of the data, half stay log-uniform between the two."""
     largest, smallest = 2 * data_std, 0.05 * data_std
     annealed = LogNormal(
@@ -125,7 +159,8 @@ def default_levels(denoiser: Denoiser, data_std: float) -> NoiseLevels:
         broad_min=smallest,
         broad_max=largest,
     )
-    return NoiseLevels(denoiser.schedule, annealed, named_weight("sigma2_linear", data_std), stratified=True)
+    schedule = VE() if denoiser is None else denoiser.schedule
+    return NoiseLevels(schedule, annealed, named_weight("sigma2_linear", data_std), stratified=True, shared=shared)
 
 
 def distill(
@@ -133,6 +168,7 @@ def distill(
     *,
     teacher: Denoiser | None = None,
     objective: Objective | None = None,
+    data: Samples | Tensor | None = None,
     levels: NoiseLevels | None = None,
     training: TrainingConfig | None = None,
     evaluate: Evaluate | None = None,
@@ -144,7 +180,9 @@ def distill(
     Args:
         generator: the student; its weights are trained in place.
         teacher: the denoiser to distil with the default objective, multi-sample `VarDiU` with the batch's candidates.
-        objective: instead of `teacher`, an objective that knows its own.
+        objective: instead of `teacher`, an objective that knows its own, or needs none.
+        data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
+            and a generator of random numbers (see `vardistill.data`).
         levels: noise levels; default `default_levels` for the generator's `data_std`.
         training: optimisation settings.
         evaluate: metrics of the (averaged) generator, called at intervals.
@@ -165,13 +203,14 @@ def distill(
         assert teacher is not None
         objective = VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
     if levels is None:
-        levels = default_levels(objective.teacher, float(getattr(generator, "data_std", 1.0)))
+        shared = math.gcd(training.batch, training.batch // 2, 8) if objective.compares_groups else 0
+        levels = default_levels(objective.teacher, float(getattr(generator, "data_std", 1.0)), shared)
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
     if out is not None:
         folder = RunFolder(Path(out)) if resume else create(Path(out))
-    return Trainer(generator, objective, levels, training, evaluate, folder).run(resume)
+    return Trainer(generator, objective, levels, training, evaluate, folder, data).run(resume)
 
 
 class Trainer:
@@ -185,25 +224,30 @@ class Trainer:
         training: TrainingConfig,
         evaluate: Evaluate | None = None,
         folder: RunFolder | None = None,
+        data: Samples | Tensor | None = None,
     ) -> None:
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
         device = find_device(training.device) or self.accelerator.device
         self.generator, self.objective = generator.to(device).train(), objective.to(device).train()
         parameter = next(generator.parameters())
-        check_schedules(objective.teacher, levels)
-        check_batch(training.batch, self.accelerator.num_processes, objective)
-        check_denoiser(objective.teacher, generator.data_shape, parameter)
+        check_batch(training.batch, self.accelerator.num_processes, objective, levels)
+        check_accumulation(training, self.accelerator.num_processes, objective)
+        if objective.teacher is not None:
+            for some in (levels, *objective.other_levels):
+                check_schedules(objective.teacher, some)
+            check_denoiser(objective.teacher, generator.data_shape, parameter)
+        self.data = _real_samples(data, objective, generator, parameter)
         if training.compile:
-            for module in (generator, *objective.children()):
+            for module in (generator, *(child for part in objective.parts for child in part.children())):
                 module.compile()
         step = Step(generator, objective, training.precision)
         self.step_module = self.accelerator.prepare_model(step, device_placement=False)
         self.average = copy.deepcopy(generator).eval().requires_grad_(False) if training.ema else generator
-        self.optimizers = {"generator": _adam(generator.parameters(), training)}
-        self.peaks = {"generator": training.lr, "objective": training.posterior_lr}
+        self.optimizers = {"generator": adam(generator.parameters(), training)}
+        self.peaks = {"generator": training.lr, "objective": training.auxiliary_lr}
         if auxiliary := objective.auxiliary_parameters():
-            self.optimizers["objective"] = _adam(auxiliary, training)
+            self.optimizers["objective"] = adam(auxiliary, training)
         self.rng = torch.Generator(device).manual_seed(training.seed)
         self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
         self.dtype = parameter.dtype
@@ -211,6 +255,7 @@ class Trainer:
         self.figures: dict[str, Tensor] = {}
         self.live: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []
+        self.watch = Watch()
         self.stop_requested = False
 
     def run(self, resume: bool = False) -> Run:
@@ -236,18 +281,18 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.peaks[name] * learning_rate(self.config, progress)
         for _ in range(self.objective.critic_steps):
-            self._update(progress, critic=True)
-        self._update(progress, critic=False)
+            self.update(progress, critic=True)
+        self.update(progress, critic=False)
         if self.average is not self.generator:
             self._update_average()
         self.step += 1
 
-    def _update(self, progress: float, critic: bool) -> None:
-        loss = self.step_module(self._draw(progress), critic)
-        self.accelerator.backward(loss)
+    def update(self, progress: float, critic: bool) -> None:
+        """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""
+        loss = self._backward(self.draw(progress), critic)
         stepping = {name: o for name, o in self.optimizers.items() if name == "objective" or not critic}
-        norms = {name: _clip(optimizer, self.config.clip) for name, optimizer in stepping.items()}
-        not_finite = self._not_finite(loss.detach(), *norms.values())
+        norms = {name: clip_gradients(optimizer, self.config.clip) for name, optimizer in stepping.items()}
+        not_finite = self._not_finite(loss, *norms.values())
         for optimizer in stepping.values():
             optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
             optimizer.step()
@@ -255,7 +300,18 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.skipped += not_finite
         if not critic:
-            self.figures = {"loss": loss.detach(), **{f"grad_norm_{name}": norm for name, norm in norms.items()}}
+            self.figures = {"loss": loss, **{f"grad_norm_{name}": norm for name, norm in norms.items()}}
+
+    def _backward(self, drawn: Drawn, critic: bool) -> Tensor:
+        """Add up the gradients of this process's share of the step, part by part, and return its mean loss."""
+        parts, total = self.config.accumulate, torch.zeros_like(self.skipped)
+        for i in range(parts):
+            last = i == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.step_module):
+                loss = self.step_module(drawn.shard(i, parts), critic) / parts
+                self.accelerator.backward(loss)
+            total = total + loss.detach()
+        return total
 
     def _not_finite(self, *values: Tensor) -> Tensor:
         """1 where one of the scalars is NaN or infinite on any process, else 0."""
@@ -264,24 +320,23 @@ class Trainer:
             bad = (self.accelerator.reduce(bad, "sum") > 0).float()
         return bad
 
-    def _draw(self, progress: float) -> Drawn:
+    def draw(self, progress: float) -> Drawn:
         """This process's share of the step's latents, noise and further latents; all are drawn everywhere."""
-        batch, generator = self.config.batch, self.generator
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-
-        def share(n: int) -> slice:
-            return slice(rank * n // processes, (rank + 1) * n // processes)
-
+        batch, generator, objective = self.config.batch, self.generator, self.objective
         z = generator.latents(batch, self.rng)
-        noise = self.levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype)
+        noise, *other_noise = [
+            levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype, real=objective.needs_real)
+            for levels in (self.levels, *objective.other_levels)
+        ]
+        real = None if self.data is None else self.data(batch, self.rng)
         eta = pool = None
-        if k := self.objective.fresh_latents:
+        if k := objective.fresh_latents:
             shape = (k, self.levels.draws, batch, *generator.latent_shape)
             eta = torch.randn(shape, generator=self.rng, device=self.rng.device, dtype=self.dtype)
-            eta = eta[:, :, share(batch)].flatten(1, 2)
-        if m := self.objective.pool_latents:
-            pool = generator.latents(m, self.rng)[share(m)]
-        return Drawn(z[share(batch)], noise.shard(rank, processes), eta, pool)
+        if m := objective.pool_latents:
+            pool = generator.latents(m, self.rng)
+        drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise))
+        return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -293,6 +348,16 @@ class Trainer:
 
     def _keep_books(self, progress: float, bar: tqdm[None]) -> None:
         """Log, evaluate and save where this step is due, and stop where that was asked for."""
+        if not self._due(progress):
+            return
+        with self.clock.paused():
+            self._keep_due_books(progress, bar)
+
+    def _due(self, progress: float) -> bool:
+        every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)
+        return progress >= 1 or self.stop_requested or any(n and self.step % n == 0 for n in every)
+
+    def _keep_due_books(self, progress: float, bar: tqdm[None]) -> None:
         last = progress >= 1
         if last or self.step % self.config.log_every == 0:
             self._log(progress, bar)
@@ -315,7 +380,9 @@ class Trainer:
 
     def _log(self, progress: float, bar: tqdm[None]) -> None:
         values = self._values(progress) | {"lr": self.config.lr * learning_rate(self.config, progress)}
-        self._record("train", values | {"skipped": float(self.skipped)}, bar)
+        values |= {"progress": progress, "skipped": float(self.skipped)}
+        self._warn({"step": self.step, **values}, bar)
+        self._record("train", values, bar)
         skipped = float(self.skipped) - self.skipped_before
         if skipped > self.config.max_skipped:
             self._save()
@@ -325,22 +392,40 @@ class Trainer:
                 "smallest noise level"
             )
 
+    def _warn(self, line: dict[str, float], bar: tqdm[None]) -> None:
+        """Tell of signs that are new, and name those that are there in the progress bar."""
+        for sign in self.watch.observe(line):
+            if self.accelerator.is_main_process:
+                bar.write(f"warning: {sign}", file=sys.stderr)
+        self.live.pop("sign", None)
+        if signs := self.watch.signs:
+            self.live["sign"] = ",".join(sign.name for sign in signs)
+
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
         """The last update's figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
         with _evaluation_mode(self.generator, self.objective):
             draw = self._diagnostic_draw(progress)
-            tensors = self.figures | self.objective.diagnostics(draw)
+            tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
         ratio = draw.noise.sigma / draw.noise.alpha
         tensors |= {f"ratio_{percent:02d}": ratio.quantile(percent / 100) for percent in (5, 50, 95)}
         stacked = torch.stack([v.to(ratio) for v in tensors.values()])
         return dict(zip(tensors, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
+    def _diagnostics(self, draw: Draw) -> dict[str, Tensor]:
+        """What is worth watching under every objective."""
+        rng = torch.Generator(self.rng.device).manual_seed(self.step)
+        data_std = float(getattr(self.generator, "data_std", 1.0))
+        return diversities(draw, self.objective.teacher, data_std, rng) | {
+            f"{prefix}low_level_share": low_level_share(part.generator_loss, own)
+            for prefix, part, own in self.objective.draws(draw)
+        }
+
     def _diagnostic_draw(self, progress: float) -> Draw:
         """A draw of its own random numbers, so that logging does not change the run."""
         rng, self.rng = self.rng, torch.Generator(self.rng.device).manual_seed(self.step)
         try:
-            drawn = self._draw(progress)
+            drawn = self.draw(progress)
         finally:
             self.rng = rng
         return drawn.complete(self.generator(drawn.z), self.generator)
@@ -355,6 +440,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         seconds = self.clock.elapsed()
+        values = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": self._evaluations()} | values
         self.history.append({"kind": kind, "step": self.step, "seconds": seconds, **values})
         if self.folder is not None:
             self.folder.log(kind, self.step, seconds, values)
@@ -362,17 +448,24 @@ class Trainer:
         self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
         bar.set_postfix(self.live, refresh=False)
 
+    def _evaluations(self) -> float:
+        """Rows that went through a network so far, forward: generator, teacher and auxiliary networks."""
+        batch, draws = self.config.batch, self.levels.draws
+        of_update = batch + self.objective.evaluations(batch, draws, critic=False)
+        of_critic = batch + self.objective.evaluations(batch, draws, critic=True)
+        return float(self.step * (of_update + self.objective.critic_steps * of_critic))
+
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by section; all but the random state are the run's own tensors, not copies."""
         tensors = {
             "generator": dict(self.generator.state_dict()),
             "objective": self.objective.auxiliary_state(),
-            "counters": {"skipped": self.skipped},
+            "counters": {"skipped": self.skipped, "cpu_seconds": torch.tensor(self.clock.cpu_elapsed())},
             "random": {"training": self.rng.get_state()},
         }
         if self.average is not self.generator:
             tensors["average"] = dict(self.average.state_dict())
-        return tensors | {f"optimizer.{name}": _adam_state(o) for name, o in self.optimizers.items()}
+        return tensors | {f"optimizer.{name}": adam_state(o) for name, o in self.optimizers.items()}
 
     def _save(self) -> None:
         """Keep a checkpoint; it is complete when any process goes on."""
@@ -396,10 +489,12 @@ class Trainer:
         for section, tensors in own.items():
             for name, v in tensors.items():
                 v.copy_(state.tensors[section][name])
-        self.step, self.clock.spent, self.skipped_before = state.step, state.seconds, float(self.skipped)
+        self.step, self.skipped_before = state.step, float(self.skipped)
+        self.clock.spent, self.clock.cpu_spent = state.seconds, float(state.tensors["counters"]["cpu_seconds"])
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
             self.history = self.folder.history()
+            self.watch = Watch(self.history)
 
     def _finish(self) -> Run:
         generator = self.average.eval()
@@ -457,42 +552,6 @@ def save_generator(generator: Generator, path: Path) -> None:
         save_model(generator, str(path / "model.safetensors"))
 
 
-class Clock:
-    """How far a run is: steps done or, with a budget, time spent, whichever is further."""
-
-    def __init__(self, training: TrainingConfig, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = training, accelerator
-        self.spent, self.started = 0.0, time.monotonic()
-
-    def start(self) -> None:
-        """Begin to count."""
-        self.started = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds spent, those before a resume included."""
-        return self.spent + time.monotonic() - self.started
-
-    def progress(self, step: int) -> float:
-        """In [0, 1]; the same on every process."""
-        by_steps = step / self.config.steps
-        if self.config.max_minutes is None:
-            return min(by_steps, 1.0)
-        elapsed = self.elapsed()
-        if self.accelerator.num_processes > 1:
-            elapsed = float(broadcast(torch.tensor(elapsed, device=self.accelerator.device)))
-        return min(max(by_steps, elapsed / (60 * self.config.max_minutes)), 1.0)
-
-
-def learning_rate(training: TrainingConfig, progress: float) -> float:
-    """The share of the peak learning rate at this progress: linear warm-up, then constant or a half cosine."""
-    if progress < training.warmup:
-        return progress / training.warmup
-    if training.lr_schedule == "constant":
-        return 1.0
-    along = (progress - training.warmup) / (1 - training.warmup)
-    return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
-
-
 def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
     """Raise UsageError unless the noise levels follow the teacher's schedule."""
     if teacher.schedule != levels.schedule:
@@ -502,13 +561,52 @@ def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
         )
 
 
-def check_batch(batch: int, processes: int, objective: Objective) -> None:
-    """Raise UsageError unless the batch splits evenly and, where candidates come from it, offers some."""
+def check_batch(batch: int, processes: int, objective: Objective, levels: NoiseLevels) -> None:
+    """Raise UsageError unless the batch splits evenly and is large enough for the objective."""
     for name, latents in (("batch", batch), ("pool", objective.pool_latents)):
         if latents % processes:
             raise UsageError(f"{name} must be divisible by the {processes} processes, but is {latents}")
-    if getattr(objective, "candidates", 0) == "batch" and batch < 2:
-        raise UsageError(f"candidates shared across the batch need a batch of at least 2, but batch={batch}")
+    if batch < objective.smallest_batch:
+        name = type(objective).__name__
+        raise UsageError(f"{name} needs a batch of at least {objective.smallest_batch}, but batch={batch}")
+    if objective.compares_groups and not levels.shared:
+        raise UsageError(f"{type(objective).__name__} compares groups of one level: share the levels, e.g. shared=8")
+    for shared in {some.shared for some in (levels, *objective.other_levels)} - {0}:
+        if batch % (shared * processes):
+            raise UsageError(
+                f"batch must be divisible by {shared * processes}, shared levels times processes, but is {batch}"
+            )
+        if batch // shared < 2:
+            raise UsageError(f"groups need at least 2 latents each, but batch={batch} has {shared} shared levels")
+
+
+def check_accumulation(training: TrainingConfig, processes: int, objective: Objective) -> None:
+    """Raise UsageError unless the batch splits into the parts, and no row's loss depends on the others."""
+    parts = training.accumulate * processes
+    if training.accumulate > 1 and objective.smallest_batch > 1:
+        raise UsageError(
+            f"{type(objective).__name__} compares the rows of a batch, which accumulate={training.accumulate} would "
+            "part: set accumulate=1"
+        )
+    if training.batch % parts:
+        raise UsageError(f"batch must be divisible by {parts}, accumulate times processes, but is {training.batch}")
+
+
+def _real_samples(
+    data: Samples | Tensor | None, objective: Objective, generator: Generator, like: Tensor
+) -> Samples | None:
+    """Where an objective that needs real samples has them from; None for the others."""
+    if not objective.needs_real:
+        return None
+    if data is None:
+        raise UsageError(
+            f"{type(objective).__name__} compares with real samples: give data, a tensor of them or a function "
+            "(vardistill.data.teacher_samples makes some of a teacher)"
+        )
+    if isinstance(data, Tensor):
+        data = StoredSamples(data.to(like))
+    check_samples(data, generator.data_shape, like.device)
+    return data
 
 
 @contextmanager
@@ -532,27 +630,3 @@ def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFold
         project_dir=None if folder is None else str(folder.path),
         kwargs_handlers=[ddp],
     )
-
-
-def _adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with its state there from the start, so that a checkpoint always has all of it."""
-    betas = (training.beta1, training.beta2)
-    optimizer = torch.optim.AdamW(list(parameters), betas=betas, weight_decay=training.weight_decay, fused=True)
-    for p in _parameters(optimizer):
-        step = torch.zeros((), dtype=torch.float32, device=p.device)
-        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return optimizer
-
-
-def _adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    parameters = enumerate(_parameters(optimizer))
-    return {f"{i}/{key}": v for i, p in parameters for key, v in optimizer.state[p].items()}
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _clip(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
-    """Scale the gradients to a norm of at most `largest` and return the norm before."""
-    return nn.utils.clip_grad_norm_(_parameters(optimizer), largest)

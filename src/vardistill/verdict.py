@@ -9,6 +9,9 @@ metric
     rough    where it is at most its second limit, and
     far      elsewhere.
 
+The limits are multiplied by the metric's scale: the number of modes for the modes found, d/2 for the gap of the
+log-density, which adds up over the dimensions, the data's distance E‖x − x′‖ for energy distances, and 1 elsewhere.
+
 The whole student has the worst of its metrics' grades; it matches only if a two-sample test, where there is
 one, agrees at the level 0.05.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -47,10 +50,17 @@ class Grade(IntEnum):
 
 @dataclass(frozen=True)
 class Standard:
-    """What n true samples score, in the mean and by its standard deviation."""
+    """What n true samples score.
+
+    Attributes:
+        mean: in the mean.
+        std: standard deviation of one evaluation.
+        scale: what the metric's limits are multiplied by.
+    """
 
     mean: float
     std: float
+    scale: float = 1.0
 
 
 LIMITS = {
@@ -59,35 +69,68 @@ LIMITS = {
     "modes_found": (0.0, 0.1),
     "off_mode": (0.01, 0.05),
     "mode_tv": (0.05, 0.15),
+    "energy_distance_held_out": (0.0005, 0.005),
+    "precision": (0.1, 0.3),
+    "recall": (0.1, 0.3),
 }
-"""Largest excess of a close and of a rough student; of the modes found as a share of all."""
+"""Largest excess of a close and of a rough student, in units of the metric's scale."""
+
+MORE_IS_BETTER = ("modes_found", "precision", "recall")
 
 
 def standards(problem: Problem, n: int) -> dict[str, Standard]:
-    """What `n` true samples score in the metrics of `LIMITS` and in `log_density`.
+    """What `n` true samples score in the metrics of `LIMITS` that the problem has, and in `log_density`.
 
-    The biased MMD² of true samples is proportional to 1/n: so the problem's reference serves any n.
+    The biased MMD² of true samples is proportional to 1/n: so the problem's reference serves any n. Precision and
+    recall are means over sets of the held-out data's size: it serves any n that is not below that.
 
     Raises:
         UsageError: unless n is at least 2.
     """
     if n < 2:
         raise UsageError(f"standards need at least 2 samples, but n={n}")
-    rng = torch.Generator().manual_seed(0)
-    mixture, reference = problem.denoiser, problem.reference
-    draws = [problem.sample(n, rng) for _ in range(DRAWS)]
-    modes = torch.tensor(
-        [mode_statistics(x, mixture.means, problem.std, mixture.weights) for x in draws], dtype=torch.float64
-    )
-    found, tv, off = (Standard(float(v.mean()), float(v.std())) for v in modes.unbind(1))
-    density_std = float(problem.log_prob(draws[0]).std()) / math.sqrt(n)
+    r = problem.reference
     return {
-        "log_density": Standard(reference.log_density, density_std),
-        "log_density_gap": Standard(0.0, density_std),
-        "log_mmd": Standard(reference.log_mmd + math.log(reference.samples / n), reference.log_mmd_std),
-        "modes_found": found,
-        "off_mode": off,
-        "mode_tv": tv,
+        **density_standards(problem, n),
+        "log_mmd": Standard(r.log_mmd + math.log(r.samples / n), r.log_mmd_std),
+        **mode_standards(problem, n),
+        **held_out_standards(problem, n),
+    }
+
+
+def density_standards(problem: Problem, n: int) -> dict[str, Standard]:
+    """Of the log-density."""
+    r = problem.reference
+    if r.log_density is None:
+        return {}
+    std = r.log_density_std * math.sqrt(r.samples / n)
+    gap = Standard(0.0, std, scale=math.prod(problem.data_shape) / 2)
+    return {"log_density": Standard(r.log_density, std), "log_density_gap": gap}
+
+
+def mode_standards(problem: Problem, n: int) -> dict[str, Standard]:
+    """Of the modes, over `DRAWS` sets of true samples."""
+    m = problem.modes
+    if m is None:
+        return {}
+    rng = torch.Generator().manual_seed(0)
+    draws = [mode_statistics(problem.sample(n, rng), m.means, m.std, m.weights) for _ in range(DRAWS)]
+    values = torch.tensor(draws, dtype=torch.float64)
+    found, tv, off = (Standard(float(v.mean()), float(v.std())) for v in values.unbind(1))
+    return {"modes_found": replace(found, scale=float(len(m))), "off_mode": off, "mode_tv": tv}
+
+
+def held_out_standards(problem: Problem, n: int) -> dict[str, Standard]:
+    """Of what is measured against held-out data."""
+    x, r = problem.held_out, problem.reference
+    if x is None or r.held_out is None:
+        return {}
+    h, ratio = r.held_out, math.sqrt(r.samples / n)
+    distance = float(torch.nn.functional.pdist(x).mean())
+    return {
+        "energy_distance_held_out": Standard(h.energy_distance, h.energy_distance_std * ratio, scale=distance),
+        "precision": Standard(h.precision, h.precision_std * ratio),
+        "recall": Standard(h.recall, h.recall_std * ratio),
     }
 
 
@@ -96,11 +139,10 @@ def grade(metric: str, value: float, standard: Standard) -> Grade:
     excess = value - standard.mean
     if metric == "log_density_gap":
         excess = abs(excess)
+    if metric in MORE_IS_BETTER:
+        excess = -excess
     allowance = MATCHING * standard.std
-    close, rough = LIMITS[metric]
-    if metric == "modes_found":
-        excess, close, rough = -excess, close * standard.mean, rough * standard.mean
-    limits = (allowance, max(close, allowance), max(rough, allowance))
+    limits = (allowance, *(max(standard.scale * limit, allowance) for limit in LIMITS[metric]))
     return next((Grade(i) for i, limit in enumerate(limits) if excess <= limit), Grade.FAR)
 
 

@@ -1,29 +1,40 @@
 """VarDiU where everything is closed form: a linear generator x = A z + b and a Gaussian target N(m, S).
 
-The student's noisy marginal is N(α b, α² A Aᵀ + σ² I), its posterior p(z | x_t) is Gaussian, and bound and gradient
-are polynomials in (z, ε): a Gauss–Hermite rule gives their expectations without Monte-Carlo error. Where draws are
-random, z-scores are held against `z_limit`: a right implementation fails with probability 1e-4 at most (per test and
-parameter set, over all its comparisons together). The seeds are fixed.
+The student's posterior p(z | x_t) is Gaussian, and bound and gradient are polynomials in (z, ε): see `linear_gaussian`.
+Where draws are random, z-scores are held against `z_limit`: a right implementation fails with probability 1e-4 at most
+(per test and parameter set, over all its comparisons together). The seeds are fixed.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal
 
+from linear_gaussian import (
+    Linear,
+    diffusive_kl,
+    gauss_hermite,
+    gradient_rows,
+    gradients,
+    quadrature,
+    random_draw,
+    student,
+    student_marginal,
+    target,
+    target_marginal,
+    z_limit,
+    z_scores,
+)
 from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.errors import UsageError
-from vardistill.generators import Generator
 from vardistill.networks import LevelMLP
-from vardistill.noise_levels import Draw, Noise, NoiseLevels
+from vardistill.noise_levels import Draw, Noise
 from vardistill.objectives import VarDiU
 from vardistill.posteriors import (
     DiagonalGaussian,
@@ -47,18 +58,6 @@ every_level = pytest.mark.parametrize(
 )
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 every_control_variate = pytest.mark.parametrize("control_variate", ["zero", "one", "gaussian"])
-
-
-class Linear(Generator):
-    """x = A z + b, x of any shape."""
-
-    def __init__(self, A: Tensor, b: Tensor, data_shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        self.latent_shape, self.data_shape = (A.shape[1],), data_shape or (len(A),)
-        self.A, self.b = nn.Parameter(A), nn.Parameter(b)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return (z @ self.A.T + self.b).unflatten(1, self.data_shape)
 
 
 @dataclass(frozen=True)
@@ -103,34 +102,7 @@ def wrong_posterior(generator: Linear) -> LinearPosterior:
 
 @pytest.fixture
 def generator() -> Linear:
-    return Linear(torch.tensor([[1.1, 0.2], [-0.4, 0.7], [0.3, 0.5]]), torch.tensor([0.5, -0.3, 0.2]))
-
-
-def target(schedule: Schedule) -> GaussianMixture:
-    """N(m, S) as a teacher under `schedule`."""
-    mean = torch.tensor([[0.2, 0.4, -0.5]])
-    factor = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 0.6]])
-    return GaussianMixture(mean, covariances=(factor @ factor.T)[None], schedule=schedule)
-
-
-def student_marginal(A: Tensor, b: Tensor, alpha: Tensor, sigma: Tensor) -> MultivariateNormal:
-    """p_θ^t = N(α b, α² A Aᵀ + σ² I) for scalar or (R,) scales."""
-    covariance = (alpha**2)[..., None, None] * (A @ A.T) + (sigma**2)[..., None, None] * torch.eye(len(A))
-    return MultivariateNormal(alpha[..., None] * b, covariance)
-
-
-def target_marginal(teacher: GaussianMixture, alpha: Tensor, sigma: Tensor) -> MultivariateNormal:
-    """p_d^t = N(α m, α² S + σ² I), by torch's own density."""
-    components = teacher.components
-    covariance = components.eigenvectors[0] @ components.eigenvalues[0].diag() @ components.eigenvectors[0].T
-    covariance = (alpha**2)[..., None, None] * covariance + (sigma**2)[..., None, None] * torch.eye(len(covariance))
-    return MultivariateNormal(alpha[..., None] * teacher.means[0], covariance)
-
-
-def diffusive_kl(A: Tensor, b: Tensor, teacher: GaussianMixture, t: float) -> Tensor:
-    """KL(p_θ^t ‖ p_d^t) in closed form, differentiable in A and b."""
-    alpha, sigma = teacher.schedule(torch.tensor(t))
-    return kl_divergence(student_marginal(A, b, alpha, sigma), target_marginal(teacher, alpha, sigma))
+    return student()
 
 
 def log_ratio(generator: Linear, teacher: GaussianMixture, draw: Draw) -> Tensor:
@@ -151,72 +123,6 @@ def posterior_kl(generator: Linear, posterior: LinearPosterior, schedule: Schedu
     shift = posterior.shift.detach()
     distance = shift @ precision @ shift + (1 - posterior.shrink) ** 2 * (precision @ covariance_of_mean).trace()
     return 0.5 * (distance + LATENT * (posterior.widen**-2 - 1 + 2 * math.log(posterior.widen)))
-
-
-def gauss_hermite(dimension: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Points (nodes^dimension, dimension) and weights of a rule for N(0, I), exact to degree 2 · nodes − 1."""
-    points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
-    shape = nodes**dimension, dimension
-    grid = torch.cartesian_prod(*[points] * dimension).view(shape)
-    return grid, torch.cartesian_prod(*[weights / weights.sum()] * dimension).view(shape).prod(1)
-
-
-def quadrature(generator: Linear, schedule: Schedule, t: float, sign: float = 1.0) -> Draw:
-    """A draw whose weights are those of a rule over (z, ε): Σ_r w_r f_r = E f for polynomials f up to degree 5."""
-    latent, data = generator.A.shape[1], len(generator.A)
-    points, weights = gauss_hermite(latent + data, 3)
-    z, eps = points.split([latent, data], 1)
-    t_rows = torch.full((len(points),), t)
-    alpha, sigma = schedule(t_rows)
-    return Draw(z, generator(z), Noise(t_rows, alpha, sigma, weights, sign * eps, len(z)), generator)
-
-
-@dataclass(frozen=True)
-class AtTimes:
-    """A level distribution: uniform over the given times."""
-
-    times: tuple[float, ...]
-
-    def __call__(self, u: Tensor, progress: float, schedule: Schedule) -> Tensor:
-        alpha, sigma = schedule(torch.tensor(self.times)[(u * len(self.times)).long()])
-        return sigma / alpha
-
-
-def random_draw(
-    generator: Linear,
-    schedule: Schedule,
-    times: tuple[float, ...],
-    latents: int,
-    rng: torch.Generator,
-    candidates: int = 0,
-    **levels: Any,
-) -> Draw:
-    """A draw as a trainer makes it."""
-    noise = NoiseLevels(schedule, AtTimes(times), **levels).draw(generator.data_shape, latents, 0.0, rng, torch.float64)
-    z = generator.latents(latents, rng)
-    eta = torch.randn(candidates, len(noise.t), *generator.latent_shape, generator=rng) if candidates else None
-    return Draw(noise.rows(z), noise.rows(generator(z)), noise, generator, eta)
-
-
-def z_limit(comparisons: int, failure_rate: float = 1e-4) -> float:
-    """What |z| exceeds in any of `comparisons` with probability at most `failure_rate` (Bonferroni)."""
-    return NormalDist().inv_cdf(1 - failure_rate / (2 * comparisons))
-
-
-def z_scores(samples: Tensor, mean: Tensor | float) -> Tensor:
-    """(sample mean − mean)/standard error, over axis 0 of independent `samples`."""
-    return (samples.mean(0) - mean) / (samples.std(0) / math.sqrt(len(samples)))
-
-
-def gradients(loss: Tensor, *parameters: Tensor) -> Tensor:
-    """The gradient of Σ loss in all parameters, flat."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum(), parameters, retain_graph=True)])
-
-
-def gradient_rows(objective: VarDiU, draw: Draw) -> Tensor:
-    """Each row's gradient in (A, b), (R, ·), for losses that see θ through x alone."""
-    (g,) = torch.autograd.grad(objective.generator_loss(draw).sum(), draw.x, retain_graph=True)
-    return torch.cat([(g[:, :, None] * draw.z[:, None]).flatten(1), g], 1)
 
 
 class TestBound:

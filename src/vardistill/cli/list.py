@@ -7,7 +7,15 @@ import typing
 from typing import Any
 
 from vardistill.cli.arguments import parse
-from vardistill.config import GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig
+from vardistill.config import (
+    Config,
+    GeneratorConfig,
+    LevelsConfig,
+    ObjectiveConfig,
+    TeacherConfig,
+    VarDiUConfig,
+    kind_of,
+)
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS
 from vardistill.schedules import SCHEDULES
@@ -26,11 +34,11 @@ def main(arguments: list[str]) -> int:
         for name, preset in presets.items():
             print(f"  {name:<24}{preset.about}")
     choices: dict[str, Any] = {
-        "problems": ["mog40"],
-        "objectives": ["vardiu"],
+        "problems": _options(Config, "problem"),
+        "objectives": [kind_of(kind) for kind in typing.get_args(typing.get_args(ObjectiveConfig)[0])],
         "teachers": _options(TeacherConfig, "teacher"),
-        "posteriors": _options(ObjectiveConfig, "posterior"),
-        "control variates": _options(ObjectiveConfig, "control_variate"),
+        "posteriors": _options(VarDiUConfig, "posterior"),
+        "control variates": _options(VarDiUConfig, "control_variate"),
         "schedules": list(SCHEDULES),
         "level distributions (in a configuration file)": [
             kind.__name__ for kind in (LogNormal, PowerLaw, EDM, UniformTime)

@@ -15,7 +15,8 @@ COMMANDS = {
     "teach": "fit a teacher denoiser to data",
     "sample": "draw samples of a run's generator as .npz or .png",
     "evaluate": "measure a run's generator against its problem",
-    "report": "write a run's report.html anew",
+    "bench": "compare objectives, teachers and posteriors side by side, over seeds, under one budget",
+    "report": "write a run's or a bench's report.html anew",
     "list": "presets, objectives, problems, teachers, posteriors, ...",
 }
 

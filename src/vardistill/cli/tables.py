@@ -15,6 +15,7 @@ from vardistill.build import build_problem
 from vardistill.config import Config
 from vardistill.problems import Problem
 from vardistill.runs import RunFolder
+from vardistill.verdict import Standard, standards
 
 
 def print_run(folder: RunFolder) -> None:
@@ -28,20 +29,19 @@ def print_run(folder: RunFolder) -> None:
 
 def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
     """Metrics beside what a perfect student scores."""
-    reference = problem.reference
-    perfect = {
-        "log_density": f"{reference.log_density:.3f}",
-        "log_density_gap": "0",
-        "log_mmd": f"{reference.log_mmd:.2f} ± {reference.log_mmd_std:.2f}",
-        "mmd2_unbiased": "0",
-        "mmd_p_value": "uniform in (0, 1)",
-        "energy_distance": "0",
-        "modes_found": str(len(problem.denoiser.means)),
-    }
+    perfect = perfect_student(problem, values.get("samples", problem.reference.samples))
     table = Table("metric", "student", "perfect student", title=problem.name)
     for name, value in values.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", perfect.get(name, ""))
     Console().print(table)
+
+
+def perfect_student(problem: Problem, n: int) -> dict[str, str]:
+    """What `n` true samples score, with the standard deviation of one evaluation."""
+    r = problem.reference
+    scores = {"energy_distance": Standard(0.0, r.energy_distance_std * r.samples / n), **standards(problem, n)}
+    texts = {name: f"{v.mean:.4g} ± {v.std:.1g}" for name, v in scores.items()}
+    return texts | {"mmd2_unbiased": "0", "mmd_p_value": "uniform in (0, 1)"}
 
 
 def print_teacher(path: Path) -> None:

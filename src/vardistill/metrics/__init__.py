@@ -5,12 +5,14 @@ from vardistill.metrics.density import log_density, log_density_gap
 from vardistill.metrics.energy_distance import energy_distance
 from vardistill.metrics.evaluate import evaluate
 from vardistill.metrics.mmd import MMD, log_mmd, mmd2, mmd_statistics, mmd_test
-from vardistill.metrics.modes import ModeStatistics, mode_statistics
+from vardistill.metrics.modes import ModeStatistics, mode_radius, mode_statistics
+from vardistill.metrics.precision_recall import PrecisionRecall, precision_recall
 
 __all__ = [
     "MMD",
     "BoundGap",
     "ModeStatistics",
+    "PrecisionRecall",
     "bound_gap",
     "energy_distance",
     "evaluate",
@@ -20,5 +22,7 @@ __all__ = [
     "mmd2",
     "mmd_statistics",
     "mmd_test",
+    "mode_radius",
     "mode_statistics",
+    "precision_recall",
 ]

@@ -4,8 +4,8 @@ At a noise level with ratio r = σ_t/α_t, over x = g_θ(z), z ~ N(0, I_k), and 
 
     DiKL_t = E[ log p_θ^t(x_t) − log p_d^t(x_t) ], DiU_t = E[ objective.bound ], gap_t = DiU_t − DiKL_t ≥ 0.
 
-All three are means over the same draws, so the gap's own error is that of the paired differences. The
-student's noisy density is an integral over the latents,
+All three are means over the same draws, so the gap's own error is that of the paired differences. `diffusive_kl`
+measures DiKL_t alone. The student's noisy density is an integral over the latents,
 
     p_θ^t(x_t) = ∫ p(z) N(x_t; α_t g_θ(z), σ_t² I) dz ≈ Σ_m w_m N(x_t; α_t g_θ(z_m), σ_t² I),
 
@@ -30,6 +30,7 @@ from vardistill.denoisers import Denoiser, DensityDenoiser
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise
+from vardistill.schedules import Schedule
 
 STRETCH = 2.0
 """z = STRETCH · Φ⁻¹(u)."""
@@ -111,17 +112,8 @@ def bound_gap(
         UsageError: for a teacher without a density, more than three latent dimensions, nodes^k above 2^24,
             ratios that are not positive, or too few n or nodes.
     """
-    teacher = objective.teacher
-    if not isinstance(teacher, DensityDenoiser):
-        name = type(teacher).__name__
-        raise UsageError(f"the exact gap needs a teacher with log_prob, but {name} has none")
-    ratio = torch.tensor(list(ratios), dtype=torch.float64)
-    if len(ratio) == 0 or not (ratio > 0).all() or not ratio.isfinite().all():
-        raise UsageError(f"ratios must be positive and finite, at least one, but are {ratio.tolist()}")
-    if n < 2:
-        raise UsageError(f"n must be at least 2, but is {n}")
-    if nodes < 2:
-        raise UsageError(f"nodes must be at least 2, but is {nodes}")
+    teacher = with_density(objective.teacher)
+    ratio = checked_ratios(ratios, n, nodes)
     fine, coarse = Quadrature(generator, nodes, rng.device), Quadrature(generator, nodes // 2, rng.device)
     rows = []
     for r in ratio.tolist():
@@ -137,15 +129,59 @@ def bound_gap(
     return BoundGap(ratio, *torch.stack(rows, 1))
 
 
+@torch.no_grad()
+def diffusive_kl(
+    teacher: Denoiser,
+    generator: Generator,
+    ratios: Iterable[float],
+    rng: torch.Generator,
+    n: int = 2048,
+    nodes: int = 256,
+) -> Tensor:
+    """DiKL_t in nats at each of `ratios`, (L,) float64, whatever trained the generator; see `bound_gap`."""
+    ratio, teacher = checked_ratios(ratios, n, nodes), with_density(teacher)
+    student = Quadrature(generator, nodes, rng.device)
+    values = []
+    for r in ratio.tolist():
+        x = generator(generator.latents(n, rng))
+        noise = noise_level(teacher.schedule, r, x, rng)
+        x_t = noise.x_t(x)
+        log_ratio = student.log_density(x_t, noise.alpha, noise.sigma) - teacher.log_prob(x_t, noise.t).double()
+        values.append(log_ratio.mean())
+    return torch.stack(values).cpu()
+
+
+def with_density(teacher: Denoiser) -> DensityDenoiser:
+    """The teacher; raises UsageError for one without a density."""
+    if not isinstance(teacher, DensityDenoiser):
+        raise UsageError(f"the exact gap needs a teacher with log_prob, but {type(teacher).__name__} has none")
+    return teacher
+
+
+def checked_ratios(ratios: Iterable[float], n: int, nodes: int) -> Tensor:
+    """The ratios, (L,) float64; raises UsageError for some that are not positive, or too few draws or nodes."""
+    ratio = torch.tensor(list(ratios), dtype=torch.float64)
+    if len(ratio) == 0 or not (ratio > 0).all() or not ratio.isfinite().all():
+        raise UsageError(f"ratios must be positive and finite, at least one, but are {ratio.tolist()}")
+    for name, number in (("n", n), ("nodes", nodes)):
+        if number < 2:
+            raise UsageError(f"{name} must be at least 2, but is {number}")
+    return ratio
+
+
+def noise_level(schedule: Schedule, ratio: float, x: Tensor, rng: torch.Generator) -> Noise:
+    """One draw of noise at `ratio` for each of x (n, *data)."""
+    t = schedule.time(torch.full((len(x),), ratio, dtype=torch.float64, device=x.device)).to(x.dtype)
+    alpha, sigma = schedule(t)
+    eps = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype)
+    return Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=len(x))
+
+
 def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator) -> Draw:
     """Draw (z, ε) n times at one noise level, with the further latents that the objective asks for."""
     z = generator.latents(n, rng)
     x = generator(z)
-    schedule = objective.teacher.schedule
-    t = schedule.time(torch.full((n,), ratio, dtype=torch.float64, device=z.device)).to(z.dtype)
-    alpha, sigma = schedule(t)
-    eps = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype)
-    noise = Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=n)
+    noise = noise_level(objective.teacher.schedule, ratio, x, rng)
     fresh = (objective.fresh_latents, *z.shape)
     eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype)
     pool = generator.latents(objective.pool_latents, rng) if objective.pool_latents else None
@@ -184,20 +220,33 @@ class Quadrature:
         −α²/(2σ²), 1) with the node (x_m, ‖x_m‖², ln w_m).
         """
         x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double()[:, None], sigma.double()[:, None]
-        rows = torch.cat([alpha / sigma**2 * x_t, -0.5 * (alpha / sigma) ** 2, torch.ones_like(sigma)], 1)
-        log_sum = torch.cat([self._log_sum(part) for part in torch.split(rows, ROWS)])
+        log_sum, _ = self._sums(x_t, alpha, sigma)
         log_normaliser = x_t.shape[1] * (sigma.log() + 0.5 * math.log(2 * math.pi)).squeeze(1)
         return log_sum - 0.5 * (x_t / sigma).square().sum(1) - log_normaliser
 
-    def _log_sum(self, rows: Tensor) -> Tensor:
-        """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,)."""
-        blocks = []
+    def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """∇ log p_θ^t(x_t) = (α E[x | x_t] − x_t)/σ², (R, d), the expectation over the nodes."""
+        x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double()[:, None], sigma.double()[:, None]
+        _, mean = self._sums(x_t, alpha, sigma)
+        return (alpha * mean - x_t) / sigma**2
+
+    def _sums(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,), and the mean of x_m with these weights, (R, d)."""
+        rows = torch.cat([alpha / sigma**2 * x_t, -0.5 * (alpha / sigma) ** 2, torch.ones_like(sigma)], 1)
+        parts = [self._block_sums(part) for part in torch.split(rows, ROWS)]
+        return torch.cat([log_sum for log_sum, _ in parts]), torch.cat([mean for _, mean in parts])
+
+    def _block_sums(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        logs, means = [], []
         for nodes in torch.split(self.nodes, COLUMNS):
             terms = rows @ nodes.T
             largest = terms.amax(1)
             relative = terms.sub_(largest[:, None]).clamp_(min=SMALLEST_TERM).exp_()
-            blocks.append(largest + relative.sum(1).log())
-        return torch.stack(blocks).logsumexp(0)
+            total = relative.sum(1)
+            logs.append(largest + total.log())
+            means.append(relative @ nodes[:, :-2] / total[:, None])
+        stacked = torch.stack(logs)
+        return stacked.logsumexp(0), (stacked.softmax(0)[..., None] * torch.stack(means)).sum(0)
 
 
 def stretched_midpoints(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vardistill.errors import UsageError
+from vardistill.energy import check_beta
 from vardistill.metrics.pairwise import pool, quadratic_forms
 
 
@@ -25,8 +25,7 @@ def energy_distance(x: Tensor, y: Tensor, beta: float = 1.0) -> float:
     Raises:
         UsageError: for β outside (0, 2), or samples that are fewer than 2, not finite or of different shape.
     """
-    if not 0 < beta < 2:
-        raise UsageError(f"beta must be in (0, 2), but is {beta:g}")
+    check_beta(beta)
     w, v = pool(x, y)
     xx, yy, form = quadratic_forms(w, v, lambda distance2: distance2.pow_(beta / 2)).tolist()
     return float((xx + yy - form) - xx * len(x) / (len(x) - 1) - yy * len(y) / (len(y) - 1))

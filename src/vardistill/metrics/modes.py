@@ -1,18 +1,21 @@
 r"""How samples spread over the modes N(μ_k, s_k² I), of weights π_k, of a target.
 
 A sample belongs to the mode that is nearest in units of its s_k, and is *off* the modes if that is farther
-than 4 s_k.
+than r_d s_k, the radius outside which a mode of d dimensions has the share e⁻⁸ = 3.4e-4 of its mass:
 
-    modes_found = number of k that hold at least π_k/4 of the samples within 4 s_k
+    P(χ_d > r_d) = Γ(d/2, r_d²/2)/Γ(d/2) = e⁻⁸,   r_2 = 4
+
+    modes_found = number of k that hold at least π_k/4 of the samples within r_d s_k
     mode_tv     = ½ Σ_k |share of the samples that belong to k − π_k|
     off_mode    = share of the samples off the modes
 
-The shares of `mode_tv` are of all samples, so that they sum to one. In d dimensions a share P(χ_d > 4) of
-the target itself is off (3.4e-4 for d = 2, 0.45 for d = 16): the radius is meant for few dimensions.
+The shares of `mode_tv` are of all samples, so that they sum to one.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,8 +25,8 @@ from vardistill.denoisers.mixture import squared_distances
 from vardistill.errors import UsageError
 from vardistill.metrics.pairwise import sample_matrix
 
-RADIUS = 4.0
-"""In standard deviations of a mode."""
+OFF_SHARE = math.exp(-8)
+"""Of a mode's own mass: what is outside 4 standard deviations in the plane."""
 
 FOUND_SHARE = 0.25
 """Of a mode's weight."""
@@ -44,6 +47,18 @@ class ModeStatistics(NamedTuple):
     modes_found: int
     mode_tv: float
     off_mode: float
+
+
+@cache
+def mode_radius(dimension: int) -> float:
+    """r_d, in standard deviations of a mode, by bisection to 12 decimals."""
+    half = torch.tensor(dimension / 2, dtype=torch.float64)
+    low, high = 0.0, 4.0 + 2 * math.sqrt(dimension)
+    while high - low > 1e-13 * high:
+        r = (low + high) / 2
+        outside = float(torch.special.gammaincc(half, torch.tensor(r**2 / 2, dtype=torch.float64)))
+        low, high = (r, high) if outside > OFF_SHARE else (low, r)
+    return round(high, 12)
 
 
 @torch.no_grad()
@@ -82,9 +97,9 @@ def mode_statistics(
 
 def _assign(samples: Tensor, means: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest mode of every sample, and whether it is within the radius, both (n,)."""
-    parts = []
+    parts, radius = [], mode_radius(means.shape[1])
     for rows in torch.split(samples, ROWS):
         distance2, k = (squared_distances(rows, means, torch.ones_like(rows[:, 0])) / std**2).min(1)
-        parts.append((k, distance2 <= RADIUS**2))
+        parts.append((k, distance2 <= radius**2))
     nearest, near = zip(*parts, strict=True)
     return torch.cat(nearest), torch.cat(near)

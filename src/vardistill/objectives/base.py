@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
-from vardistill.noise_levels import Draw
+from vardistill.noise_levels import Draw, NoiseLevels
 
 
 class Objective(nn.Module):
@@ -16,17 +16,25 @@ class Objective(nn.Module):
     a deterministic function of its `Draw`. The teacher is frozen and stays in evaluation mode.
 
     Attributes:
-        teacher: the denoiser to distil.
+        teacher: the denoiser to distil; None for an objective that learns from samples alone.
         critic_steps: updates of the auxiliary networks alone, on fresh draws, before each update of the generator.
         fresh_latents: K, further latents per row that the loss needs as `draw.eta`; 0 for none.
         pool_latents: M, further latents shared by the rows that the loss needs as `draw.pool`; 0 for none.
+        needs_real: whether the loss needs real samples as `draw.real`.
+        compares_groups: whether the loss compares groups of at least two rows of one level, so that levels are shared.
+        smallest_batch: the fewest latents that the loss is defined for.
+        other_levels: noise levels of its own beside the run's, whose noise it needs as `draw.other_noise`.
     """
 
     critic_steps: int = 0
     fresh_latents: int = 0
     pool_latents: int = 0
+    needs_real: bool = False
+    compares_groups: bool = False
+    smallest_batch: int = 1
+    other_levels: tuple[NoiseLevels, ...] = ()
 
-    def __init__(self, teacher: Denoiser) -> None:
+    def __init__(self, teacher: Denoiser | None) -> None:
         super().__init__()
         self.teacher = teacher
         if isinstance(teacher, nn.Module):
@@ -55,6 +63,24 @@ class Objective(nn.Module):
         """One value per row, (R,), for the auxiliary networks alone; only where `critic_steps` > 0."""
         raise UsageError(f"{type(self).__name__} has no critic to train: set its critic steps to 0")
 
+    def evaluations(self, latents: int, draws: int, critic: bool) -> int:
+        """Rows through networks in one update, of the critic or of the generator; the step's x = g(z) aside."""
+        return 0
+
+    @property
+    def parts(self) -> tuple[Objective, ...]:
+        """The objectives that this one is the sum of: itself."""
+        return (self,)
+
+    def draws(self, draw: Draw) -> list[tuple[str, Objective, Draw]]:
+        """The parts with a prefix of their names and the draws that they see: itself, without a prefix."""
+        return [("", self, draw)]
+
     def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
         """Scalars worth a curve, computed without gradient."""
         return {}
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ over all but the batch axis, (R,)."""
+    return (a * b).flatten(1).sum(1)

@@ -35,9 +35,10 @@ from torch import Tensor
 
 from vardistill.denoisers import Denoiser, DensityDenoiser, score
 from vardistill.denoisers.mixture import mixture_of_points
+from vardistill.diagnostics import posterior_information
 from vardistill.errors import UsageError, unknown
 from vardistill.noise_levels import Draw
-from vardistill.objectives.base import Objective
+from vardistill.objectives.base import Objective, inner
 from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised
 from vardistill.processes import gather
 from vardistill.schedules import expand
@@ -78,6 +79,8 @@ class VarDiU(Objective):
             without reparameterised draws, posterior steps for one without parameters, or an unknown control variate.
     """
 
+    teacher: Denoiser
+
     def __init__(
         self,
         teacher: Denoiser,
@@ -111,6 +114,7 @@ class VarDiU(Objective):
         self.pool_latents = pool
         self.critic_steps = posterior_steps - 1
         self.fresh_latents = candidates if isinstance(candidates, int) else 0
+        self.smallest_batch = 2 if candidates == "batch" else 1
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) times the integrand of the bound, up to constants and the value of log p_d^t, (R,)."""
@@ -142,10 +146,18 @@ class VarDiU(Objective):
         log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t, **draw.batch)
         return log_prior + log_noise + self._latent_terms(draw, draw.x_t) - log_teacher
 
+    def evaluations(self, latents: int, draws: int, critic: bool) -> int:
+        """The posterior, the generator at drawn candidates; in the generator's update teacher and pool, too."""
+        rows = latents * draws
+        posterior = 0 if isinstance(self.posterior, Prior) else rows
+        latent_terms = posterior + self.fresh_latents * rows
+        return latent_terms if critic else latent_terms + rows + self.pool_latents
+
     @torch.no_grad()
     def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
-        """The bound in nats over the step's levels, where the teacher has a density."""
-        return {"bound": self.bound(draw).mean()} if isinstance(self.teacher, DensityDenoiser) else {}
+        """In nats: the bound, where the teacher has a density, and the information of a posterior that is learned."""
+        bound = {"bound": self.bound(draw).mean()} if isinstance(self.teacher, DensityDenoiser) else {}
+        return bound if isinstance(self.posterior, Prior) else bound | posterior_information(self.posterior, draw)
 
     def _latent_terms(self, draw: Draw, x_t: Tensor) -> Tensor:
         """−log q_φ(z | x_t, t) + log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0), (R,)."""
@@ -163,7 +175,7 @@ class VarDiU(Objective):
             raise UsageError(
                 f"the bound with {self.candidates} candidates needs draw.eta, ({self.candidates}, R, latent)"
             )
-        z = cast(Reparameterised, q).transport(draw.eta.flatten(2))
+        z = cast(Reparameterised, q).transport(draw.eta[: self.fresh_latents].flatten(2))
         x = draw.generator(z.view(-1, *draw.z.shape[1:])).unflatten(0, z.shape[:2])
         alpha, sigma = expand(draw.noise.alpha, x_t), expand(draw.noise.sigma, x_t)
         eps = (x_t - alpha * x) / sigma
@@ -183,7 +195,7 @@ def shared_correction(draw: Draw, x_t: Tensor, pool: int = 0) -> Tensor:
         candidates = draw.x[: noise.latents]
         if pool and draw.pool is None:
             raise UsageError(f"the bound with a pool of {pool} needs draw.pool, ({pool}, *latent)")
-        if draw.pool is not None:
+        if pool and draw.pool is not None:
             candidates = torch.cat([candidates, draw.generator(draw.pool)])
         candidates = gather(candidates.flatten(1))
         log_sum, denoised = mixture_of_points(x_t.flatten(1), candidates, noise.alpha, noise.sigma)
@@ -192,11 +204,6 @@ def shared_correction(draw: Draw, x_t: Tensor, pool: int = 0) -> Tensor:
         log_own = -0.5 * noise.eps.flatten(1).pow(2).sum(1)
         value = log_sum - math.log(len(candidates)) - log_own
     return value + inner(gradient, x_t - x_t.detach())
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ over all but the batch axis, (R,)."""
-    return (a * b).flatten(1).sum(1)
 
 
 def standard_normal_log_prob(v: Tensor, batch_axes: int = 1) -> Tensor:

@@ -1,9 +1,37 @@
-"""Named targets with samples, an exact density and an exact teacher."""
+"""Named targets: mixtures whose density and teacher are exact, and data."""
 
-from vardistill.problems.base import Problem, Reference
+from collections.abc import Callable
+from functools import partial
+
+from vardistill.problems.base import HeldOutReference, MixtureProblem, Modes, Problem, Reference
+from vardistill.problems.digits import Digits
+from vardistill.problems.mixture import Mixture
+from vardistill.problems.mog9 import MoG9
 from vardistill.problems.mog40 import MoG40
+from vardistill.problems.moons import Moons
 
-PROBLEMS: dict[str, type[MoG40]] = {MoG40.name: MoG40}
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "mog40": MoG40,
+    "mog9": MoG9,
+    "moons": Moons,
+    "mixture2": partial(Mixture, 2),
+    "mixture8": partial(Mixture, 8),
+    "mixture32": partial(Mixture, 32),
+    "mixture128": partial(Mixture, 128),
+    "digits": Digits,
+}
 """Every problem, by name; each takes the teacher's `schedule`."""
 
-__all__ = ["PROBLEMS", "MoG40", "Problem", "Reference"]
+__all__ = [
+    "PROBLEMS",
+    "Digits",
+    "HeldOutReference",
+    "Mixture",
+    "MixtureProblem",
+    "MoG9",
+    "MoG40",
+    "Modes",
+    "Moons",
+    "Problem",
+    "Reference",
+]

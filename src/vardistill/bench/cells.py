@@ -1,0 +1,212 @@
+"""What a bench measures: cells, one for every objective, teacher, problem and seed, under one budget.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from vardistill.config import Config, ProblemName, TeacherConfig, require
+from vardistill.errors import UsageError
+
+UNLIMITED = 10**9
+"""Steps that no budget of minutes reaches."""
+
+EVALUATIONS = 10
+"""Points that a curve has at least, where the number of steps is given."""
+
+Direction = Literal["lower", "higher", "zero"]
+"""Which values of a metric are good: low ones, high ones, those near zero."""
+
+
+class Row(NamedTuple):
+    """A row of the table: what its seeds share."""
+
+    objective: str
+    teacher: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a bench.
+
+    Attributes:
+        objective: label.
+        teacher: label.
+        problem: label.
+        seed: label.
+        config: what is run.
+    """
+
+    objective: str
+    teacher: str
+    problem: str
+    seed: int
+    config: Config
+
+    @property
+    def row(self) -> Row:
+        """The labels without the seed."""
+        return Row(self.objective, self.teacher, self.problem)
+
+    @property
+    def name(self) -> str:
+        """The labels as the name of a folder."""
+        words = (re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-.") for label in self.row)
+        return "_".join((*words, f"seed{self.seed}"))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every cell may spend: the same number of steps, of minutes, or of minutes of training's processor time.
+
+    Attributes:
+        kind: what is counted.
+        amount: steps or minutes; None, for steps alone: each configuration's own.
+
+    Raises:
+        UsageError: for an amount that is missing or not positive.
+    """
+
+    kind: Literal["steps", "wall", "cpu"] = "steps"
+    amount: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind != "steps" or self.amount is not None:
+            require(f"the {self.unit} of a budget", self.amount, (self.amount or 0) > 0, "positive")
+
+    @property
+    def unit(self) -> str:
+        """Of the amount."""
+        return "steps" if self.kind == "steps" else "minutes"
+
+    @property
+    def about(self) -> str:
+        """In words."""
+        if self.amount is None:
+            return "its own number of steps"
+        counted = {"steps": "steps", "wall": "minutes", "cpu": "minutes of processor time"}
+        return f"{self.amount:,g} {counted[self.kind]}"
+
+    def limit(self, config: Config) -> Config:
+        """The configuration under this budget, without a tracker."""
+        training = replace(config.training, tracker="none")
+        if self.kind != "steps":
+            training = replace(training, steps=UNLIMITED, max_minutes=self.amount, clock=self.kind)
+        elif self.amount is not None:
+            steps = int(self.amount)
+            every = min(training.eval_every, math.ceil(steps / EVALUATIONS))
+            training = replace(training, steps=steps, max_minutes=None, eval_every=every)
+        return replace(config, training=training)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of a bench; `bench.json` in its folder.
+
+    Attributes:
+        bench: its name.
+        seeds: of each row.
+        budget: of each cell.
+        jobs: cells at a time.
+        threads: of each.
+    """
+
+    bench: str
+    seeds: int
+    budget: Budget
+    jobs: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs", "threads"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison: its cells and how they are shown.
+
+    `measure` and `figures` are names, "module:function", so that a bench is declared without importing torch.
+
+    Attributes:
+        name: in the command line.
+        about: in a line.
+        cells: of the number of seeds, with budgets yet to come.
+        metrics: columns of the table.
+        curves: metrics that are plotted over training.
+        seeds: by default.
+        budget: by default.
+        better: which values are good, for metrics that `significance.DIRECTIONS` does not know.
+        measure: what a cell does instead of being trained: a function of its `Config` and of its `RunFolder` that
+            returns values by name. It may log lines of kind "eval" there, which make curves.
+        figures: further pictures: a function of the `Results` that returns figures of matplotlib by title.
+    """
+
+    name: str
+    about: str
+    cells: Callable[[int], Sequence[Cell]]
+    metrics: tuple[str, ...]
+    curves: tuple[str, ...] = ()
+    seeds: int = 3
+    budget: Budget = Budget()
+    better: Mapping[str, Direction] = field(default_factory=dict)
+    measure: str | None = None
+    figures: str | None = None
+
+    def plan(self, seeds: int | None = None, budget: Budget | None = None) -> list[Cell]:
+        """The cells under a budget; seeds and budget are the bench's own by default.
+
+        Raises:
+            UsageError: for cells that share a folder's name.
+        """
+        limit = (budget or self.budget).limit
+        seeds = self.seeds if seeds is None else seeds
+        cells = [replace(cell, config=limit(cell.config)) for cell in self.cells(seeds)]
+        for name, count in Counter(cell.name for cell in cells).items():
+            if count > 1:
+                raise UsageError(f"{count} cells of the bench {self.name} are named {name}: tell their labels apart")
+        return cells
+
+
+def grid(
+    objectives: Mapping[str, Config],
+    teachers: Mapping[str, TeacherConfig] | None = None,
+    problems: Iterable[ProblemName] | None = None,
+    seeds: int = 3,
+) -> list[Cell]:
+    """Every objective with every teacher on every problem, for every seed.
+
+    Args:
+        objectives: whole configurations by label, whose teacher, problem and seed are replaced.
+        teachers: by label; default: the configuration's own.
+        problems: default: the configuration's own.
+        seeds: their number; they count from 0, and the first seed's cells come first.
+    """
+    cells = []
+    problems = None if problems is None else list(problems)
+    for seed, (label, config) in itertools.product(range(seeds), objectives.items()):
+        own = {config.teacher.teacher: config.teacher} if teachers is None else teachers
+        for (teacher, choice), problem in itertools.product(own.items(), problems or [config.problem]):
+            training = replace(config.training, seed=seed)
+            whole = replace(config, teacher=choice, problem=problem, training=training)
+            cells.append(Cell(label, teacher, problem, seed, whole))
+    return cells
+
+
+def load(reference: str) -> Any:
+    """The function that "module:function" names; raises UsageError where there is none."""
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"there is no function {reference}: {error}") from error

@@ -1,0 +1,200 @@
+"""The benches that `vardistill bench` knows. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+from vardistill.bench.cells import Bench, Budget, Cell, grid
+from vardistill.config import Config, DiffInstructConfig, GeneratorConfig, ProblemName, TeacherConfig, VarDiUConfig
+from vardistill.presets import (
+    DEMO,
+    MOG40,
+    VARDIU_VARFLOW,
+    VARFLOW,
+    PosteriorName,
+    adapted,
+    diff_instruct,
+    learned_posterior,
+    learned_posterior_varflow,
+)
+
+QUALITY = ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv", "off_mode", "dikl")
+
+
+def tiny(config: Config) -> Config:
+    """The configuration with small networks and few samples."""
+    training = replace(config.training, batch=64, eval_samples=500, log_every=5, checkpoint_every=5)
+    return replace(config, generator=GeneratorConfig(width=16, depth=1), training=training)
+
+
+def evaluated(config: Config, every: int) -> Config:
+    """The configuration with an evaluation every so many steps: slow and fast objectives then have like curves."""
+    return replace(config, training=replace(config.training, eval_every=every, checkpoint_every=every))
+
+
+def with_objective(config: Config, **changes: Any) -> Config:
+    """The configuration with changes to its objective."""
+    return replace(config, objective=replace(config.objective, **changes))
+
+
+def with_levels(config: Config, **changes: Any) -> Config:
+    """The configuration with changes to its levels."""
+    return replace(config, levels=replace(config.levels, **changes))
+
+
+SMOKE = {
+    "batch candidates": tiny(DEMO),
+    "diagonal": replace(
+        tiny(learned_posterior("diagonal")),
+        objective=VarDiUConfig(posterior="diagonal", posterior_width=16, posterior_depth=1),
+    ),
+    "VarFlow": tiny(VARFLOW),
+    "Diff-Instruct": replace(tiny(diff_instruct(2)), objective=DiffInstructConfig(2, critic_depth=1, critic_width=16)),
+}
+
+OBJECTIVES = {
+    "VarDiU, batch candidates": evaluated(DEMO, 1500),
+    "VarDiU, diagonal": evaluated(learned_posterior("diagonal"), 600),
+    "VarDiU, full": evaluated(learned_posterior("full"), 600),
+    "VarDiU, mixture": evaluated(learned_posterior("mixture"), 600),
+    "VarDiU, NSF": evaluated(learned_posterior("nsf"), 150),
+    "VarDiU, full, 4 candidates": evaluated(learned_posterior("full", candidates=4), 300),
+    "VarFlow": evaluated(VARFLOW, 1500),
+    "VarDiU + VarFlow": evaluated(VARDIU_VARFLOW, 1500),
+    "Diff-Instruct 1": evaluated(diff_instruct(1), 900),
+    "Diff-Instruct 5": evaluated(diff_instruct(5), 600),
+    "Diff-Instruct 10": evaluated(diff_instruct(10), 300),
+}
+"""What MoG-40 is distilled with."""
+
+TEACHERS = {
+    "true": TeacherConfig("true"),
+    "empirical": TeacherConfig("empirical"),
+    "learned": TeacherConfig("learned"),
+}
+
+MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
+
+FITTED = {f"learned, {n // 1000}k": TeacherConfig("learned", teacher_samples=n) for n in (1_000, 5_000, 10_000)}
+
+FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
+
+CAPACITY = {
+    f"{posterior}, width {width}": evaluated(with_objective(learned_posterior(posterior), posterior_width=width), 300)
+    for posterior, width in itertools.product(FAMILIES, (64, 256))
+} | {"batch candidates": evaluated(DEMO, 1500)}
+
+ABLATION = (
+    {f"β = {beta:g}": with_objective(VARFLOW, beta=beta) for beta in (0.5, 1.0, 1.5, 1.9)}
+    | {f"weight {weight}": with_levels(VARFLOW, weight=weight) for weight in ("sigma2", "inverse_sigma", "snr")}
+    | {f"K = {k}": with_levels(VARFLOW, shared=VARFLOW.training.batch // k) for k in (4, 8, 16, 32, 128, 256, 1024)}
+    | {"paired": with_objective(VARFLOW, cross="paired")}
+)
+"""VarFlow's choices one at a time, beside its preset: β = 1, weight 1, groups of K = 64, all pairs. The rows of a step
+are always 1024: they make 1024/K groups."""
+
+HIGH = {
+    "VarDiU, batch candidates": DEMO,
+    "VarDiU, diagonal": learned_posterior("diagonal"),
+    "VarDiU, full": learned_posterior("full"),
+    "VarDiU, NSF": learned_posterior("nsf"),
+    "VarFlow": VARFLOW,
+    "VarDiU, full + VarFlow": learned_posterior_varflow("full"),
+    "Diff-Instruct 5": diff_instruct(5),
+}
+"""What is compared over dimensions."""
+
+VARIANCE = {
+    "VarDiU, batch candidates": DEMO,
+    "VarDiU, full": with_levels(learned_posterior("full"), draws=1, antithetic=False),
+    "VarDiU, full, antithetic": learned_posterior("full"),
+    "VarDiU, full, c = 0": with_levels(
+        with_objective(learned_posterior("full"), control_variate="zero"), draws=1, antithetic=False
+    ),
+    "VarFlow": VARFLOW,
+    "VarFlow, paired": with_objective(VARFLOW, cross="paired"),
+    "Diff-Instruct 5": diff_instruct(5),
+}
+
+
+def over_dimensions(seeds: int) -> list[Cell]:
+    """The mixtures with their exact teachers, and digits with an empirical and a learned one; first seeds first."""
+    mixtures: tuple[ProblemName, ...] = ("mixture2", "mixture8", "mixture32", "mixture128")
+    digits = {"empirical": TeacherConfig("empirical", bandwidth=0.15), "learned": TeacherConfig("learned")}
+    cells = []
+    for problem in (*mixtures, "digits"):
+        objectives = {label: evaluated(adapted(config, problem), 10**6) for label, config in HIGH.items()}
+        cells += grid(objectives, digits if problem == "digits" else {"true": TEACHERS["true"]}, seeds=seeds)
+    return sorted(cells, key=lambda cell: cell.seed)
+
+
+_ALL = (
+    Bench(
+        "smoke",
+        "that benches work: four objectives, 20 steps each",
+        lambda seeds: grid(SMOKE, seeds=seeds),
+        metrics=QUALITY,
+        curves=("log_mmd",),
+        seeds=2,
+        budget=Budget("steps", 20),
+    ),
+    Bench(
+        "quality",
+        "how close to MoG-40 the default and the demo come, each with its own number of steps",
+        lambda seeds: grid({"mog40-vardiu": MOG40, "mog40-vardiu-demo": DEMO}, seeds=seeds),
+        metrics=QUALITY,
+        curves=("log_mmd", "mode_tv"),
+    ),
+    Bench(
+        "mog40",
+        "objectives on MoG-40 with its true, an empirical and a learned teacher",
+        lambda seeds: grid(OBJECTIVES, TEACHERS, seeds=seeds),
+        metrics=("log_density", *QUALITY, "gap", "critic_error", "gradient_bias"),
+        curves=("log_mmd", "dikl"),
+        budget=Budget("cpu", 3),
+    ),
+    Bench(
+        "posterior-capacity",
+        "the gap DiU − DiKL over training, by posterior family and width",
+        lambda seeds: grid(CAPACITY, seeds=seeds),
+        metrics=("gap", "diu", "dikl", "log_density_gap", "log_mmd", "modes_found"),
+        curves=("gap", "dikl"),
+        budget=Budget("cpu", 2),
+    ),
+    Bench(
+        "teacher-quality",
+        "objectives with teachers fitted to 1,000, 5,000 and 10,000 samples",
+        lambda seeds: grid({name: OBJECTIVES[name] for name in MAIN}, FITTED, seeds=seeds),
+        metrics=("teacher_error", *QUALITY),
+        curves=("log_mmd",),
+        budget=Budget("cpu", 2),
+        better={"teacher_error": "lower"},
+    ),
+    Bench(
+        "varflow-ablation",
+        "VarFlow's power, weight, group size and cross term, one at a time",
+        lambda seeds: grid({label: evaluated(config, 10**6) for label, config in ABLATION.items()}, seeds=seeds),
+        metrics=QUALITY,
+        budget=Budget("cpu", 1),
+    ),
+    Bench(
+        "dimension",
+        "objectives in 2 to 128 dimensions: mixtures with exact teachers, and digits",
+        over_dimensions,
+        metrics=(*QUALITY, "energy_distance", "energy_distance_held_out", "precision", "recall"),
+        budget=Budget("cpu", 2),
+    ),
+    Bench(
+        "variance",
+        "signal-to-noise ratio of a step's gradient, by objective and noise level",
+        lambda seeds: grid(VARIANCE, seeds=seeds),
+        metrics=tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16")),
+        measure="vardistill.bench.variance:gradient_noise",
+        better={f"snr_{ratio}": "higher" for ratio in ("0.5", "1", "2", "4", "8", "16")},
+    ),
+)
+
+BENCHES = {bench.name: bench for bench in _ALL}
+"""Every bench, by name."""

@@ -1,0 +1,244 @@
+"""The page of a bench: one HTML file with its table, curves and samples inside, which opens without a network.
+
+The pages of the single runs are linked, at their places beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from vardistill import figures
+from vardistill.bench.cells import Row, load
+from vardistill.bench.results import COSTS, Result, Results, table
+from vardistill.bench.significance import RULE
+from vardistill.report import METRICS, POLICY, Metric, card, grid, pairs, significant
+
+PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
+"""Of the objectives; further ones begin anew with dashes."""
+
+POSITIVE = ("gap", "diu", "dikl")
+"""Metrics that span decades over training."""
+
+COST_TITLES = {
+    "step": "Steps",
+    "cpu_seconds": "Processor seconds",
+    "seconds": "Seconds",
+    "network_evaluations": "Network evaluations",
+}
+
+STYLE = """
+a { color: var(--student); }
+td b { font-weight: 700; } td.number { font-weight: 400; }
+.samples img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
+"""
+
+
+def page(results: Results, folder: Path) -> str:
+    """The page of these results, which lie in `folder`."""
+    sections = [header(results), quality(results, folder), failures(results), curves(results), extra(results)]
+    sections += [samples(results, folder), settings(results)]
+    return document(results.bench.name, "\n".join(section for section in sections if section))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page, in the style of a run's."""
+    style = files("vardistill").joinpath("report.css").read_text(encoding="utf-8") + STYLE
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)} · vardistill</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>Made by vardistill from the files of the bench; this page loads nothing.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def header(results: Results) -> str:
+    """What was measured, and on what."""
+    total = len(results.finished) + len(results.failures) + len(results.missing)
+    facts = {
+        "runs": f"{len(results.finished)} of {total}",
+        "seeds": results.settings.seeds,
+        "every run has": results.settings.budget.about,
+        "runs at a time": results.settings.jobs,
+        "threads of each": results.settings.threads,
+        "processor": results.environment.get("accelerator") or results.environment.get("processor"),
+    }
+    items = "".join(f"<li>{name} <b>{escape(str(v))}</b></li>" for name, v in facts.items() if v is not None)
+    name, about = escape(results.bench.name), escape(results.bench.about)
+    return f'<p class="kind">Bench</p>\n<h1>{name}</h1>\n<p>{about}</p>\n<ul class="facts">{items}</ul>'
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric or a cost is shown."""
+    return METRICS.get(name, Metric(COST_TITLES.get(name, name), significant, ""))
+
+
+def quality(results: Results, folder: Path) -> str:
+    """The table, with links to the runs."""
+    headings, rows = table(results)
+    if not rows:
+        return '<div class="card"><p class="note">No cell is finished yet.</p></div>'
+    known = {*results.bench.metrics, *COSTS}
+    titles = [metric_of(name).title if name in known else name for name in headings] + ["runs"]
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    body = ""
+    for row, entries in rows.items():
+        fields = "".join(
+            f'<td class="number">{f"<b>{escape(entry.text)}</b>" if entry.best else escape(entry.text)}</td>'
+            for entry in entries[1:]
+        )
+        links = " ".join(link(result, folder) for result in results.rows[row])
+        body += f'<tr><th scope="row">{escape(entries[0].text)}</th>{fields}<td class="plain">{links}</td></tr>'
+    shown = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<h2>Results</h2>\n<div class="card">{shown}<p class="note">{escape(RULE)}</p></div>'
+
+
+def link(result: Result, folder: Path) -> str:
+    """A run's seed, leading to its page where it has one."""
+    seed, name = str(result.cell.seed), result.cell.name
+    if not (folder / name / "report.html").exists():
+        return seed
+    return f'<a href="{escape(name)}/report.html">{seed}</a>'
+
+
+def failures(results: Results) -> str:
+    """What failed, and why; what is not there."""
+    parts = []
+    if results.failures:
+        told = [(f.name, f"exit code {f.exit}: {f.reason}") for f in results.failures]
+        parts.append(f'<h2>Failures</h2>\n<div class="card">{pairs(told)}</div>')
+    if results.missing:
+        parts.append(f'<p class="note">Not finished: {escape(", ".join(results.missing))}.</p>')
+    return "\n".join(parts)
+
+
+def curves(results: Results) -> str:
+    """Quality over time and over network evaluations, for each teacher and problem."""
+    groups: dict[tuple[str, str], dict[Row, list[Result]]] = {}
+    for row, found in results.rows.items():
+        groups.setdefault((row.teacher, row.problem), {})[row] = found
+    colours = list(dict.fromkeys(row.objective for row in results.rows))
+    cards = []
+    for metric in results.bench.curves:
+        for group, rows in groups.items():
+            if (figure := curve_figure(metric, rows, colours, axes_of(results))) is not None:
+                where = f"{', '.join(group)}: " if len(groups) > 1 else ""
+                cards.append(card("", figure, caption(where, metric), f"{where}{metric_of(metric).title}"))
+    return "<h2>Quality over training</h2>\n" + "\n".join(cards) if cards else ""
+
+
+def caption(where: str, metric: str) -> str:
+    """A figure's, as HTML."""
+    known = metric_of(metric)
+    meaning = f" ({known.meaning})" if known.meaning else ""
+    left_out = " Values of 0 and less have no place on its axis." if is_log(metric) else ""
+    return f"{escape(where)}<b>{escape(known.title)}</b>{escape(meaning)}; a line for every seed.{left_out}"
+
+
+def is_log(metric: str) -> bool:
+    """Whether the axis of a metric is logarithmic."""
+    return metric in POSITIVE or metric_of(metric).scale in ("log", "share")
+
+
+def axes_of(results: Results) -> list[str]:
+    """The costs that curves are drawn against: the time that the budget counts, and network evaluations."""
+    wall = results.settings.budget.kind == "wall"
+    return ["seconds" if wall else "cpu_seconds", "network_evaluations"]
+
+
+def curve_figure(
+    metric: str, rows: Mapping[Row, Iterable[Result]], objectives: list[str], costs: list[str]
+) -> Figure | None:
+    """A metric against each cost, a line for every run; None where nothing was logged."""
+    lines = [(row, points(result, metric, cost), cost) for row, r in rows.items() for result in r for cost in costs]
+    present = [cost for cost in costs if any(len(xy) for _, xy, of in lines if of == cost)]
+    if not present:
+        return None
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    axes = dict(zip(present, figure.subplots(1, len(present), squeeze=False)[0], strict=True))
+    named = set()
+    for row, xy, cost in lines:
+        if len(xy):
+            i = objectives.index(row.objective)
+            style = "-" if i < len(PALETTE) else "--"
+            label = None if (row.objective, cost) in named else row.objective
+            named.add((row.objective, cost))
+            colour, marker = PALETTE[i % len(PALETTE)], "o" if len(xy) < 40 else ""
+            axes[cost].plot(*xy.T, style, color=colour, label=label, linewidth=1.4, alpha=0.85, marker=marker, ms=2.5)
+    for cost, ax in axes.items():
+        figures._bare(ax)
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(figures._plain))
+        ax.set_xlabel(COST_TITLES[cost].lower(), fontsize=9, color=figures.MUTED)
+        if is_log(metric):
+            ax.set_yscale("log")
+        figures._ticks(ax, "log" if is_log(metric) else metric_of(metric).scale)
+    axes[present[-1]].legend(loc="best", fontsize=8.5, frameon=False, labelcolor=figures.INK)
+    return figure
+
+
+def points(result: Result, metric: str, cost: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The curve of a metric against a cost, (n, 2); on a logarithmic axis, its positive values."""
+    pairs = [(line.get(cost), line.get(metric)) for line in result.curve]
+    kept = [p for p in pairs if all(figures.is_finite(v) for v in p)]
+    xy = np.array(kept, dtype=np.float64).reshape(-1, 2)
+    return xy[xy[:, 1] > 0] if is_log(metric) else xy
+
+
+def extra(results: Results) -> str:
+    """The bench's own figures."""
+    if results.bench.figures is None or not results.finished:
+        return ""
+    drawn: Mapping[str, Figure] = load(results.bench.figures)(results)
+    return "\n".join(f"<h2>{escape(title)}</h2>\n{card('', figure, '', title)}" for title, figure in drawn.items())
+
+
+def samples(results: Results, folder: Path) -> str:
+    """The samples of each row's first seed."""
+    cards = []
+    for row, found in results.rows.items():
+        picture = folder / found[0].cell.name / "samples.png"
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            label = escape(" · ".join(row))
+            cards.append(
+                f'<div class="card samples"><h3>{label}</h3><img alt="Samples of {label}" '
+                f'src="data:image/png;base64,{data}"><p class="note">Seed {found[0].cell.seed}.</p></div>'
+            )
+    return f"<h2>Samples</h2>\n{grid(cards)}" if cards else ""
+
+
+def settings(results: Results) -> str:
+    """What was asked for, and the versions and hardware of the runs."""
+    tables = {
+        "Settings": asdict(results.settings) | {"budget": results.settings.budget.about},
+        "Versions and hardware": results.environment,
+    }
+    cards = [
+        f'<div class="card"><h3>{title}</h3>{pairs([(name, str(v)) for name, v in facts.items()])}</div>'
+        for title, facts in tables.items()
+        if facts
+    ]
+    return f'<h2>How it was made</h2>\n<div class="grid columns">{"".join(cards)}</div>'

@@ -1,0 +1,341 @@
+"""Runs the cells of a bench, a few at a time, each in a process of its own.
+
+A bench's folder holds, for every cell, the run's folder CELL, what the process said (CELL.log) and, where it failed,
+why (CELL.failed). `bench.json` tells what was asked for, and `teachers/` holds what several cells learn from. A cell
+is finished when its folder has an `evaluation.json` that can be read; every other one is begun, or gone on with, by
+the next `run_bench`. Whichever way a bench ends, its processes keep a checkpoint and end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm.auto import tqdm
+
+from vardistill import config as configs
+from vardistill.bench.cells import Bench, Budget, Cell, Settings
+from vardistill.bench.results import Results, collect, failure_file, read_json, write
+from vardistill.config import Config, TeachConfig
+from vardistill.errors import UsageError
+from vardistill.presets import teacher_fit
+from vardistill.runs import RunFolder
+
+PATIENCE = 30.0
+"""Seconds in which the processes of a bench that was killed have to end."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process to run until `folder/evaluation.json` is there: `vardistill.bench.work` with these words."""
+
+    folder: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.folder.name
+
+
+def run_bench(
+    bench: Bench,
+    folder: Path,
+    seeds: int | None = None,
+    budget: Budget | None = None,
+    jobs: int = 1,
+    threads: int = 1,
+    only: Sequence[str] = (),
+) -> Results:
+    """Run the cells that are not finished and write the bench's results, see `results.write`.
+
+    Args:
+        bench: what to measure.
+        folder: new, or of the same bench.
+        seeds: of each row; default the bench's.
+        budget: of each cell; default the bench's.
+        jobs: cells at a time.
+        threads: of each cell.
+        only: runs cells whose names contain one of these alone; the results show all that are there.
+
+    Raises:
+        UsageError: for a folder that cannot be used, or a cell in it that was made with another configuration.
+        KeyboardInterrupt: after Ctrl-C, once the cells that ran have kept a checkpoint.
+    """
+    settings = Settings(bench.name, bench.seeds if seeds is None else seeds, budget or bench.budget, jobs, threads)
+    cells = bench.plan(settings.seeds, settings.budget)
+    chosen = select(cells, only)
+    with occupied(folder) as lock:
+        check_folder(bench, cells, folder)
+        if (folder / "bench.json").exists() and all(is_finished(folder / cell.name) for cell in chosen):
+            before = read_settings(folder)  # nothing is left to run: these are what the cells ran with
+            settings = replace(settings, jobs=before.jobs, threads=before.threads)
+        (folder / "bench.json").write_text(json.dumps(asdict(settings), indent=2))
+        run_cells(chosen, folder, jobs, threads, bench.measure, lock)
+        results = collect(folder, bench, cells, settings)
+        write(results, folder)
+    return results
+
+
+def report(bench: Bench, folder: Path) -> Results:
+    """Write the results of what the bench's folder holds anew, and run nothing.
+
+    Raises:
+        UsageError: where the folder is not this bench's.
+    """
+    settings = read_settings(folder)
+    cells = bench.plan(settings.seeds, settings.budget)
+    check_folder(bench, cells, folder)
+    results = collect(folder, bench, cells, settings)
+    write(results, folder)
+    return results
+
+
+def read_settings(folder: Path) -> Settings:
+    """What the bench in this folder was asked for; raises UsageError where there is none."""
+    data = read_json(folder / "bench.json") or {}
+    try:
+        return Settings(**{**data, "budget": Budget(**data["budget"])})
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{folder} is not a bench's folder: it has no bench.json that can be read") from error
+
+
+def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells whose names contain one of the words, all without words; raises UsageError for a word of none."""
+    for word in only:
+        if not any(word in cell.name for cell in cells):
+            raise UsageError(f"no cell's name contains '{word}'; they are {', '.join(cell.name for cell in cells)}")
+    return [cell for cell in cells if not only or any(word in cell.name for word in only)]
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[int]:
+    """Make the folder and hold its lock, which the cells' processes share; yields the lock's file descriptor."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write the bench's folder {folder}: {error.strerror}") from error
+    try:
+        _acquire(lock, folder)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _acquire(lock: int, folder: Path) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise UsageError(f"another bench is at work in {folder}: wait, or choose another folder") from None
+            time.sleep(0.1)
+
+
+def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
+    """Raise UsageError where the folder holds another bench, or a cell of another configuration."""
+    there = (read_json(folder / "bench.json") or {}).get("bench", bench.name)
+    if there != bench.name:
+        raise UsageError(f"{folder} holds the bench {there}: choose another --out for {bench.name}")
+    for cell in cells:
+        path = RunFolder(folder / cell.name).config
+        if path.exists():
+            _check_same(configs.read(Config, path), cell.config, path.parent)
+
+
+def _check_same(there: Any, wanted: Any, path: Path) -> None:
+    """Raise UsageError for the first setting that differs; where a shared teacher lies does not count."""
+    old, new = (dict(_settings(configs.to_dict(config))) for config in (there, wanted))
+    if new.get("teacher.teacher_run") is None:
+        old.pop("teacher.teacher_run", None)
+    for name in [*new, *old]:
+        if old.get(name) != new.get(name):
+            raise UsageError(
+                f"{path} was made with {name} = {old.get(name)}, but now it is {new.get(name)}: choose another --out, "
+                "or remove that folder to measure it anew"
+            )
+
+
+def _settings(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def run_cells(
+    cells: Iterable[Cell], folder: Path, jobs: int, threads: int, measure: str | None = None, lock: int | None = None
+) -> None:
+    """Run the cells that are not finished, after the teachers that several of them learn from.
+
+    Args:
+        cells: with their budgets.
+        folder: where each has, or gets, a folder of its name.
+        jobs: cells at a time.
+        threads: of each.
+        measure: what cells do instead of being trained, see `Bench`.
+        lock: a file descriptor that the processes inherit.
+    """
+    waiting = [cell for cell in cells if not is_finished(folder / cell.name)]
+    shared = {cell.name: fit for cell in waiting if (fit := shared_teacher(cell.config)) is not None}
+    fits = {teacher_name(fit): fit for fit in shared.values()}
+    _run_tasks([_teach(fit, folder) for fit in fits.values()], jobs, threads, lock)
+    tasks = []
+    for cell in waiting:
+        path, config = folder / cell.name, cell.config
+        if cell.name in shared:
+            teacher = folder / "teachers" / teacher_name(shared[cell.name])
+            if not is_finished(teacher):
+                _record_failure(path, read_json(failure_file(teacher)) or {}, f"its teacher {teacher.name} failed: ")
+                continue
+            config = replace(config, teacher=replace(config.teacher, teacher_run=teacher))
+        tasks.append(_task(path, config, measure))
+    _run_tasks(tasks, jobs, threads, lock)
+
+
+def _task(path: Path, config: Config, measure: str | None) -> Task:
+    """The cell's task; its folder has its configuration, whole, before it runs."""
+    path.mkdir(exist_ok=True)
+    partial = path / "config.yaml.partial"
+    configs.write(config, partial)
+    partial.replace(RunFolder(path).config)
+    return Task(path, ("train", str(path)) if measure is None else ("measure", str(path), measure))
+
+
+def _teach(fit: TeachConfig, folder: Path) -> Task:
+    """The task of fitting a shared teacher, whose unfinished folder is removed."""
+    path = folder / "teachers" / teacher_name(fit)
+    path.parent.mkdir(exist_ok=True)
+    if (path / "config.yaml").exists():
+        _check_same(configs.read(TeachConfig, path / "config.yaml"), fit, path)
+    if not is_finished(path):
+        shutil.rmtree(path, ignore_errors=True)
+    source = path.with_name(f"{path.name}.yaml")
+    configs.write(fit, source)
+    return Task(path, ("teach", str(path), str(source)))
+
+
+def shared_teacher(config: Config) -> TeachConfig | None:
+    """The fit of the learned teacher that the configuration wants and has no run of; None for any other."""
+    if config.teacher.teacher != "learned" or config.teacher.teacher_run is not None:
+        return None
+    training, samples = config.training, config.teacher.teacher_samples
+    return replace(teacher_fit(config.problem), samples=samples, seed=training.seed, device=training.device)
+
+
+def teacher_name(fit: TeachConfig) -> str:
+    """The folder of a shared teacher."""
+    return f"{fit.problem}-{fit.samples}-seed{fit.seed}"
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run in this folder is."""
+    return read_json(path / "evaluation.json") is not None
+
+
+def command(task: Task) -> list[str]:
+    """The command line of a task's process."""
+    return [sys.executable, "-m", "vardistill.bench.work", *task.words]
+
+
+@dataclass
+class _Process:
+    """A task under way."""
+
+    task: Task
+    popen: subprocess.Popen[bytes]
+    log: IO[bytes]
+    started: float
+
+
+def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None) -> None:
+    """Run the unfinished tasks, a few at a time; Ctrl-C stops them with a checkpoint each."""
+    waiting = deque(task for task in tasks if not is_finished(task.folder))
+    running: list[_Process] = []
+    progress = Progress(len(waiting))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(waiting.popleft(), threads, lock))
+                progress.show(running)
+            time.sleep(0.05)
+            for process in [p for p in running if p.popen.poll() is not None]:
+                running.remove(process)
+                progress.ended(process, _end(process))
+                progress.show(running)
+    except KeyboardInterrupt:
+        for process in running:
+            process.popen.send_signal(signal.SIGINT)
+        for process in running:
+            process.popen.wait()
+        raise
+    finally:
+        progress.bar.close()
+
+
+def _start(task: Task, threads: int, lock: int | None) -> _Process:
+    """Begin a task in a session of its own, which the terminal's Ctrl-C does not reach."""
+    failure_file(task.folder).unlink(missing_ok=True)
+    log = task.folder.with_name(f"{task.name}.log").open("ab")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    popen = subprocess.Popen(
+        command(task), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True, pass_fds=() if lock is None else (lock,),
+    )  # fmt: skip
+    return _Process(task, popen, log, time.monotonic())
+
+
+def _end(process: _Process) -> str:
+    """Keep the reason of a failure; returns how the task ended, in words."""
+    assert process.popen.stdin is not None
+    process.popen.stdin.close()
+    process.log.close()
+    code, path = process.popen.returncode, process.task.folder
+    if code == 0 and is_finished(path):
+        return f"finished in {time.monotonic() - process.started:.0f} s"
+    return _record_failure(path, {"exit": code, "reason": last_line(Path(process.log.name))})
+
+
+def _record_failure(path: Path, failure: Mapping[str, Any], before: str = "") -> str:
+    record = {"exit": failure.get("exit"), "reason": before + str(failure.get("reason", ""))}
+    failure_file(path).write_text(json.dumps(record))
+    return f"failed with exit code {record['exit']}: {record['reason']}"
+
+
+def last_line(log: Path) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+class Progress:
+    """A bar with the names of what is running; lines where nobody watches."""
+
+    def __init__(self, tasks: int) -> None:
+        self.bar: tqdm[None] = tqdm(total=tasks, unit="run", disable=not sys.stderr.isatty() or not tasks)
+        self.tasks, self.done = tasks, 0
+
+    def show(self, running: Iterable[_Process]) -> None:
+        """Name what is running."""
+        self.bar.set_postfix_str(", ".join(process.task.name for process in running))
+
+    def ended(self, process: _Process, how: str) -> None:
+        """One less to go."""
+        self.done += 1
+        self.bar.update()
+        self.bar.write(f"[{self.done}/{self.tasks}] {process.task.name}: {how}", file=sys.stderr)

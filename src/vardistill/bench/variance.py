@@ -1,0 +1,101 @@
+r"""How noisy a step's gradient is, per noise level.
+
+For the gradient g of one step's mean loss in the generator's parameters, at one fixed student and one ratio r,
+
+    SNR = ‖E g‖² / tr Cov(g),
+
+estimated from n independent steps as (‖ḡ‖² − s²/n)/s², with ḡ their mean and s² the unbiased trace of their covariance:
+unbiased in the numerator, and the weight w(t) cancels. An SNR of 1 means that the step points the right way and the
+wrong way alike. The student is the same for every objective: one that the demo's preset has trained for `STEPS` steps;
+auxiliary networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vardistill.build import (
+    build_exact,
+    build_generator,
+    build_levels,
+    build_objective,
+    build_problem,
+    build_real_samples,
+)
+from vardistill.config import Config
+from vardistill.generators import Generator
+from vardistill.levels import LogNormal
+from vardistill.noise_levels import NoiseLevels
+from vardistill.presets import DEMO
+from vardistill.runs import RunFolder
+from vardistill.training import Trainer, distill
+
+RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""r = σ_t/α_t."""
+
+STEPS, CRITIC_STEPS = 500, 3000
+"""Of the student's training, and of the auxiliary networks' at that student."""
+
+DRAWS = 48
+"""n, steps per level."""
+
+
+def gradient_noise(config: Config, folder: RunFolder) -> dict[str, float]:
+    """The SNR of a step of `config` at every one of `RATIOS`, as `snr_RATIO`."""
+    problem = build_problem(config.problem, config.levels.schedule)
+    teacher = build_exact(problem)
+    student = partly_trained(config)
+    objective = build_objective(config, problem, teacher)
+    data = build_real_samples(config, problem, teacher)
+    training = replace(config.training, ema=0.0, tracker="none", log_every=10**9, eval_every=0)
+    trainer = Trainer(student, objective, build_levels(config.levels, problem), training, data=data)
+    if objective.auxiliary_parameters():
+        fit_auxiliary(trainer)
+    return {f"snr_{ratio:g}": signal_to_noise(trainer, ratio) for ratio in RATIOS}
+
+
+def partly_trained(config: Config) -> Generator:
+    """The student that all objectives are measured at."""
+    start = replace(DEMO, training=replace(DEMO.training, seed=config.training.seed, steps=STEPS, eval_every=0))
+    problem = build_problem(start.problem, start.levels.schedule)
+    teacher = build_exact(problem)
+    run = distill(
+        build_generator(start, problem),
+        objective=build_objective(start, problem, teacher),
+        levels=build_levels(start.levels, problem),
+        training=replace(start.training, tracker="none", ema=0.0),
+    )
+    return run.generator
+
+
+def fit_auxiliary(trainer: Trainer) -> None:
+    """Fit posterior or critic to the student as it is."""
+    for step in range(CRITIC_STEPS):
+        trainer.update(step / CRITIC_STEPS, critic=True)
+
+
+def signal_to_noise(trainer: Trainer, ratio: float) -> float:
+    """(‖ḡ‖² − s²/n)/s² over `DRAWS` steps at this ratio."""
+    trainer.levels = at_level(trainer.levels, ratio)
+    trainer.objective.other_levels = tuple(at_level(levels, ratio) for levels in trainer.objective.other_levels)
+    g = torch.stack([gradient(trainer) for _ in range(DRAWS)])
+    variance = g.var(0).sum()
+    return float((g.mean(0).square().sum() - variance / DRAWS) / variance)
+
+
+def at_level(levels: NoiseLevels, ratio: float) -> NoiseLevels:
+    """The levels with one ratio alone, all of weight 1."""
+    fixed = LogNormal(base_start=ratio, base_end=ratio, spread=0.0)
+    return replace(levels, distribution=fixed, weight=lambda alpha, sigma: torch.ones_like(sigma))
+
+
+def gradient(trainer: Trainer) -> Tensor:
+    """The generator's gradient in one step, flat."""
+    trainer.step_module(trainer.draw(1.0), False).backward()
+    g = torch.cat([p.grad.flatten() for p in trainer.generator.parameters() if p.grad is not None])
+    for optimizer in trainer.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    return g

@@ -1,0 +1,74 @@
+"""What a bench's subprocess does: `python -m vardistill.bench.work train|teach|measure ...`.
+
+It stops, with a checkpoint, when its standard input ends: that is when the bench that started it is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from vardistill.bench.cells import load
+from vardistill.config import Config, TeachConfig, read
+from vardistill.errors import UsageError
+from vardistill.runs import RunFolder, environment
+
+
+def main(words: list[str]) -> int:
+    """Do what the words say and return the exit code: 0 success, 1 diverged, 2 a mistake, 130 interrupted."""
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    action, folder, *rest = words
+    try:
+        return ACTIONS[action](Path(folder), *rest)
+    except UsageError as error:
+        print(f"vardistill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def stop_with_parent() -> None:
+    """Interrupt this process when its standard input ends."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def train(folder: Path) -> int:
+    """Begin the run of the folder's configuration, or go on with it."""
+    from vardistill.cli.train import train
+
+    config: Config = read(Config, RunFolder(folder).config)
+    return train(config, folder, resume=True)
+
+
+def teach(folder: Path, source: str) -> int:
+    """Fit the teacher that the file `source` describes."""
+    from vardistill.teach import teach
+
+    teach(read(TeachConfig, Path(source)), folder)
+    return 0
+
+
+def measure(folder: Path, function: str) -> int:
+    """Keep what a function returns of the folder's configuration, as `evaluation.json`."""
+    run = RunFolder(folder)
+    run.rewind(-1)
+    run.environment.write_text(json.dumps(environment(), indent=2))
+    values = load(function)(read(Config, run.config), run)
+    finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
+    (folder / "evaluation.json").write_text(json.dumps(finite, indent=2))
+    return 0
+
+
+ACTIONS: dict[str, Callable[..., int]] = {"train": train, "teach": teach, "measure": measure}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

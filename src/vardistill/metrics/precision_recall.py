@@ -1,0 +1,72 @@
+r"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+
+The manifold of a set Φ is the union of the balls around its points that reach to their k-th nearest neighbours in
+Φ (eq. 1 there),
+
+    f(φ, Φ) = 1 if ‖φ − φ′‖ ≤ ‖φ′ − NN_k(φ′, Φ)‖ for some φ′ ∈ Φ, else 0,
+    precision = mean over φ ∈ samples of f(φ, truth),   recall = mean over φ ∈ truth of f(φ, samples).
+
+Precision falls with samples that are unlike the truth, recall with truth that the samples leave out. Balls shrink as
+sets grow, so both depend on n and m: compare values of equal sizes alone. Distances are those of the data themselves,
+not of a network's features; they are computed in blocks, as differences, so that both directions of a pair agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vardistill.errors import UsageError
+from vardistill.metrics.pairwise import sample_matrix
+
+ROWS = 2**10
+"""Points whose distances to a whole set are computed at once."""
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares in [0, 1].
+
+    Attributes:
+        precision: of the samples, those within the truth's manifold.
+        recall: of the truth, that within the samples' manifold.
+    """
+
+    precision: float
+    recall: float
+
+
+@torch.no_grad()
+def precision_recall(samples: Tensor, truth: Tensor, k: int = 5) -> PrecisionRecall:
+    """Precision and recall of the samples.
+
+    Args:
+        samples: (n, *data).
+        truth: (m, *data).
+        k: neighbour that a ball reaches, 1 ≤ k < min(n, m).
+
+    Raises:
+        UsageError: for k out of range, or samples that are not finite or of different shape.
+    """
+    if samples.shape[1:] != truth.shape[1:]:
+        shapes = f"{tuple(samples.shape)} and {tuple(truth.shape)}"
+        raise UsageError(f"samples and truth must have the same data shape, but are {shapes}")
+    x, y = sample_matrix(samples, "samples"), sample_matrix(truth, "truth").to(samples)
+    if not 1 <= k < min(len(x), len(y)):
+        raise UsageError(f"k must be at least 1 and less than both sets' sizes, {len(x)} and {len(y)}, but is {k}")
+    return PrecisionRecall(precision=_share_within(x, y, k), recall=_share_within(y, x, k))
+
+
+def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
+    """The share of the points that are within the manifold."""
+    radius = torch.cat([rows.kthvalue(k + 1).values for rows in _distances(manifold, manifold)])  # itself is the first
+    within = torch.cat([(rows <= radius).any(1) for rows in _distances(points, manifold)])
+    return float(within.double().mean())
+
+
+def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """‖x_i − y_j‖, (rows, m) at a time."""
+    for rows in torch.split(x, ROWS):
+        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")

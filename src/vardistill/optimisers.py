@@ -1,0 +1,46 @@
+"""AdamW as the trainer uses it, and the course of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vardistill.config import TrainingConfig
+
+
+def learning_rate(training: TrainingConfig, progress: float) -> float:
+    """The share of the peak learning rate at this progress: linear warm-up, then constant or a half cosine."""
+    if progress < training.warmup:
+        return progress / training.warmup
+    if training.lr_schedule == "constant":
+        return 1.0
+    along = (progress - training.warmup) / (1 - training.warmup)
+    return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with its state there from the start, so that a checkpoint always has all of it."""
+    betas = (training.beta1, training.beta2)
+    optimizer = torch.optim.AdamW(list(parameters), betas=betas, weight_decay=training.weight_decay, fused=True)
+    for p in _parameters(optimizer):
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
+
+
+def adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's own tensors, not copies, by PARAMETER/NAME."""
+    parameters = enumerate(_parameters(optimizer))
+    return {f"{i}/{key}": v for i, p in parameters for key, v in optimizer.state[p].items()}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """Scale the gradients to a norm of at most `largest` and return the norm before."""
+    return nn.utils.clip_grad_norm_(_parameters(optimizer), largest)

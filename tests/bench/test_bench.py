@@ -1,0 +1,461 @@
+"""Benches that train nothing: what is run and what not, kills, failures, and what the results say."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fake_work
+from fake_work import BENCH, TAUGHT
+from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
+from vardistill.bench.results import print_results, spread
+from vardistill.cli import main as cli
+from vardistill.config import Config, TeachConfig, VarDiUConfig, write
+from vardistill.errors import UsageError
+from vardistill.runs import RunFolder
+
+TIMINGS = ("seconds", "cpu_seconds")
+
+
+@pytest.fixture(autouse=True)
+def _train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "command", fake_work.command)
+    monkeypatch.setenv("FAKE", "{}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "unbroken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "command", fake_work.command)
+        patch.setenv("FAKE", "{}")
+        run_bench(BENCH, folder, jobs=2, seeds=2)
+    return folder
+
+
+def befall(monkeypatch: pytest.MonkeyPatch, **cells: str) -> None:
+    monkeypatch.setenv("FAKE", json.dumps(cells))
+
+
+def untimed(folder: Path) -> Any:
+    """The results but for their timings."""
+    data = json.loads((folder / "results.json").read_text())
+    for cell in data["cells"]:
+        for table in (cell["values"], *cell["curve"]):
+            for name in TIMINGS:
+                table.pop(name)
+    return data
+
+
+def until(holds: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process of a bench is left in the folder."""
+    running.PATIENCE, before = 0.0, running.PATIENCE
+    try:
+        with running.occupied(folder):
+            return True
+    except UsageError:
+        return False
+    finally:
+        running.PATIENCE = before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_bench_that_was_stopped_goes_on_and_ends_as_an_unbroken_one(number, unbroken, tmp_path):
+    folder, waiting = tmp_path / "bench", "bad-b_true_mog40_seed0"
+    environment = os.environ | {"FAKE": json.dumps({waiting: "wait"})}
+    words = [sys.executable, fake_work.__file__, "bench", str(folder)]
+    bench = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    finished = folder / "good_true_mog40_seed0" / "evaluation.json"
+    until(lambda: (folder / waiting / "waiting").exists() and running.is_finished(finished.parent))
+    before = finished.stat().st_mtime_ns
+    bench.send_signal(number)
+    assert bench.wait() != 0
+    until(lambda: is_free(folder))
+    assert (folder / waiting / "interrupted").exists()
+    assert not running.is_finished(folder / waiting)
+    results = run_bench(BENCH, folder, jobs=2, seeds=2)
+    assert finished.stat().st_mtime_ns == before
+    assert untimed(folder) == untimed(unbroken)
+    assert len(results.finished) == 6
+
+
+def test_an_evaluation_that_was_cut_short_is_made_again(unbroken, tmp_path):
+    run_bench(BENCH, tmp_path, seeds=1, only=["good"])
+    cut = tmp_path / "good_true_mog40_seed0" / "evaluation.json"
+    cut.write_text(cut.read_text()[:10])
+    (result,) = run_bench(BENCH, tmp_path, seeds=1, only=["good"]).finished
+    assert result.values["log_mmd"] == 1.0
+
+
+def test_a_failing_cell_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
+    befall(monkeypatch, worse_true_mog40_seed0="fail")
+    results = run_bench(BENCH, tmp_path, seeds=1, jobs=2)
+    (failure,) = results.failures
+    assert (failure.name, failure.exit) == ("worse_true_mog40_seed0", 1)
+    assert failure.reason == "vardistill: updates had <gradients> that are not finite"
+    assert [result.cell.objective for result in results.finished] == ["good", "bad, <b>"]
+    assert "updates had &lt;gradients&gt; that" in (tmp_path / "report.html").read_text()
+    assert running.report(BENCH, tmp_path).failures == results.failures
+    befall(monkeypatch)
+    again = run_bench(BENCH, tmp_path, seeds=1)
+    assert not again.failures
+    assert len(again.finished) == 3
+
+
+def test_teachers_are_fitted_once_and_shared(tmp_path):
+    results = run_bench(TAUGHT, tmp_path, seeds=2, jobs=2)
+    assert len(results.finished) == 8
+    assert {path.name for path in (tmp_path / "teachers").iterdir() if path.is_dir()} == {
+        "mog40-64-seed0",
+        "mog40-64-seed1",
+    }
+    fits = [(tmp_path / "teachers" / f"mog40-64-seed{seed}.log").read_text() for seed in (0, 1)]
+    assert fits == ["fitted\n", "fitted\n"]
+    assert {(row.teacher, row.objective) for row, metric in results.best() if metric == "log_mmd"} == {
+        ("exact", "good"),  # rows of other teachers are no rivals
+        ("fitted", "good"),
+    }
+
+
+def test_a_failing_teacher_fails_its_cells_alone(monkeypatch, tmp_path):
+    befall(monkeypatch, teacher="fail")
+    results = run_bench(TAUGHT, tmp_path, seeds=2, jobs=2)
+    assert [failure.name for failure in results.failures] == ["good_fitted_mog40_seed1", "worse_fitted_mog40_seed1"]
+    assert results.failures[0].reason == "its teacher mog40-64-seed1 failed: RuntimeError: no such luck"
+    assert len(results.finished) == 6
+
+
+def test_a_bench_may_be_moved(monkeypatch, tmp_path):
+    befall(monkeypatch, good_fitted_mog40_seed0="fail")
+    assert len(run_bench(TAUGHT, tmp_path / "here", seeds=1).failures) == 1
+    befall(monkeypatch)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert len(run_bench(TAUGHT, tmp_path / "there", seeds=1).finished) == 4
+
+
+def test_a_cell_of_another_configuration_is_refused(tmp_path):
+    run_bench(BENCH, tmp_path, seeds=1, only=["good"])
+    with pytest.raises(UsageError, match=r"good_true_mog40_seed0 was made with training.steps = 30, but now it is 40"):
+        run_bench(BENCH, tmp_path, seeds=1, budget=Budget("steps", 40))
+    with pytest.raises(UsageError, match="holds the bench fake: choose another --out for taught"):
+        run_bench(TAUGHT, tmp_path)
+    with pytest.raises(UsageError, match="is not a bench's folder"):
+        running.report(BENCH, tmp_path / "good_true_mog40_seed0")
+
+
+def test_a_teacher_of_another_configuration_is_refused(tmp_path):
+    teacher = tmp_path / "teachers" / "mog40-64-seed0"
+    teacher.mkdir(parents=True)
+    write(TeachConfig(samples=64, steps=7), teacher / "config.yaml")
+    with pytest.raises(UsageError, match="mog40-64-seed0 was made with steps = 7, but now it is"):
+        run_bench(TAUGHT, tmp_path, seeds=1)
+
+
+def test_only_what_was_asked_for_runs_and_all_that_is_there_is_shown(tmp_path):
+    first = run_bench(BENCH, tmp_path, seeds=2, only=["good", "worse_true_mog40_seed0"])
+    assert [result.cell.name for result in first.finished] == [
+        "good_true_mog40_seed0",
+        "worse_true_mog40_seed0",
+        "good_true_mog40_seed1",
+    ]
+    assert first.missing == ["bad-b_true_mog40_seed0", "bad-b_true_mog40_seed1", "worse_true_mog40_seed1"]
+    second = run_bench(BENCH, tmp_path, seeds=2, only=["bad"])
+    assert second.missing == ["worse_true_mog40_seed1"]
+    with pytest.raises(UsageError, match="no cell's name contains 'wurst'"):
+        run_bench(BENCH, tmp_path, seeds=2, only=["wurst"])
+
+
+def test_two_benches_do_not_share_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "PATIENCE", 0.0)
+    with running.occupied(tmp_path), pytest.raises(UsageError, match="another bench is at work"):
+        run_bench(BENCH, tmp_path)
+
+
+def test_what_the_cells_ran_with_is_kept_when_nothing_is_left_to_run(tmp_path):
+    run_bench(BENCH, tmp_path, seeds=1, jobs=3, threads=2)
+    results = run_bench(BENCH, tmp_path, seeds=1, jobs=1, threads=1)
+    assert (results.settings.jobs, results.settings.threads, results.environment["threads"]) == (3, 2, "2")
+
+
+def test_rows_are_marked_by_the_seeds(unbroken):
+    """log-MMD differs by 1 with a spread of 0.007; the modes are the same, and one seed is not enough."""
+    results = running.report(BENCH, unbroken)
+    good = results.finished[0].cell.row
+    assert results.best() == {(good, "log_mmd"), (good, "log_density_gap")}
+    single = dataclasses.replace(results, finished=results.finished[:3])
+    assert single.best() == set()
+    rows = json.loads((unbroken / "results.json").read_text())["rows"]
+    assert [row["best"] for row in rows] == [["log_mmd", "log_density_gap"], [], []]
+
+
+def test_a_bench_says_which_values_of_its_own_metrics_are_good(unbroken):
+    results = running.report(BENCH, unbroken)
+    worse = results.finished[2].cell.row
+    opposite = dataclasses.replace(BENCH, better={"log_mmd": "higher"})
+    assert (worse, "log_mmd") in dataclasses.replace(results, bench=opposite).best()
+
+
+def test_the_csv_has_a_line_for_every_cell(unbroken):
+    with (unbroken / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["objective"] for line in lines] == 2 * ["good", "bad, <b>", "worse"]
+    assert [line["seed"] for line in lines] == ["0", "0", "0", "1", "1", "1"]
+    assert float(lines[1]["log_mmd"]) == 2.0
+    assert float(lines[1]["network_evaluations"]) == 576
+
+
+def test_the_json_has_everything(unbroken):
+    data = json.loads((unbroken / "results.json").read_text())
+    assert data["environment"] == {"processor": "abacus", "threads": "1"}
+    assert data["settings"]["budget"] == {"kind": "steps", "amount": 30}
+    cell = data["cells"][0]
+    assert [line["step"] for line in cell["curve"]] == list(range(10))
+    assert cell["values"]["gap"] == 1.0  # from the last line of metrics
+    assert cell["values"]["log_mmd"] == 1.0  # from the final evaluation, which comes first
+
+
+class Links(HTMLParser):
+    """Everything that a page refers to, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [v or "" for name, v in attrs if name in ("href", "src", "xlink:href", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_opens_without_a_network_and_shows_what_it_should(unbroken):
+    run = unbroken / "good_true_mog40_seed0"
+    (run / "report.html").write_text("the run's page")
+    (run / "samples.png").write_bytes(b"\x89PNG samples")
+    running.report(BENCH, unbroken)
+    page = (unbroken / "report.html").read_text()
+    (run / "samples.png").unlink()
+    links = Links(page)
+    outside = [link for link in links.found if not link.startswith(("data:", "#"))]
+    assert outside == ["good_true_mog40_seed0/report.html"]
+    assert "url(http" not in page
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert "<b>1.0050 ± 0.0071</b>" in page
+    assert "40 ± " not in page
+    assert "bad, &lt;b&gt;" in page
+    assert "runs that &amp; train nothing" in page
+    for told in ("Welch", "Holm", "30 steps", "abacus", "processor seconds", "network evaluations"):
+        assert told in links.text
+
+
+def test_the_terminal_has_the_whole_table_however_narrow(unbroken, monkeypatch, capsys):
+    results = running.report(BENCH, unbroken)
+    shown = {}
+    for width in ("60", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        print_results(results)
+        shown[width] = capsys.readouterr().out
+    for out in shown.values():
+        for told in ("1.0050 ± 0.0071", "network_evaluations", "mmd_p_value", "0.5, 0.5", "Holm"):
+            assert told in out
+        assert "…" not in out
+    assert shown["60"].count("good") > shown["200"].count("good") == 1
+
+
+def test_a_bench_without_results_has_a_page(monkeypatch, tmp_path, capsys):
+    befall(monkeypatch, **{cell.name: "fail" for cell in BENCH.plan(seeds=1)})
+    results = run_bench(BENCH, tmp_path, seeds=1)
+    print_results(results)
+    assert "No cell is finished yet" in (tmp_path / "report.html").read_text()
+    assert "no cell is finished yet" in capsys.readouterr().out
+
+
+def test_a_bench_may_measure_instead_of_training(tmp_path):
+    """The subprocess's work is done here, where `fake_work` can be imported."""
+    bench = Bench(
+        "variance", "gradients", lambda seeds: grid({"a": Config()}, seeds=seeds), ("snr",), ("snr",),
+        measure="fake_work:measure", figures="fake_work:figures",
+    )  # fmt: skip
+    cells = bench.plan(seeds=1)
+    task = running._task(tmp_path / cells[0].name, cells[0].config, bench.measure)
+    for _ in range(2):  # what is measured again begins anew
+        assert work.ACTIONS[task.words[0]](Path(task.words[1]), *task.words[2:]) == 0
+    results = run_bench(bench, tmp_path, seeds=1)
+    (result,) = results.finished
+    assert result.values["snr"] == 3.0
+    assert "undefined" not in result.values
+    assert [line["snr"] for line in result.curve] == [1, 2]
+    assert "<h2>Signal to noise</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_subprocess_fits_a_teacher(tmp_path):
+    write(TeachConfig(samples=64, steps=2, width=8, depth=1, batch=16), tmp_path / "teacher.yaml")
+    assert work.teach(tmp_path / "teacher", str(tmp_path / "teacher.yaml")) == 0
+    assert running.is_finished(tmp_path / "teacher")
+
+
+def test_a_subprocess_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "stop_with_parent", lambda: None)
+    write(Config(), RunFolder(tmp_path).config)
+    assert work.main(["measure", str(tmp_path), "no_such_module:function"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vardistill: there is no function no_such_module:function")
+
+
+def test_budgets_limit_what_they_count():
+    own = Config()
+    assert Budget().limit(own).training == dataclasses.replace(own.training, tracker="none")
+    steps = Budget("steps", 200).limit(own).training
+    assert (steps.steps, steps.max_minutes, steps.eval_every) == (200, None, 20)
+    for kind in ("wall", "cpu"):
+        training = Budget(kind, 0.5).limit(own).training
+        assert (training.max_minutes, training.clock) == (0.5, kind)
+        assert training.steps >= 10**9
+    with pytest.raises(UsageError, match="the minutes of a budget must be positive, but is None"):
+        Budget("cpu")
+
+
+def test_a_grid_has_every_combination_and_replaces_nothing_else():
+    config = Config(objective=VarDiUConfig(posterior="nsf"))
+    cells = grid({"nsf": config}, teachers={"t": config.teacher}, problems=["mog9", "mog40"], seeds=2)
+    assert [cell.name for cell in cells] == [
+        "nsf_t_mog9_seed0",
+        "nsf_t_mog40_seed0",
+        "nsf_t_mog9_seed1",
+        "nsf_t_mog40_seed1",
+    ]
+    for cell in cells:
+        training = dataclasses.replace(cell.config.training, seed=0)
+        assert cell.config.training.seed == cell.seed
+        assert cell.config.problem == cell.problem
+        assert dataclasses.replace(cell.config, problem="mog40", training=training) == config
+
+
+def test_labels_that_make_the_same_name_are_refused():
+    bench = Bench("b", "", lambda seeds: grid({"a b": Config(), "a-b": Config()}, seeds=seeds), ())
+    with pytest.raises(UsageError, match="2 cells of the bench b are named a-b_true_mog40_seed0"):
+        bench.plan(seeds=1)
+
+
+def test_every_named_bench_can_be_planned():
+    for name, bench in BENCHES.items():
+        assert name == bench.name
+        assert bench.plan()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([1.0, 1.0], "1"), ([-1.234567], "−1.235"), ([1.0, 2.0], "1.50 ± 0.71"), ([0, 200], "100 ± 141")],
+)
+def test_spreads_round_to_what_the_deviation_allows(values, text):
+    assert spread(values) == text
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.run(["bench", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
+def test_mistakes_get_one_line(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "did you mean smoke?" in refused(capsys, "smok")
+    assert "needs a name before its flags" in refused(capsys, "--seeds", "3")
+    assert "unknown flag 'seds': did you mean seeds" in refused(capsys, "smoke", "--seds", "3")
+    assert "counts steps: give --steps, or choose --budget wall" in refused(capsys, "smoke", "--minutes", "3")
+    assert "counts minutes: give --minutes, or choose" in refused(capsys, "smoke", "--budget", "cpu", "--steps", "3")
+    assert "the minutes of a budget must be positive" in refused(capsys, "smoke", "--budget", "cpu")
+    assert "seeds must be at least 1" in refused(capsys, "smoke", "--seeds", "0", "--out", str(tmp_path / "new"))
+    assert "jobs must be at least 1" in refused(capsys, "smoke", "--jobs", "0", "--out", str(tmp_path / "new"))
+    assert "cannot write the bench's folder" in refused(capsys, "smoke", "--out", str(tmp_path / "file"))
+    assert "is not a bench's folder" in refused(capsys, "smoke", "--report-only", "--out", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_runs_a_bench_and_says_what_failed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(BENCHES, "fake", BENCH)
+    befall(monkeypatch, worse_true_mog40_seed0="fail")
+    words = ["bench", "fake", "--out", str(tmp_path / "b"), "--seeds", "1", "--jobs", "2"]
+    assert cli.run(words) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == "vardistill: 1 of the bench's cells failed: worse_true_mog40_seed0"
+    assert "[3/3]" in captured.err
+    assert f"report: {tmp_path / 'b' / 'report.html'}" in captured.out
+    befall(monkeypatch)
+    assert cli.run([*words, "--report-only"]) == 1
+    assert cli.run(words) == 0
+
+
+def test_a_stopped_command_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    def press_ctrl_c(*ignored: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_run_tasks", press_ctrl_c)
+    assert cli.run(["bench", "smoke", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "vardistill: interrupted; the same command goes on where this stopped\n"
+
+
+def test_report_writes_a_benchs_page_anew(capsys, monkeypatch, unbroken, tmp_path):
+    (unbroken / "report.html").unlink()
+    assert cli.run(["report", str(unbroken)]) == 2
+    assert "unknown bench 'fake'" in capsys.readouterr().err
+    monkeypatch.setitem(BENCHES, "fake", BENCH)
+    assert cli.run(["report", str(unbroken)]) == 0
+    assert capsys.readouterr().out == f"{unbroken / 'report.html'}\n"
+    assert "Welch" in (unbroken / "report.html").read_text()
+
+
+def test_without_a_name_the_benches_are_listed(capsys):
+    assert cli.run(["bench"]) == 0
+    out = capsys.readouterr().out
+    for name, bench in BENCHES.items():
+        assert name in out
+        assert bench.about in out
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from vardistill.cli.main import run\n"
+        "try: run(['bench', 'smoke', '--help'])\n"
+        "except SystemExit as stop: sys.exit(stop.code or int('torch' in sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--report-only" in shown.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_bench_of_real_runs_ends_as_an_unbroken_one(tmp_path):
+    words = [sys.executable, "-m", "vardistill.cli.main", "bench", "smoke", "--seeds", "1", "--only", "diagonal"]
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    bench = subprocess.Popen([*words, "--out", str(broken)])
+    until(lambda: any(broken.glob("*/checkpoints/step-*")))
+    bench.kill()
+    bench.wait()
+    for folder in (broken, whole):
+        subprocess.run([*words, "--out", str(folder)], check=True)
+    assert untimed(broken) == untimed(whole)
+    assert (broken / "diagonal_true_mog40_seed0" / "report.html").is_file()

@@ -1,0 +1,298 @@
+"""VarFlow against closed forms for isotropic Gaussians, and against the plain expression.
+
+Where draws are random, their groups are independent, and z-scores are held against `z_limit`: a right implementation
+fails with probability 1e-4 at most, over all comparisons of a test together. The seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import small_runs
+from linear_gaussian import Linear, gradient_rows, gradients, random_draw, z_limit, z_scores
+from vardistill.errors import UsageError
+from vardistill.noise_levels import Draw
+from vardistill.objectives import VarFlow
+from vardistill.objectives.varflow import Cross
+from vardistill.schedules import VE, VP, Schedule
+from vardistill.training import Trainer, distill
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+every_schedule = pytest.mark.parametrize("schedule", [VE(), VP()], ids=lambda s: type(s).__name__)
+every_beta = pytest.mark.parametrize("beta", [0.5, 1.0, 1.7])
+every_cross = pytest.mark.parametrize("cross", ["all", "paired"])
+every_dimension = pytest.mark.parametrize("d", [1, 3])
+
+T = 0.4
+MEAN, STD = 0.3, 0.8
+"""Of every coordinate of the data."""
+
+
+def expected_power(offset2: Tensor, variance: Tensor, d: int, beta: float) -> Tensor:
+    """E‖u‖^β of u ~ N(m, v I_d), ‖m‖² = offset2: (2v)^{β/2} Γ((d+β)/2)/Γ(d/2) ₁F₁(−β/2; d/2; −‖m‖²/2v).
+
+    By Kummer's transformation ₁F₁(a; b; −x) = e^{−x} ₁F₁(b−a; b; x), whose series has positive terms.
+    """
+    a, b, x = (d + beta) / 2, d / 2, offset2 / (2 * variance)
+    term = total = torch.ones_like(x)
+    for n in range(200):
+        term = term * (a + n) / (b + n) * x / (n + 1)
+        total = total + term
+    return (2 * variance) ** (beta / 2) * math.exp(math.lgamma(a) - math.lgamma(b)) * (-x).exp() * total
+
+
+def closed_form(std: Tensor, mean: Tensor, schedule: Schedule, beta: float) -> Tensor:
+    """E‖x_t − y_t‖^β − ½ E‖x_t − x_t′‖^β for x ~ N(mean, std² I) and the data, differentiable."""
+    alpha, sigma = schedule(torch.tensor(T))
+    student, data = alpha**2 * std**2 + sigma**2, alpha**2 * STD**2 + sigma**2
+    offset2, d = alpha**2 * (mean - MEAN).pow(2).sum(), len(mean)
+    cross = expected_power(offset2, student + data, d, beta)
+    return cross - 0.5 * expected_power(torch.zeros(()), 2 * student, d, beta)
+
+
+def data(d: int) -> Any:
+    return lambda n, rng: MEAN + STD * torch.randn(n, d, generator=rng)
+
+
+def draw_groups(generator: Linear, schedule: Schedule, groups: int, size: int, rng: torch.Generator) -> Draw:
+    """Independent groups of one level."""
+    d = len(generator.b)
+    return random_draw(generator, schedule, (T,), groups * size, rng, data=data(d), shared=groups)
+
+
+def isotropic(d: int, std: float = 1.1, mean: float = -0.2) -> Linear:
+    return Linear(std * torch.eye(d), torch.full((d,), mean))
+
+
+def plain(draw: Draw, beta: float, cross: Cross) -> Tensor:
+    """The loss written out, (R,), group by group."""
+    x, y = draw.noise.groups(draw.x_t), draw.noise.groups(draw.real_t)
+    K = x.shape[1]
+    between = (x[:, :, None] - y[:, None]).norm(dim=3) ** beta
+    mean_between = between.mean(2) if cross == "all" else between.diagonal(dim1=1, dim2=2)
+    others = ~torch.eye(K, dtype=torch.bool)
+    apart = (x[:, :, None] - x[:, None])[:, others].unflatten(1, (K, K - 1))
+    return draw.noise.weight * draw.noise.ungroup(mean_between - 0.5 * (apart.norm(dim=3) ** beta).mean(2))
+
+
+class TestValue:
+    @every_schedule
+    @every_dimension
+    @every_beta
+    @every_cross
+    def test_both_estimators_are_unbiased(
+        self, cross: Cross, beta: float, d: int, schedule: Schedule, rng: torch.Generator
+    ) -> None:
+        generator = isotropic(d)
+        draw = draw_groups(generator, schedule, 4000, 3, rng)
+        of_groups = draw.noise.groups(VarFlow(beta, cross).generator_loss(draw)).mean(1)
+        expected = closed_form(generator.A[0, 0], generator.b, schedule, beta)
+        assert z_scores(of_groups, expected).abs() < z_limit(1)
+
+    @every_cross
+    def test_two_samples_by_hand(self, cross: Cross) -> None:
+        """x = (0, 3), y = (1, 7): the student's own pair counts once, not a point with itself."""
+        generator = isotropic(1)
+        draw = draw_groups(generator, VE(), 1, 2, torch.Generator().manual_seed(0))
+        silent = replace(draw.noise, eps=torch.zeros(2, 1), real_eps=torch.zeros(2, 1))
+        draw = replace(draw, x=torch.tensor([[0.0], [3.0]]), real=torch.tensor([[1.0], [7.0]]), noise=silent)
+        own = 0.5 * 3
+        expected = {"all": [(1 + 7) / 2 - own, (2 + 4) / 2 - own], "paired": [1 - own, 4 - own]}[cross]
+        torch.testing.assert_close(VarFlow(1.0, cross).generator_loss(draw), torch.tensor(expected))
+
+    @every_schedule
+    @every_beta
+    @every_cross
+    def test_value_and_gradient_are_those_of_the_plain_expression(
+        self, cross: Cross, beta: float, schedule: Schedule, rng: torch.Generator
+    ) -> None:
+        generator = isotropic(3)
+        draw = random_draw(
+            generator, schedule, (0.2, 0.5, 0.8), 24, rng, data=data(3), shared=4, draws=2, antithetic=True
+        )
+        draw = replace(draw, noise=replace(draw.noise, weight=1 + draw.noise.sigma))
+        loss, expected = VarFlow(beta, cross).generator_loss(draw), plain(draw, beta, cross)
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+        probe = torch.rand(len(loss), generator=rng)
+        actual = gradients(probe * loss, *generator.parameters())
+        torch.testing.assert_close(actual, gradients(probe * expected, *generator.parameters()), rtol=1e-9, atol=1e-9)
+
+    def test_rows_meet_those_of_their_level_alone(self, rng: torch.Generator) -> None:
+        draw = random_draw(isotropic(2), VE(), (0.3, 0.6), 12, rng, data=data(2), shared=3, draws=2)
+        objective = VarFlow()
+        before = objective.generator_loss(draw)
+        for row in (0, 7, 12, 23):
+            moved = objective.generator_loss(replace(draw, x=draw.x + 5 * torch.eye(24)[row][:, None]))
+            group = [other for other in range(24) if other // 12 == row // 12 and other % 3 == row % 3]
+            assert (moved != before).nonzero().flatten().tolist() == group
+            assert len(draw.noise.t[group].unique()) == 1
+
+    @given(
+        seed=st.integers(0, 2**32),
+        beta=st.floats(0.05, 1.95),
+        scale=st.floats(0.01, 100),
+        cross=st.sampled_from(["all", "paired"]),
+    )
+    def test_it_is_invariant_to_motions_and_of_degree_beta(
+        self, seed: int, beta: float, scale: float, cross: Cross
+    ) -> None:
+        rng = torch.Generator().manual_seed(seed)
+        draw = random_draw(isotropic(3), VP(), (0.3, 0.6), 12, rng, data=data(3), shared=3)
+        noise, objective = draw.noise, VarFlow(beta, cross)
+        assert draw.real is not None
+        assert noise.real_eps is not None
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=rng)).Q
+        offset = torch.randn(3, generator=rng)
+        turned = replace(noise, eps=scale * noise.eps @ turn, real_eps=scale * noise.real_eps @ turn)
+        moved = replace(draw, x=scale * draw.x @ turn + offset, real=scale * draw.real @ turn + offset, noise=turned)
+        expected = scale**beta * objective.generator_loss(draw)
+        actual = objective.generator_loss(moved)
+        torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7 * scale**beta)
+
+
+class TestGradient:
+    @every_schedule
+    @every_dimension
+    @every_beta
+    @every_cross
+    def test_it_is_unbiased(self, cross: Cross, beta: float, d: int, schedule: Schedule, rng: torch.Generator) -> None:
+        std, mean = torch.tensor(1.1, requires_grad=True), torch.full((d,), -0.2, requires_grad=True)
+        expected = gradients(closed_form(std, mean, schedule, beta), std, mean)
+        actual = self.of_groups(isotropic(d), VarFlow(beta, cross), schedule, rng)
+        z = z_scores(actual, expected)
+        assert z.abs().max() < z_limit(z.numel())
+
+    @every_schedule
+    @every_cross
+    def test_it_vanishes_where_student_and_data_agree(
+        self, cross: Cross, schedule: Schedule, rng: torch.Generator
+    ) -> None:
+        z = z_scores(self.of_groups(isotropic(2, STD, MEAN), VarFlow(cross=cross), schedule, rng), 0.0)
+        assert z.abs().max() < z_limit(z.numel())
+
+    @staticmethod
+    def of_groups(generator: Linear, objective: VarFlow, schedule: Schedule, rng: torch.Generator) -> Tensor:
+        """Every group's gradient in its common standard deviation and its mean, (G, 1 + d)."""
+        draw = draw_groups(generator, schedule, 4000, 3, rng)
+        d = len(generator.b)
+        rows = draw.noise.groups(gradient_rows(objective, draw)).mean(1)
+        of_A, of_b = rows.split([d * d, d], 1)
+        return torch.cat([of_A.unflatten(1, (d, d)).diagonal(dim1=1, dim2=2).sum(1, keepdim=True), of_b], 1)
+
+
+class TestFeatures:
+    def test_distances_are_taken_between_them(self, rng: torch.Generator) -> None:
+        """A linear map of the samples is VarFlow of the mapped samples; the identity changes nothing."""
+        draw = random_draw(isotropic(3), VE(), (0.5,), 8, rng, data=data(3), shared=2)
+        M = torch.randn(3, 5, generator=rng)
+        assert draw.real is not None
+        assert draw.noise.real_eps is not None
+        noise = replace(draw.noise, eps=draw.noise.eps @ M, real_eps=draw.noise.real_eps @ M)
+        mapped = replace(draw, x=draw.x @ M, real=draw.real @ M, noise=noise)
+        expected = VarFlow().generator_loss(mapped)
+        torch.testing.assert_close(VarFlow(features=lambda v: v @ M).generator_loss(draw), expected)
+        none = VarFlow().generator_loss(draw)
+        assert torch.equal(VarFlow(features=nn.Identity()).generator_loss(draw), none)
+        assert (expected - none).abs().min() > 1e-3
+
+    def test_their_map_is_frozen_and_not_kept(self, rng: torch.Generator) -> None:
+        features = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))
+        objective = VarFlow(features=features).train()
+        generator = isotropic(3)
+        draw = random_draw(generator, VE(), (0.5,), 8, rng, data=data(3), shared=2)
+        objective.generator_loss(draw).sum().backward()
+        assert not any(module.training for module in features.modules())
+        assert all(p.grad is None and not p.requires_grad for p in features.parameters())
+        assert objective.auxiliary_parameters() == []
+        assert objective.auxiliary_state() == {}
+        assert generator.A.grad is not None
+
+
+def test_the_distance_is_logged_and_vanishes_where_student_and_data_agree(rng: torch.Generator) -> None:
+    """In the mean over 300 draws: a U-statistic has no bias."""
+
+    def logged(generator: Linear) -> Tensor:
+        draws = [draw_groups(generator, VE(), 8, 6, rng) for _ in range(300)]
+        return torch.stack([VarFlow().diagnostics(draw)["half_energy_distance"] for draw in draws])
+
+    assert z_scores(logged(isotropic(2, STD, MEAN)), 0.0).abs() < z_limit(2)
+    away = isotropic(2, 1.1, -0.2)
+    own = 0.5 * expected_power(torch.zeros(()), 2 * (STD**2 + VE()(torch.tensor(T))[1] ** 2), 2, 1.0)
+    assert z_scores(logged(away), closed_form(away.A[0, 0], away.b, VE(), 1.0).detach() - own).abs() < z_limit(2)
+
+
+class TestEndToEnd:
+    @pytest.mark.parametrize("given", ["tensor", "function"])
+    def test_it_needs_no_teacher_and_shares_the_default_levels(self, given: str) -> None:
+        sample = small_runs.data()
+        samples = sample(200, torch.Generator().manual_seed(0)) if given == "tensor" else sample
+        training = small_runs.config(steps=100, batch=64, lr=3e-2, ema=0.9, log_every=100)
+        before = self.distance(small_runs.generator(), sample)
+        run = distill(small_runs.generator(), objective=VarFlow(), data=samples, training=training)
+        assert self.distance(run.objective, sample, run.generator) < 0.5 * before
+        assert "half_energy_distance" in run.history[-1]
+
+    @staticmethod
+    def distance(first: Any, sample: Any, generator: Any = None) -> float:
+        rng = torch.Generator().manual_seed(3)
+        x = (first if generator is None else generator).sample(500)
+        y = sample(500, rng)
+        with torch.no_grad():
+            return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
+
+    @pytest.mark.parametrize(("batch", "shared"), [(64, 8), (16, 8), (8, 4), (12, 2), (9, 1), (2, 1)])
+    def test_default_levels_leave_groups_of_two_at_least(self, batch: int, shared: int) -> None:
+        objective = VarFlow()
+        seen = []
+        loss = objective.generator_loss
+        objective.generator_loss = lambda draw: (seen.append(draw.noise), loss(draw))[1]
+        training = small_runs.config(steps=1, batch=batch)
+        distill(small_runs.generator(), objective=objective, data=small_runs.data(), training=training)
+        assert {noise.shared for noise in seen} == {shared}
+        assert seen[0].groups(seen[0].t).shape[1] >= 2
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("beta", [0.0, 2.0, -1.0, 3.0, math.nan, math.inf])
+    def test_powers_that_are_no_distance(self, beta: float) -> None:
+        with pytest.raises(UsageError, match=r"beta must be in \(0, 2\), but is"):
+            VarFlow(beta)
+
+    def test_an_unknown_cross_term(self) -> None:
+        with pytest.raises(UsageError, match="unknown cross term 'al': did you mean all"):
+            VarFlow(cross="al")  # type: ignore[arg-type]
+
+    def test_draws_without_shared_levels_or_real_samples(self, rng: torch.Generator) -> None:
+        unshared = random_draw(isotropic(2), VE(), (0.5,), 8, rng, data=data(2))
+        with pytest.raises(UsageError, match="every row has a noise level of its own"):
+            VarFlow().generator_loss(unshared)
+        without = random_draw(isotropic(2), VE(), (0.5,), 8, rng, shared=2)
+        with pytest.raises(UsageError, match="compares with real samples, but none were drawn"):
+            VarFlow().generator_loss(without)
+        with pytest.raises(UsageError, match="no noise was drawn for real samples"):
+            VarFlow().generator_loss(replace(without, real=without.x))
+
+    @pytest.mark.parametrize(
+        ("batch", "shared", "data", "match"),
+        [
+            (8, 8, small_runs.data(), "groups need at least 2 latents each, but batch=8 has 8 shared levels"),
+            (8, 0, small_runs.data(), "VarFlow compares groups of one level: share the levels, e.g. shared=8"),
+            (8, 3, small_runs.data(), "batch must be divisible by 3, shared levels times processes, but is 8"),
+            (1, 1, small_runs.data(), "VarFlow needs a batch of at least 2, but batch=1"),
+            (8, 2, None, "VarFlow compares with real samples: give data"),
+        ],
+    )
+    def test_runs_are_refused_before_a_step(self, batch: int, shared: int, data: Any, match: str) -> None:
+        levels, training = small_runs.levels(shared=shared), small_runs.config(batch=batch)
+        with pytest.raises(UsageError, match=match) as caught:
+            Trainer(small_runs.generator(), VarFlow(), levels, training, data=data)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,257 @@
+"""A weighted sum against its parts: values, gradients, one generator pass, curves, state and refusals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import small_runs
+from linear_gaussian import AtTimes, Linear, gradients, random_draw, student, target
+from small_runs import state
+from vardistill.denoisers import Preconditioned
+from vardistill.errors import UsageError
+from vardistill.networks import LevelMLP
+from vardistill.noise_levels import Draw, NoiseLevels
+from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.objectives.weighted_sum import PartWeight
+from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
+from vardistill.runs import RunFolder
+from vardistill.schedules import VE
+from vardistill.training import Trainer, check_batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TEACHER = target(VE()).double()
+OWN = NoiseLevels(VE(), AtTimes((0.2, 0.6)), lambda alpha, sigma: sigma, draws=3, shared=4)
+
+
+def posterior() -> FullGaussian:
+    torch.manual_seed(0)
+    return FullGaussian(3, 2, 1.0, depth=1, width=8)
+
+
+def critic() -> Preconditioned:
+    torch.manual_seed(1)
+    return Preconditioned(LevelMLP(3, 3, depth=1, width=8), 1.0, VE())
+
+
+@pytest.fixture
+def generator() -> Linear:
+    return student()
+
+
+def a_draw(generator: Linear, rng: torch.Generator, progress: float = 0.3) -> Draw:
+    """24 rows of 8 latents and four shared levels, and 24 rows under levels of a part's own."""
+    draw = random_draw(
+        generator, VE(), (0.3, 0.5), 8, rng, candidates=2, data=TEACHER.sample, shared=4, draws=2, antithetic=True
+    )
+    other = OWN.draw((3,), 8, progress, rng, torch.float64, real=True)
+    return replace(draw, progress=progress, other_noise=(other,))
+
+
+@pytest.mark.parametrize("weight", [0.4, lambda progress: 2 - progress], ids=["constant", "moving"])
+@pytest.mark.parametrize("own", [False, True], ids=["the run's levels", "own levels"])
+def test_value_and_gradient_are_the_weighted_sums_of_the_parts(
+    own: bool, weight: PartWeight, generator: Linear, rng: torch.Generator
+) -> None:
+    vardiu, varflow = VarDiU(TEACHER, posterior(), candidates=2), VarFlow(beta=0.8)
+    both = WeightedSum([Part(vardiu, 1.5), Part(varflow, weight, OWN if own else None)])
+    draw = a_draw(generator, rng)
+    share = weight(draw.progress) if callable(weight) else weight
+    seen = draw.under(draw.other_noise[0]) if own else draw
+    first, second = vardiu.generator_loss(draw), varflow.generator_loss(seen)
+    assert len(second) == (24 if own else 16)
+    loss = both.generator_loss(draw)
+    assert loss.shape == (16,)
+    expected = 1.5 * first.mean() + share * second.mean()
+    torch.testing.assert_close(loss.mean(), expected)
+    parameters = [*generator.parameters(), *vardiu.posterior.parameters()]
+    torch.testing.assert_close(gradients(loss.mean(), *parameters), gradients(expected, *parameters))
+    if not own:
+        torch.testing.assert_close(loss, 1.5 * first + share * second)
+
+
+def test_a_part_sees_the_same_latents_and_real_samples_under_its_own_noise(
+    generator: Linear, rng: torch.Generator
+) -> None:
+    draw = a_draw(generator, rng)
+    noise = draw.other_noise[0]
+    seen = draw.under(noise)
+    assert draw.real is not None
+    assert seen.real is not None
+    for rows, latents in ((seen.z, draw.z), (seen.x, draw.x), (seen.real, draw.real)):
+        assert torch.equal(rows, noise.rows(latents[:8]))
+    assert torch.equal(seen.x_t, noise.x_t(seen.x))
+    assert (seen.progress, seen.eta, seen.other_noise) == (draw.progress, None, ())
+
+
+@pytest.mark.parametrize("critic_parts", [(0,), (1,), (0, 1)])
+def test_critics_are_trained_by_their_own_losses(
+    critic_parts: tuple[int, ...], generator: Linear, rng: torch.Generator
+) -> None:
+    """A part without critic steps has no share in the critic's loss."""
+    objectives = [
+        VarDiU(TEACHER, posterior(), posterior_steps=3 if 0 in critic_parts else 1),
+        DiffInstruct(TEACHER, critic(), critic_steps=4) if 1 in critic_parts else VarFlow(),
+    ]
+    both = WeightedSum([Part(o, 0.1) for o in objectives])
+    draw = a_draw(generator, rng)
+    with_critic: list[Objective] = [objectives[i] for i in critic_parts]
+    assert both.critic_steps == max(o.critic_steps for o in objectives)
+    torch.testing.assert_close(both.critic_loss(draw), sum(o.critic_loss(draw) for o in with_critic))
+
+
+def test_the_generator_makes_one_pass_for_all_parts() -> None:
+    trainer = small_runs.trainer("sum", steps=1, log_every=10, eval_every=0)
+    calls = []
+    trainer.generator.register_forward_hook(lambda module, inputs, x: calls.append(len(x)))
+    trainer.update(0.0, critic=False)
+    assert calls == [8]
+
+
+def test_curves_have_the_parts_names(generator: Linear, rng: torch.Generator) -> None:
+    both = WeightedSum([
+        Part(VarDiU(TEACHER, Prior()), 2.0, name="first"),
+        Part(VarDiU(TEACHER, posterior()), name="second"),
+        Part(VarFlow(), lambda progress: progress, OWN),
+    ])  # fmt: skip
+    draw = a_draw(generator, rng, progress=0.25)
+    table = both.diagnostics(draw)
+    names = {f"{part}/{name}" for part in ("first", "second", "varflow") for name in ("loss", "weight")}
+    assert table.keys() >= names | {"bound", "second/bound", "half_energy_distance"}
+    assert (float(table["first/weight"]), float(table["varflow/weight"])) == (2.0, 0.25)
+    first, second, varflow = both.parts
+    torch.testing.assert_close(table["bound"], first.diagnostics(draw)["bound"])
+    torch.testing.assert_close(table["second/bound"], second.diagnostics(draw)["bound"])
+    torch.testing.assert_close(table["second/loss"], second.generator_loss(draw).mean().detach())
+    expected = varflow.generator_loss(draw.under(draw.other_noise[0])).mean().detach()
+    torch.testing.assert_close(table["varflow/loss"], expected)
+    assert not any(v.requires_grad for v in table.values())
+
+
+def test_a_part_without_a_pool_does_not_take_anothers(generator: Linear, rng: torch.Generator) -> None:
+    without, pooled = VarDiU(TEACHER, Prior(), "batch"), VarDiU(TEACHER, Prior(), "batch", pool=6)
+    draw = a_draw(generator, rng)
+    full = replace(draw, pool=generator.latents(6, rng))
+    both = WeightedSum([Part(without, name="a"), Part(pooled, name="b")])
+    assert both.pool_latents == 6
+    expected = without.generator_loss(draw) + pooled.generator_loss(full)
+    torch.testing.assert_close(both.generator_loss(full), expected)
+
+
+class TestState:
+    def test_it_is_that_of_the_parts_under_their_names(self) -> None:
+        both = WeightedSum([Part(VarDiU(TEACHER, posterior())), Part(DiffInstruct(TEACHER, critic()), name="di")])
+        prefixes = {name.split(".")[0] + "." + name.split(".")[1] for name in both.auxiliary_state()}
+        assert prefixes == {"vardiu.posterior", "di.critic"}
+        assert len(both.auxiliary_parameters()) == len(both.auxiliary_state())
+
+    def test_it_comes_back_from_a_checkpoint(self, tmp_path: Any) -> None:
+        folder = RunFolder(tmp_path)
+        trained = small_runs.trainer("sum", folder, steps=6)
+        trained.run()
+        resumed = small_runs.trainer("sum", folder, steps=6)
+        fresh = state(resumed)
+        resumed._restore()
+        after = state(resumed)
+        names = [name for name in after if name.startswith("objective/vardiu.posterior")]
+        assert names
+        assert all(torch.equal(after[name], v) for name, v in state(trained).items())
+        assert any(not torch.equal(after[name], fresh[name]) for name in names)
+
+    def test_the_teacher_stays_frozen_and_the_map_of_features_too(self) -> None:
+        teacher = critic()
+        features = torch.nn.Linear(3, 4)
+        both = WeightedSum([Part(VarDiU(teacher, posterior())), Part(VarFlow(features=features))]).train()
+        assert not any(module.training for module in (*teacher.modules(), features))
+        assert both.parts[0].posterior.training
+        assert len(both.auxiliary_parameters()) == len(list(posterior().parameters()))
+
+
+def counted(trainer: Trainer) -> list[int]:
+    """Rows that networks are called with, as hooks see them."""
+    rows: list[int] = []
+    networks: list[Any] = [trainer.generator, trainer.objective.teacher]
+    for part in trainer.objective.parts:
+        networks += [getattr(part, name, None) for name in ("posterior", "critic", "features")]
+    for network in {id(n): n for n in networks if isinstance(n, torch.nn.Module) and not isinstance(n, Prior)}.values():
+        network.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
+    return rows
+
+
+def with_features() -> WeightedSum:
+    """Two parts with critics of different numbers of steps, and a map of features under levels of its own."""
+    teacher = small_runs.teacher()
+    vardiu = VarDiU(teacher, DiagonalGaussian(2, 2, 2.0, depth=1, width=8), candidates=2, posterior_steps=2)
+    of_critic = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE())
+    own = small_runs.levels(shared=4, draws=4)
+    return WeightedSum([
+        Part(vardiu), Part(DiffInstruct(teacher, of_critic, critic_steps=3)),
+        Part(VarFlow(features=torch.nn.Linear(2, 3)), 1.0, own),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*small_runs.KINDS, "features"])
+def test_network_evaluations_are_counted(kind: str) -> None:
+    """As hooks count them, for every kind of objective."""
+    training = small_runs.config(steps=3, log_every=100, eval_every=0)
+    objective = with_features() if kind == "features" else small_runs.objective(kind)
+    trainer = Trainer(small_runs.generator(), objective, small_runs.levels(kind), training, data=small_runs.data())
+    rows = counted(trainer)
+    for step in range(3):
+        trainer.advance(step / 3)
+    assert sum(rows) == trainer._evaluations()
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("parts", "match"),
+        [
+            (lambda: [], "a sum needs at least one part"),
+            (lambda: [Part(VarFlow()), Part(VarFlow())], r"need different names, but are varflow, varflow: give Part"),
+            (
+                lambda: [Part(VarDiU(TEACHER, Prior())), Part(VarFlow(teacher=copy.deepcopy(TEACHER)))],
+                "must have the same teacher",
+            ),
+            (
+                lambda: [Part(VarDiU(TEACHER, posterior(), candidates=2), levels=OWN)],
+                "draws candidates from its posterior needs the run's levels",
+            ),
+            (
+                lambda: [Part(VarFlow(), levels=replace(OWN, shared=0))],
+                "varflow compares groups of one level: share its levels, for example shared=8",
+            ),
+            (
+                lambda: [Part(WeightedSum([Part(VarFlow(), levels=OWN)]))],
+                "a sum of sums with levels of their own is one sum: list its parts directly",
+            ),
+        ],
+    )
+    def test_arguments(self, parts: Callable[[], list[Part]], match: str) -> None:
+        with pytest.raises(UsageError, match=match) as caught:
+            WeightedSum(parts())
+        assert "\n" not in str(caught.value)
+
+    def test_a_batch_that_does_not_split_over_a_parts_levels(self) -> None:
+        both = WeightedSum([Part(VarDiU(TEACHER, Prior())), Part(VarFlow(), levels=OWN)])
+        with pytest.raises(UsageError, match="batch must be divisible by 8, shared levels times processes, but is 12"):
+            check_batch(12, 2, both, NoiseLevels(VE(), AtTimes((0.5,))))
+        with pytest.raises(UsageError, match="groups need at least 2 latents each, but batch=4 has 4 shared levels"):
+            check_batch(4, 1, both, NoiseLevels(VE(), AtTimes((0.5,))))
+
+
+def test_a_sum_of_sums_is_a_sum(generator: Linear, rng: torch.Generator) -> None:
+    vardiu, varflow = VarDiU(TEACHER, Prior()), VarFlow()
+    nested = WeightedSum([Part(vardiu), Part(WeightedSum([Part(varflow, 0.5)]), 3.0)])
+    flat = WeightedSum([Part(vardiu), Part(varflow, 1.5)])
+    draw = a_draw(generator, rng)
+    torch.testing.assert_close(nested.generator_loss(draw), flat.generator_loss(draw))
+    assert nested.parts == (vardiu, varflow)
+    losses: list[Tensor] = [o.generator_loss(draw) for o in nested.parts]
+    assert all(loss.shape == (16,) for loss in losses)
