@@ -5,48 +5,41 @@ The same generator, levels and optimiser; the gap DiU − DiKL of each over trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import tyro
-from cells import HERE, Cell, history, limited, print_rows, run_cells, write_results
 from matplotlib.figure import Figure
+from measured import HERE, Arguments, keep, run
 
-from vardistill.config import Config
+from vardistill.bench import Bench, Budget, grid
+from vardistill.bench.named import evaluated
 from vardistill.presets import DEMO, learned_posterior
 
-ROWS: dict[str, Config] = {
-    "prior, batch candidates": DEMO,
-    "diagonal": learned_posterior("diagonal"),
-    "full": learned_posterior("full"),
-    "full, 4 candidates": learned_posterior("full", candidates=4),
-    "mixture": learned_posterior("mixture"),
-    "nsf": learned_posterior("nsf"),
+OBJECTIVES = {
+    "prior, batch candidates": evaluated(DEMO, 1500),
+    "diagonal": evaluated(learned_posterior("diagonal"), 300),
+    "full": evaluated(learned_posterior("full"), 300),
+    "full, 4 candidates": evaluated(learned_posterior("full", candidates=4), 300),
+    "mixture": evaluated(learned_posterior("mixture"), 300),
+    "nsf": evaluated(learned_posterior("nsf"), 300),
 }
 
-
-@dataclass(frozen=True)
-class Arguments:
-    """Equal minutes for every posterior."""
-
-    minutes: float = 2.0
-    seeds: int = 2
-    jobs: int = 2
-    threads: int = 1
+BENCH = Bench(
+    "posteriors",
+    "VarDiU's posteriors on MoG-40 with its true teacher",
+    lambda seeds: grid(OBJECTIVES, seeds=seeds),
+    metrics=("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "diu", "dikl", "gap"),
+    curves=("gap", "dikl", "log_mmd"),
+    seeds=2,
+    budget=Budget("wall", 2),
+)
 
 
 def main(arguments: Arguments) -> None:
     """Run, print, plot, and write results/mog40_posteriors.json."""
-    cells = [
-        Cell(row, seed, limited(config, arguments.minutes, seed))
-        for row, config in ROWS.items()
-        for seed in range(arguments.seeds)
-    ]
-    rows = run_cells("mog40_posteriors", cells, arguments.jobs, arguments.threads)
-    curves = {row: history("mog40_posteriors", next(c for c in cells if c.row == row)) for row in rows}
-    metrics = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "diu", "dikl", "gap")
-    print_rows(f"MoG-40, true teacher, {arguments.minutes:g} minutes on {arguments.threads} thread(s)", rows, metrics)
-    write_results("mog40_posteriors", rows, arguments.threads, arguments.jobs, minutes=arguments.minutes, curves=curves)
+    results = run(BENCH, arguments)
+    curves = {row.objective: found[0].curve for row, found in results.rows.items()}
+    keep("mog40_posteriors", results, curves=curves)
     plot(curves).savefig(HERE / "results" / "mog40_posteriors.png", dpi=110)
 
 

@@ -1,60 +1,40 @@
 """Empirical and learned teachers: `python benchmarks/mog40_teachers.py`.
 
 The reference's learned-score rows end, after 1,000,000 steps, at −8.132 / −5.649 (VarDiU-Gaussian, ~12,500 s) and
-−7.893 / −5.684 (VarDiU-NSF, ~135,000 s), log-density / log-MMD. A learned teacher is fitted once per seed and sample
-size, outside of the minutes of the rows that share it.
+−7.893 / −5.684 (VarDiU-NSF, ~135,000 s), log-density / log-MMD. A learned teacher is fitted once per seed, outside of
+the minutes of the rows that share it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 import tyro
-from cells import HERE, Cell, limited, print_rows, run_cells, write_results
+from measured import Arguments, keep, run
 
+from vardistill.bench import Bench, Budget, grid
+from vardistill.bench.named import evaluated
 from vardistill.config import TeacherConfig
-from vardistill.presets import DEMO, TEACHERS, learned_posterior
-from vardistill.teach import teach
+from vardistill.presets import DEMO, learned_posterior
 
+SAMPLES = 20_480
+OBJECTIVES = {"prior, batch candidates": evaluated(DEMO, 1500), "full": evaluated(learned_posterior("full"), 300)}
+TEACHERS = {
+    "empirical": TeacherConfig("empirical", teacher_samples=SAMPLES),
+    "learned": TeacherConfig("learned", teacher_samples=SAMPLES),
+}
 
-@dataclass(frozen=True)
-class Arguments:
-    """Equal minutes for every teacher and objective."""
-
-    minutes: float = 1.5
-    seeds: int = 2
-    samples: int = 20_480
-    jobs: int = 2
-    threads: int = 1
+BENCH = Bench(
+    "teachers",
+    f"MoG-40 with teachers made from {SAMPLES:,} samples",
+    lambda seeds: grid(OBJECTIVES, TEACHERS, seeds=seeds),
+    metrics=("log_density", "log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode"),
+    seeds=2,
+    budget=Budget("wall", 1.5),
+)
 
 
 def main(arguments: Arguments) -> None:
     """Run, print, and write results/mog40_teachers.json."""
-    objectives = {"prior, batch candidates": DEMO, "full": learned_posterior("full")}
-    cells = []
-    for seed in range(arguments.seeds):
-        fitted = fit(arguments.samples, seed)
-        kinds: tuple[Literal["empirical", "learned"], ...] = ("empirical", "learned")
-        for kind in kinds:
-            for name, config in objectives.items():
-                teacher = TeacherConfig(kind, fitted if kind == "learned" else None, arguments.samples)
-                config = limited(dataclasses.replace(config, teacher=teacher), arguments.minutes, seed)
-                cells.append(Cell(f"{kind}: {name}", seed, config))
-    rows = run_cells("mog40_teachers", cells, arguments.jobs, arguments.threads)
-    print_rows(f"MoG-40, {arguments.minutes:g} minutes on {arguments.threads} thread(s)", rows)
-    facts = {"minutes": arguments.minutes, "samples": arguments.samples}
-    write_results("mog40_teachers", rows, arguments.threads, arguments.jobs, **facts)
-
-
-def fit(samples: int, seed: int) -> Path:
-    """The folder of the learned teacher of this seed, fitted if it is not there."""
-    path = HERE / "runs" / "mog40_teachers" / f"teacher-{samples}-seed{seed}"
-    if not (path / "evaluation.json").exists():
-        teach(dataclasses.replace(TEACHERS["mog40"].config, samples=samples, seed=seed), path)
-    return path
+    keep("mog40_teachers", run(BENCH, arguments), lambda row: f"{row.teacher}: {row.objective}", samples=SAMPLES)
 
 
 if __name__ == "__main__":

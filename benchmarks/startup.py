@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from cells import write_results
+from measured import write_results
 
 
 def main() -> None:

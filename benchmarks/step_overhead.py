@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from cells import write_results
+from measured import write_results
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cells import HERE, spread
+from measured import HERE
+
+from vardistill.bench.results import spread
 
 PAGES = ("README.md", "docs/results.md", "benchmarks/README.md")
 Rows = dict[str, list[dict[str, Any]]]
@@ -98,6 +100,37 @@ def _time_and_memory(result: dict[str, Any]) -> str:
     return f"{time:,.{0 if time >= 100 else 1}f} ms, {f'{memory:,.0f}' if memory >= 1 else '< 1'} MiB"
 
 
+def bench(name: str, metrics: Iterable[str], **labels: str) -> str:
+    """The rows of a bench with these labels, as markdown; bold as `vardistill.bench.significance` has it."""
+    result = _load(f"bench-{name}")
+    rows = [row for row in result["rows"] if all(row[key] == value for key, value in labels.items())]
+    first = [key for key in ("problem", "teacher", "objective") if key not in labels]
+    first = [key for key in first if key == "objective" or len({row[key] for row in rows}) > 1]
+    known = {metric for cell in result["cells"] for metric in cell["values"]}
+    metrics = [metric for metric in metrics if metric in known]
+    head = [*(key if key != "objective" else "" for key in first), "seeds", *(HEADINGS.get(m, m) for m in metrics)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [cell["values"] for cell in result["cells"] if all(cell[k] == row[k] for k in ROW)]
+        texts = [_cell(metric, [values[metric] for values in cells if metric in values]) for metric in metrics]
+        texts = [f"**{t}**" if metric in row["best"] else t for metric, t in zip(metrics, texts, strict=True)]
+        lines.append("| " + " | ".join([*(row[key] for key in first), str(len(cells)), *texts]) + " |")
+    settings = result["settings"]
+    budget = settings["budget"]
+    spent = {"cpu": "minutes of processor time a cell", "wall": "minutes a cell", "steps": "steps a cell"}[
+        budget["kind"]
+    ]
+    where = result["environment"] | {"threads": settings["threads"], "runs at a time": settings["jobs"]}
+    amount = "" if budget["amount"] is None else f"{budget['amount']:g} {spent}. "
+    return "\n".join([*lines, "", f"{amount}{_where(where)}"])
+
+
+ROW = ("objective", "teacher", "problem")
+MOG40 = ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "dikl", "gap", "gradient_bias", "step")
+HIGH = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "energy_distance", "step")
+DIGITS = ("energy_distance_held_out", "precision", "recall", "log_mmd", "step")
+SNR = tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16"))
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "posteriors": posteriors,
@@ -105,6 +138,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "startup": startup,
     "energy": energy,
+    "mog40-true": lambda: bench("mog40", MOG40, teacher="true"),
+    "mog40-empirical": lambda: bench("mog40", MOG40, teacher="empirical"),
+    "mog40-learned": lambda: bench("mog40", MOG40, teacher="learned"),
+    "capacity": lambda: bench("posterior-capacity", ("gap", "diu", "dikl", "log_mmd", "modes_found", "step")),
+    "ablation": lambda: bench("varflow-ablation", ("log_density", "log_mmd", "mode_tv", "off_mode", "step")),
+    "teacher-quality": lambda: bench("teacher-quality", ("teacher_error", *MOG40[:5])),
+    "dimension": lambda: bench("dimension", HIGH, teacher="true"),
+    "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
+    "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
+    "variance": lambda: bench("variance", SNR),
 }
 
 HEADINGS = {
@@ -118,6 +161,10 @@ HEADINGS = {
     "diu": "DiU",
     "dikl": "DiKL",
     "gap": "gap",
+    "energy_distance": "energy distance",
+    "energy_distance_held_out": "energy distance to held-out",
+    "gradient_bias": "critic's bias / gradient",
+    "teacher_error": "teacher's score error",
     "step": "steps",
     "seconds": "seconds",
 }
@@ -144,7 +191,7 @@ def _cell(metric: str, values: list[float]) -> str:
         return ", ".join(f"{v:.2g}" for v in values)
     if metric in ("seconds", "step"):
         return f"{sum(values) / len(values):.0f}"
-    return spread(values).replace("-", "−")
+    return spread(values)
 
 
 def _where(environment: dict[str, Any]) -> str:

@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 
-from vardistill.config import Config, TeachConfig, TrainingConfig, from_dict, read, to_dict, write
+from vardistill.config import (
+    Config,
+    DiffInstructConfig,
+    GeneratorConfig,
+    LevelsConfig,
+    TeachConfig,
+    TrainingConfig,
+    VarDiUConfig,
+    VarDiUVarFlowConfig,
+    VarFlowConfig,
+    from_dict,
+    read,
+    to_dict,
+    write,
+)
 from vardistill.errors import UsageError
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS, Preset
@@ -41,6 +55,30 @@ def test_distributions_carry_their_kind(distribution: Any, tmp_path: Path) -> No
     teach = TeachConfig(distribution=distribution)
     write(teach, tmp_path / "config.yaml")
     assert read(TeachConfig, tmp_path / "config.yaml") == teach
+
+
+OBJECTIVES = [
+    VarDiUConfig(posterior="full", candidates=3, posterior_steps=2),
+    VarFlowConfig(beta=0.5, cross="paired", real="data"),
+    DiffInstructConfig(critic_steps=5, critic_start="teacher"),
+    VarDiUVarFlowConfig(VarDiUConfig(candidates="batch", pool=64), VarFlowConfig(beta=1.5), 2.0, 0.1, varflow_shared=4),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_carry_their_kind(objective: Any, tmp_path: Path) -> None:
+    config = Config(objective=objective, generator=GeneratorConfig(linear=True), levels=LevelsConfig(shared=8))
+    assert to_dict(config)["objective"]["kind"] == type(objective).__name__.removesuffix("Config")
+    write(config, tmp_path / "config.yaml")
+    assert read(Config, tmp_path / "config.yaml") == config
+
+
+def test_the_first_kind_is_what_is_left_out() -> None:
+    """Files that name no kind, as those of earlier versions, are of VarDiU and of log-normal levels."""
+    data = {"objective": {"candidates": "batch"}, "levels": {"distribution": {"base_start": 3.0}}}
+    config = from_dict(Config, data)
+    assert config.objective == VarDiUConfig(candidates="batch")
+    assert config.levels.distribution == LogNormal(base_start=3.0)
 
 
 def test_every_kind_of_value_survives_the_disk(tmp_path: Path) -> None:
@@ -85,9 +123,13 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
         ("training: 5", "config.yaml.training must be a mapping, but is 5"),
         ("objective: {candidates: some}", "config.yaml.objective.candidates must be int or .*batch"),
         ("levels: {distribution: {kind: LogNorml}}", "unknown kind .*'LogNorml': did you mean LogNormal?"),
-        ("levels: {distribution: {base_start: 1.0}}", "kind of config.yaml.levels.distribution .*known: .*LogNormal"),
+        ("objective: {kind: VarFlw}", "unknown kind of config.yaml.objective 'VarFlw': did you mean VarFlow?"),
+        ("objective: {kind: VarFlow, candidates: 3}", "unknown key in config.yaml.objective 'candidates'"),
+        ("objective: {kind: VarDiUVarFlow, vardiu: {beta: 1}}", "unknown key in config.yaml.objective.vardiu 'beta'"),
+        ("objective: {kind: VarFlow, real: dta}", "config.yaml.objective.real must be .*'data'.*, but is 'dta'"),
+        ("objective: batch", "config.yaml.objective must be a mapping, but is 'batch'"),
         ("levels: {distribution: {kind: EDM, rho: 1}}", "unknown key in config.yaml.levels.distribution 'rho'"),
-        ("levels: {distribution: 5}", "kind of config.yaml.levels.distribution"),
+        ("levels: {distribution: 5}", "config.yaml.levels.distribution must be a mapping, but is 5"),
         ("[]", "config.yaml must be a mapping"),
         ("", "config.yaml must be a mapping"),
         ("training: {steps: 5", "cannot read the configuration"),
@@ -110,7 +152,7 @@ POSITIVE = ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkp
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("name", [*POSITIVE, "max_minutes", "keep_checkpoints"])
+@pytest.mark.parametrize("name", [*POSITIVE, "max_minutes", "keep_checkpoints", "accumulate"])
 def test_numbers_of_a_run_must_be_positive(name: str, value: int, tmp_path: Path) -> None:
     refusal(f"^{name} must be (positive|at least 1).*, but is {value}", f"training: {{{name}: {value}}}", tmp_path)
 
@@ -130,7 +172,7 @@ def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "nearest"),
-    [("lr_schedule", "cosin", "cosine"), ("precision", "bf", "bf16"), ("tracker", "x", "")],
+    [("lr_schedule", "cosin", "cosine"), ("precision", "bf", "bf16"), ("tracker", "x", ""), ("clock", "gpu", "cpu")],
 )
 def test_choices_of_a_run_are_checked_without_a_file_too(name: str, value: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"unknown {name} '{value}': .*{nearest}"):
@@ -148,13 +190,20 @@ def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> Non
         ("generator", "depth", 0), ("generator", "width", -1), ("generator", "latent", 0),
         ("teacher", "teacher_samples", 0), ("teacher", "bandwidth", -1.0),
         ("objective", "candidates", -1), ("objective", "posterior_steps", 0), ("objective", "posterior_width", 0),
-        ("levels", "draws", 0),
+        ("objective", "pool", -1), ("generator", "fourier", -1), ("levels", "draws", 0), ("levels", "shared", -1),
+        ("objective", "beta", 0.0), ("objective", "beta", 2.0), ("objective", "real_samples", 0),
+        ("objective", "real_steps", 0), ("objective", "critic_steps", 0), ("objective", "critic_width", 0),
+        ("objective", "varflow_weight", 0.0), ("objective", "varflow_weight_end", -1.0),
+        ("objective", "varflow_shared", 0),
     ],
 )  # fmt: skip
 def test_numbers_of_the_parts_are_checked_before_anything_is_built(
     section: str, name: str, value: float, tmp_path: Path
 ) -> None:
-    refusal(f"^{name} must be .*, but is {value}", f"{section}: {{{name}: {value}}}", tmp_path)
+    kinds = {"beta": "VarFlow", "real": "VarFlow", "critic": "DiffInstruct", "varflow": "VarDiUVarFlow"}
+    kind = kinds.get(name.split("_")[0])
+    of_kind = f"kind: {kind}, " if kind else ""
+    refusal(f"^{name} must be .*, but is {value}", f"{section}: {{{of_kind}{name}: {value}}}", tmp_path)
 
 
 def test_configurations_do_not_import_torch() -> None:

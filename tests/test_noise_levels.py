@@ -298,6 +298,115 @@ def test_determined_by_rng() -> None:
     assert not torch.equal(draw(seed=1).t, draw(seed=2).t)
 
 
+every_kind_of_draw = pytest.mark.parametrize(("draws", "antithetic"), [(1, False), (3, False), (2, True), (4, True)])
+
+
+def shared_levels(shared: int, draws: int = 1, antithetic: bool = False, stratified: bool = False) -> NoiseLevels:
+    return NoiseLevels(VP(), LogNormal(), named_weight("sigma2"), draws, antithetic, stratified, shared)
+
+
+class TestSharedLevels:
+    @every_kind_of_draw
+    @stratified_or_not
+    def test_the_rows_of_a_group_share_a_level(self, draws: int, antithetic: bool, stratified: bool) -> None:
+        levels = shared_levels(4, draws, antithetic, stratified)
+        noise = levels.draw((2,), 12, 0.5, generator(), torch.float64)
+        assert noise.shared == 4
+        for v in (noise.t, noise.alpha, noise.sigma, noise.weight):
+            groups = noise.groups(v)
+            assert groups.shape == (4 * draws, 3)
+            assert torch.equal(groups, groups[:, :1].expand(-1, 3))
+        assert len(noise.t.unique()) == 4 * (draws // 2 if antithetic else draws)
+        latents = noise.groups(noise.rows(torch.arange(12)))
+        assert all(len(set(group.tolist())) == 3 for group in latents)
+        assert len(noise.eps.abs().unique()) == 2 * 12 * (draws // 2 if antithetic else draws)
+        if antithetic:
+            half = len(noise.t) // 2
+            assert torch.equal(noise.t[:half], noise.t[half:])
+            assert torch.equal(noise.eps[:half], -noise.eps[half:])
+
+    @every_kind_of_draw
+    @pytest.mark.parametrize("shape", [(), (2,), (3, 4)])
+    def test_ungroup_is_the_inverse_of_groups(self, shape: tuple[int, ...], draws: int, antithetic: bool) -> None:
+        noise = shared_levels(4, draws, antithetic).draw((1,), 12, 0.5, generator())
+        v = torch.randn(12 * draws, *shape, generator=generator(1))
+        assert noise.groups(v).shape == (4 * draws, 3, *shape)
+        assert torch.equal(noise.ungroup(noise.groups(v)), v)
+        rows = torch.arange(12 * draws)
+        for g, group in enumerate(noise.groups(rows)):
+            assert all(r // 12 == g // 4 and r % 12 % 4 == g % 4 for r in group.tolist())
+
+    @pytest.mark.parametrize("processes", [1, 2, 3])
+    @every_kind_of_draw
+    def test_shards_keep_the_groups(self, draws: int, antithetic: bool, processes: int) -> None:
+        """The shards' parts of a group, side by side, are the whole's."""
+        noise = shared_levels(2, draws, antithetic).draw((2,), 12, 0.5, generator(), torch.float64, real=True)
+        shards = [noise.shard(process, processes) for process in range(processes)]
+        assert all((shard.shared, shard.latents) == (2, 12 // processes) for shard in shards)
+        for name in ("t", "alpha", "sigma", "weight", "eps", "real_eps"):
+            parts = [shard.groups(getattr(shard, name)) for shard in shards]
+            assert torch.equal(torch.cat(parts, 1), noise.groups(getattr(noise, name)))
+
+    @stratified_or_not
+    def test_they_have_the_distributions_law(self, stratified: bool) -> None:
+        """Seed 0; by the DKW inequality the distance exceeds √(log(2/p)/2n) with probability p = 1e-5 at most."""
+        n = 20_000
+        noise = NoiseLevels(VE(1e-4, 1e3), LogNormal(broad=0.3), stratified=stratified, shared=n)
+        ratio = noise.draw((1,), 2 * n, 0.3, generator(), torch.float64).sigma[:n].sort().values
+        at, step = broad_cdf(ratio, 0.3), torch.arange(n + 1, dtype=torch.float64) / n
+        distance = torch.maximum((step[1:] - at).max(), (at - step[:-1]).max())
+        assert distance < math.sqrt(math.log(2 / 1e-5) / (2 * n))
+
+    def test_strata_are_as_many_as_levels(self) -> None:
+        levels = NoiseLevels(Rectified(), UniformTime(0.0, 1.0), draws=2, stratified=True, shared=4)
+        t = levels.draw((1,), 12, 0.0, generator(), torch.float64).t
+        assert (t.unique() * 8).floor().tolist() == list(range(8))
+
+    def test_a_batch_that_does_not_split_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="the batch must be divisible by the 4 shared levels, but is 10"):
+            shared_levels(4).draw((2,), 10, 0.5, generator())
+        with pytest.raises(UsageError, match="every row has a noise level of its own"):
+            draw().groups(torch.zeros(6))
+
+
+@every_kind_of_draw
+@stratified_or_not
+def test_levels_of_ones_own_are_drawn_as_they_ever_were(draws: int, antithetic: bool, stratified: bool) -> None:
+    """Bit for bit: u, then its strata's order, then ε, and nothing else unless real samples are asked for."""
+    levels = shared_levels(0, draws, antithetic, stratified)
+    rng = generator()
+    n = 6 * (draws // 2 if antithetic else draws)
+    u = torch.rand(n, generator=rng, dtype=torch.float64)
+    if stratified:
+        u = (torch.randperm(n, generator=rng) + u) / n
+    t = VP().time(LogNormal()(u.clamp(1e-7, 1 - 1e-7), 0.5, VP())).clamp(0, 1)
+    eps = torch.randn(n, 2, generator=rng, dtype=torch.float64)
+    after = torch.randn(5, generator=rng)
+    if antithetic:
+        t, eps = t.repeat(2), torch.cat([eps, -eps])
+    own = generator()
+    noise = levels.draw((2,), 6, 0.5, own, torch.float64)
+    assert torch.equal(noise.t, t)
+    assert torch.equal(noise.eps, eps)
+    assert noise.real_eps is None
+    assert torch.equal(torch.randn(5, generator=own), after)
+    with_real = levels.draw((2,), 6, 0.5, generator(), torch.float64, real=True)
+    assert torch.equal(with_real.eps, eps)
+    assert with_real.real_eps is not None
+    assert len(torch.cat([with_real.real_eps, eps]).abs().unique()) == 2 * (n + len(eps))
+
+
+def test_real_samples_are_noised_by_noise_of_their_own() -> None:
+    """y_t = α y + σ ε′ at the level of the row."""
+    noise = shared_levels(2, draws=2).draw((3,), 4, 0.5, generator(), torch.float64, real=True)
+    y = torch.randn(8, 3, generator=generator(1), dtype=torch.float64)
+    of_draw = Draw(y, y, noise, torch.nn.Identity(), real=y).real_t
+    for r in range(8):
+        assert noise.real_eps is not None
+        torch.testing.assert_close(of_draw[r], noise.alpha[r] * y[r] + noise.sigma[r] * noise.real_eps[r])
+    assert not torch.equal(noise.eps, noise.real_eps)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -315,6 +424,7 @@ def test_determined_by_rng() -> None:
         (lambda: named_weight("sigma"), "unknown weight 'sigma': did you mean .*sigma2"),
         (lambda: NoiseLevels(VE(), EDM(), draws=0), "draws must be at least 1, but is 0"),
         (lambda: NoiseLevels(VE(), EDM(), draws=3, antithetic=True), "even number .* draws=3"),
+        (lambda: NoiseLevels(VE(), EDM(), shared=-1), "shared must be 0 or the number of levels .*, but is -1"),
     ],
 )
 def test_mistakes(make: Callable[[], object], message: str) -> None:

@@ -16,7 +16,7 @@ from vardistill.config import Config, TrainingConfig
 from vardistill.errors import UsageError
 from vardistill.metrics import evaluate
 from vardistill.problems import PROBLEMS, MoG40
-from vardistill.report import duration, fixed, percent, significant, steps_per_second, write_report
+from vardistill.report import write_report
 from vardistill.runs import RunFolder
 
 N = 1000
@@ -303,20 +303,6 @@ def test_a_page_that_cannot_be_written(run: RunFolder) -> None:
     (run.path / "report.html").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
         write_report(run)
-
-
-def test_speed_is_the_median_between_lines() -> None:
-    lines = [{"step": step, "seconds": seconds} for step, seconds in ((100, 1.0), (200, 2.0), (300, 3.0), (400, 90.0))]
-    assert steps_per_second(lines) == 100.0
-    assert steps_per_second(lines[:1]) is None
-    assert steps_per_second([]) is None
-
-
-def test_numbers_are_easy_to_read() -> None:
-    assert [duration(v) for v in (4.26, 59.4, 3599, 3600 * 5.5)] == ["4.3 s", "59 s", "59 min 59 s", "5 h 30 min"]
-    assert [percent(v) for v in (0.00034, 0.0064, 0.25, 1.0)] == ["0.034 %", "0.64 %", "25.0 %", "100.0 %"]
-    assert [significant(v) for v in (1234.5, 0.00012345, -2.0)] == ["1,234", "0.000123", "−2"]
-    assert [fixed(2)(-8.5), fixed(3, signed=True)(0.05)] == ["−8.50", "+0.050"]
 
 
 def test_the_bound_and_its_gap_have_curves(run: RunFolder) -> None:

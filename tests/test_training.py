@@ -139,6 +139,29 @@ class TestStep:
         moved = {name for name, v in state(trainer).items() if not torch.equal(v, before[name])}
         assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random"}
 
+    @pytest.mark.parametrize("kind", ["diff-instruct", "learned"])
+    def test_the_critics_figures_are_those_of_the_last_update_that_reached_it(self, kind: str) -> None:
+        trainer = small_runs.trainer(kind, warmup=0.0)
+        losses, norms = [], []
+        critic_loss, optimizer = trainer.objective.critic_loss, trainer.optimizers["objective"]
+
+        def recorded(draw: Draw) -> Tensor:
+            loss = critic_loss(draw)
+            losses.append(float(loss.detach().mean()))
+            return loss
+
+        def measure(*ignored: Any) -> None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(float(nn.utils.get_total_norm(gradients)))
+
+        trainer.objective.critic_loss = recorded
+        optimizer.register_step_pre_hook(measure)
+        for _ in range(3):
+            trainer.advance(0.5)
+        assert len(norms) == 6  # two a step: of the critic, or of the critic and of all together
+        assert float(trainer.figures["critic_loss"]) == pytest.approx(losses[-1])
+        assert float(trainer.figures["grad_norm_objective"]) == pytest.approx(norms[-1]) != 0
+
     def test_rates_are_the_groups_own(self) -> None:
         trainer = small_runs.trainer("learned", lr=1e-2, auxiliary_lr=3e-3, lr_schedule="constant", warmup=0.2)
         for progress, share in ((0.1, 0.5), (0.7, 1.0)):
@@ -191,6 +214,35 @@ class TestStep:
         assert torch.equal(resumed.tied, resumed.layers[0].weight)
 
 
+class TestAccumulation:
+    @pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct"])
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_the_parts_of_a_batch_do_what_the_whole_does(self, kind: str, parts: int) -> None:
+        whole, _ = run_small(kind, clip=0.5)
+        in_parts, trainer = run_small(kind, clip=0.5, accumulate=parts)
+        for name, v in whole.items():
+            torch.testing.assert_close(in_parts[name], v, rtol=1e-10, atol=1e-10)
+        losses = [line["loss"] for line in trainer.history if line["kind"] == "train"]
+        assert all(math.isfinite(loss) for loss in losses)
+
+    def test_the_networks_see_a_part_at_a_time(self) -> None:
+        trainer = small_runs.trainer("learned", accumulate=4)
+        rows = []
+        trainer.generator.register_forward_hook(lambda module, inputs, x: rows.append(len(x)))
+        trainer.advance(0.5)
+        assert rows == [2] * 4 * 2
+
+    @pytest.mark.parametrize("kind", ["batch", "pool", "varflow", "sum"])
+    def test_losses_that_compare_rows_refuse_it(self, kind: str) -> None:
+        name = type(small_runs.objective(kind)).__name__
+        with pytest.raises(UsageError, match=f"{name} compares the rows of a batch, which accumulate=2 would part"):
+            small_runs.trainer(kind, accumulate=2)
+
+    def test_a_batch_that_does_not_split_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="batch must be divisible by 3, accumulate times processes, but is 8"):
+            small_runs.trainer("learned", accumulate=3)
+
+
 class TestNumbers:
     def test_the_seed_fixes_them(self) -> None:
         first, _ = run_small("learned", seed=3)
@@ -236,6 +288,7 @@ class TestNumbers:
         assert trainer.folder is not None
         assert trainer.folder.history() == trainer.history
         expected = {"loss", "bound", "grad_norm_generator", "grad_norm_objective", "lr", "skipped"}
+        expected |= {"cpu_seconds", "network_evaluations"}
         assert expected <= trainer.history[0].keys()
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert names == ["step-00000005", "step-00000010"]
@@ -432,7 +485,7 @@ class TestModes:
             torch.testing.assert_close(compiled[name], v, rtol=1e-8, atol=1e-8)
 
     def test_default_levels_scale_with_the_data(self, rng: torch.Generator) -> None:
-        small, large = (default_levels(small_runs.teacher(), std).distribution for std in (1.0, 10.0))
+        small, large = (default_levels(small_runs.teacher(), std, 2).distribution for std in (1.0, 10.0))
         u = torch.rand(100, generator=rng)
         torch.testing.assert_close(large(u, 0.3, VE()), 10 * small(u, 0.3, VE()))
 

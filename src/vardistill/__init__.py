@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from vardistill import generators as generators
     from vardistill import levels as levels
     from vardistill import metrics as metrics
+    from vardistill import networks as networks
     from vardistill import noise_levels as noise_levels
     from vardistill import objectives as objectives
     from vardistill import posteriors as posteriors
+    from vardistill import principal_axes as principal_axes
     from vardistill import problems as problems
     from vardistill import samplers as samplers
     from vardistill import schedules as schedules
@@ -51,9 +53,11 @@ _MODULES = (
     "generators",
     "levels",
     "metrics",
+    "networks",
     "noise_levels",
     "objectives",
     "posteriors",
+    "principal_axes",
     "problems",
     "samplers",
     "schedules",

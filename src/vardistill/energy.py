@@ -12,8 +12,9 @@ At β ≤ 1 coincident points have no gradient; they get 0, as they have above. 
 processor's cache. The gradients for g = 1 are taken along with the values: they give all of x's, and all of y's where g
 is the same in every row of a group, as for a mean; for another g, y's pairs are visited again. Memory is linear in K.
 
-Up to eight dimensions differences are taken directly. Above, ‖x − y‖² is expanded into a matrix product about the mean
-of a group's points; a block with pairs near enough to cancel in single precision is computed in double.
+Few pairs in few dimensions are left to `torch.cdist`. Up to eight dimensions differences are taken directly. Above,
+‖x − y‖² is expanded into a matrix product about the mean of a group's points; a block with pairs near enough to cancel
+in single precision is computed in double.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def mean_distances(x: Tensor, points: Tensor, beta: float = 1.0, own: int | None
         x, points = x.detach(), points.detach()
     dtype = torch.promote_types(torch.promote_types(x.dtype, points.dtype), torch.float32)
     a, b = (v.to(dtype).reshape(-1, *v.shape[-2:]) for v in (x, points))
-    sums: Tensor = _Sums.apply(a, b, beta, own, own == 0 and _same(x, points))  # type: ignore[no-untyped-call]
+    if a.shape[2] <= DIRECT and a.shape[:2].numel() * b.shape[1] <= BLOCK**2:
+        sums = _small_sums(a, b, beta)
+    else:
+        sums = _Sums.apply(a, b, beta, own, own == 0 and _same(x, points))  # type: ignore[no-untyped-call]
     return sums.reshape(x.shape[:-1]) / (points.shape[-2] - (own is not None))
 
 
@@ -115,6 +119,16 @@ def _check_points(x: Tensor, points: Tensor, own: int | None) -> None:
 
 def _shapes(x: Tensor, y: Tensor) -> str:
     return f"{tuple(x.shape)} and {tuple(y.shape)}"
+
+
+def _small_sums(x: Tensor, y: Tensor, beta: float) -> Tensor:
+    """s (G, K) by `torch.cdist`; coincident points, own ones among them, add neither value nor gradient."""
+    with torch.autocast(x.device.type, enabled=False):
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    if beta == 1:
+        return distance.sum(2)
+    tiny = torch.finfo(distance.dtype).tiny
+    return distance.clamp_min(tiny).pow(beta).where(distance > 0, 0).sum(2)
 
 
 def _same(x: Tensor, points: Tensor) -> bool:

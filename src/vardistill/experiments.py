@@ -44,8 +44,9 @@ from vardistill.problems import Problem
 from vardistill.processes import alone, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run
+from vardistill.steps import check_accumulation, check_batch
 from vardistill.teach import load_teacher, teach, teacher_errors
-from vardistill.training import Evaluate, Run, Trainer, check_batch
+from vardistill.training import Evaluate, Run, Trainer
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
@@ -91,7 +92,9 @@ def check(config: Config, problem: Problem) -> None:
     else:
         stand_in = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    check_batch(config.training.batch, processes, build_objective(config, problem, stand_in), levels)
+    objective = build_objective(config, problem, stand_in)
+    check_batch(config.training.batch, processes, objective, levels)
+    check_accumulation(config.training, processes, objective)
     find_device(config.training.device)
 
 
@@ -137,7 +140,6 @@ def problem_metrics(config: Config, problem: Problem, objective: Objective, stud
     The samples are the averaged generator's; divergence, bound and critic are those of the `student` in training,
     whose auxiliary networks they are.
     """
-
     teacher_error: dict[str, float] = {}
 
     def measure(average: Generator) -> dict[str, float]:
@@ -156,7 +158,7 @@ def problem_metrics(config: Config, problem: Problem, objective: Objective, stud
 
 
 def student_divergence(objective: Objective, student: Generator, rng: torch.Generator, n: int) -> dict[str, float]:
-    """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it; empty where it has no exact value."""
+    """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it; empty where it is not exact."""
     teacher = objective.teacher
     if not isinstance(teacher, DensityDenoiser) or math.prod(student.latent_shape) > LARGEST_LATENT:
         return {}
@@ -199,7 +201,7 @@ def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed:
 
 
 def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: int) -> None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`, where they have exact values."""
+    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`, where they are exact."""
     few_latents = math.prod(student.latent_shape) <= LARGEST_LATENT
     for part in objective.parts:
         if few_latents and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):

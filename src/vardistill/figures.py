@@ -181,7 +181,7 @@ def _window(truth: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _plane(ax: Axes, title: str) -> Axes:
-    _bare(ax)
+    bare(ax)
     ax.set_aspect("equal")
     ax.set_title(title, **TITLE)
     return ax
@@ -219,7 +219,7 @@ def quality_figure(curve: Curve, standard: Standard | None, scale: Scale = "line
         ax.axhline(known[0], color=TRUTH, linewidth=1.2)
     marker = "o" if len(values) < 40 else ""
     ax.plot(curve.steps, values, color=STUDENT, linewidth=1.8, marker=marker, markersize=3)
-    _ticks(ax, scale)
+    ticks(ax, scale)
     return figure
 
 
@@ -232,7 +232,7 @@ def noisy_figure(curve: Curve, floor: float | None = None) -> Figure:
     ax.plot(curve.steps, curve.values, color=STUDENT, linewidth=0.8, alpha=0.4)
     ax.plot(curve.steps, running_median(curve.values), color=STUDENT, linewidth=1.8)
     ax.set_ylim(*_limits(curve.values, known, log=False))
-    _ticks(ax)
+    ticks(ax)
     return figure
 
 
@@ -247,7 +247,7 @@ def levels_figure(low: Curve, middle: Curve, high: Curve, scales: Mapping[str, f
         ax.annotate(
             name, (1, scale), (-2, 3), ax.get_yaxis_transform(), "offset points", ha="right", fontsize=8, color=MUTED
         )
-    _ticks(ax, "log")
+    ticks(ax, "log")
     return figure
 
 
@@ -264,7 +264,7 @@ def lines_figure(curves: Mapping[str, Curve], log: bool = False) -> Figure:
         ax.legend(loc="best", fontsize=8.5, frameon=False, labelcolor=INK)
     if not log:
         ax.set_ylim(bottom=0)
-    _ticks(ax, "log" if log else "linear")
+    ticks(ax, "log" if log else "linear")
     return figure
 
 
@@ -285,14 +285,14 @@ def gap_figure(bound: Mapping[str, NDArray[np.float64]]) -> Figure:
     left.legend(loc="best", fontsize=9, frameon=False, labelcolor=INK)
     _errors(right, ordered, "gap", ASTRAY, "gap")
     for ax, title in ((left, "Bound and diffusive KL (nats)"), (right, "Gap: bound − KL (nats)")):
-        _bare(ax)
+        bare(ax)
         ax.set_title(title, loc="left", fontsize=10, color=INK)
         ax.axhline(0, color=RULE, linewidth=0.8, zorder=0)
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.xaxis.set_major_formatter(FuncFormatter(plain))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("noise level σ/α", fontsize=9, color=MUTED)
-        _ticks(ax)
+        ticks(ax)
     return figure
 
 
@@ -307,26 +307,27 @@ def _chart(curve: Curve) -> tuple[Figure, Axes]:
     """An empty chart with steps below and the clock above."""
     figure = Figure(figsize=(3.9, 2.35), layout="constrained")
     ax = figure.add_subplot()
-    _bare(ax)
+    bare(ax)
     end = max(float(curve.steps[-1]), 1.0)
     ax.set_xlim(0, 1.015 * end)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.xaxis.set_major_formatter(FuncFormatter(_plain))
+    ax.xaxis.set_major_formatter(FuncFormatter(plain))
     ax.set_xlabel("steps", fontsize=9, color=MUTED, labelpad=1)
     seconds = float(curve.seconds[-1])
     unit, name = next(((u, n) for u, n in ((3600.0, "h"), (60.0, "min")) if seconds > 2 * u), (1.0, "s"))
-    ticks = [v for v in MaxNLocator(5).tick_values(0, seconds / unit) if 0 <= v * unit <= seconds]
+    marks = [v for v in MaxNLocator(5).tick_values(0, seconds / unit) if 0 <= v * unit <= seconds]
     clock = ax.twiny()
-    _bare(clock)
+    bare(clock)
     clock.spines["bottom"].set_visible(False)
     clock.set_xlim(0, 1.015 * end)
-    along = np.interp([v * unit for v in ticks], [0.0, *curve.seconds], [0.0, *curve.steps])
-    clock.set_xticks(along, [f"{v:g} {name}" for v in ticks])
+    along = np.interp([v * unit for v in marks], [0.0, *curve.seconds], [0.0, *curve.steps])
+    clock.set_xticks(along, [f"{v:g} {name}" for v in marks])
     clock.tick_params(pad=0)
     return figure, ax
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Axes of two thin lines on the page's own ground."""
     ax.set_facecolor("none")
     for spine in ax.spines.values():
         spine.set_color(RULE)
@@ -334,19 +335,21 @@ def _bare(ax: Axes) -> None:
     ax.tick_params(colors=MUTED, labelsize=8.5, length=3, width=0.8, color=RULE)
 
 
-def _ticks(ax: Axes, scale: Scale = "linear") -> None:
+def ticks(ax: Axes, scale: Scale = "linear") -> None:
+    """A few ticks of the vertical axis, with lines across."""
     if scale in ("log", "share"):
         low, high = ax.get_ylim()
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,), numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=scale == "count"))
-    ax.yaxis.set_major_formatter(FuncFormatter(_percent if scale == "share" else _plain))
+    ax.yaxis.set_major_formatter(FuncFormatter(_percent if scale == "share" else plain))
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
 
 
-def _plain(v: float, position: int | None = None) -> str:
+def plain(v: float, position: int | None = None) -> str:
+    """A number on an axis: short, with a minus sign that is one."""
     if v and not 1e-2 <= abs(v) < 1e5:
         mantissa, exponent = f"{v:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")

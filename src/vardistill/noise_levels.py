@@ -134,11 +134,12 @@ class Draw:
         return self.noise.real_t(self.real)
 
     def under(self, noise: Noise) -> Draw:
-        """The same latents and real samples under another noise; row tensors (eta, batch) stay behind."""
+        """The same latents, real samples and conditions under another noise; candidates (eta) stay behind."""
         n = noise.latents
         real = None if self.real is None else noise.rows(self.real[:n])
         z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
-        return replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch={}, other_noise=())
+        batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
+        return replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=())
 
 
 Weight = Callable[[Tensor, Tensor], Tensor]

@@ -41,6 +41,11 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a loss has reached any of the optimiser's parameters."""
+    return any(p.grad is not None for p in _parameters(optimizer))
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` and return the norm before."""
     return nn.utils.clip_grad_norm_(_parameters(optimizer), largest)

@@ -39,54 +39,61 @@ class Scale:
 
     Attributes:
         dimension: d of the data.
-        largest: their standard deviation.
-        smallest: the standard deviation of their finest structure.
+        blurring: noise that makes one mode of all. In two dimensions modes have near neighbours; above, all points are
+            far apart, and it is half of two points' distance, √(d/2) times the data's standard deviation.
+        finest: the standard deviation of the finest structure.
     """
 
     dimension: int
-    largest: float
-    smallest: float
+    blurring: float
+    finest: float
 
 
 SCALES: dict[ProblemName, Scale] = {
-    "mog40": Scale(2, 23.08, 1.31),
-    "mog9": Scale(2, 4.11, 0.5),
-    "moons": Scale(2, 0.712, 0.1),
-    "mixture2": Scale(2, 14.4, 1.0),
-    "mixture8": Scale(8, 9.06, 1.0),
-    "mixture32": Scale(32, 4.87, 1.0),
-    "mixture128": Scale(128, 4.52, 1.0),
-    "digits": Scale(64, 0.541, 0.15),
+    "mog40": Scale(2, 15.0, 1.31),
+    "mog9": Scale(2, 3.0, 0.5),
+    "moons": Scale(2, 0.5, 0.1),
+    "mixture2": Scale(2, 10.0, 1.0),
+    "mixture8": Scale(8, 18.0, 1.0),
+    "mixture32": Scale(32, 19.5, 1.0),
+    "mixture128": Scale(128, 36.0, 1.0),
+    "digits": Scale(64, 3.1, 0.15),
 }
 """Every problem's, rounded."""
+
+HIGH_BATCH = 256
+"""Latents per step above two dimensions, where networks see more and steps cost more."""
 
 
 def adapted(config: Config, problem: ProblemName) -> Config:
     """A configuration for MoG-40 with its noise levels in proportion to another problem's scales.
 
-    Above two dimensions the student has a latent for every one, starts as a linear map, and has no Fourier features.
+    Above two dimensions the student has a latent for every one, starts as a linear map and has no Fourier features;
+    batches are smaller, their groups as large as before.
     """
     scale, reference = SCALES[problem], SCALES["mog40"]
-    large, small = scale.largest / reference.largest, scale.smallest / reference.smallest
-    levels = config.levels.distribution
-    if isinstance(levels, LogNormal):
-        levels = replace(
-            levels,
-            base_start=levels.base_start * large,
-            base_end=levels.base_end * small,
-            sigma_min=levels.sigma_min * small,
-            broad_min=levels.broad_min * small,
-            broad_max=levels.broad_max * large,
+    large, small = scale.blurring / reference.blurring, scale.finest / reference.finest
+    levels, generator, training = config.levels, config.generator, config.training
+    if isinstance(levels.distribution, LogNormal):
+        moved = replace(
+            levels.distribution,
+            base_start=levels.distribution.base_start * large,
+            base_end=levels.distribution.base_end * small,
+            sigma_min=levels.distribution.sigma_min * small,
+            broad_min=levels.distribution.broad_min * small,
+            broad_max=levels.distribution.broad_max * large,
         )
-    generator = config.generator
+        levels = replace(levels, distribution=moved)
     if scale.dimension > 2:
         generator = replace(generator, latent=scale.dimension, linear=True, fourier=0)
-    return replace(config, problem=problem, generator=generator, levels=replace(config.levels, distribution=levels))
+        levels = replace(levels, shared=levels.shared * HIGH_BATCH // training.batch)
+        training = replace(training, batch=HIGH_BATCH)
+    return replace(config, problem=problem, generator=generator, levels=levels, training=training)
 
 
 def teacher_fit(problem: ProblemName) -> TeachConfig:
     """A perceptron denoiser, its noise levels around the problem's finest structure."""
-    base = 1.15 * SCALES[problem].smallest
+    base = 1.15 * SCALES[problem].finest
     return TeachConfig(problem=problem, distribution=LogNormal(base_start=base, base_end=base, spread=1.4))
 
 
@@ -142,10 +149,13 @@ VARDIU_VARFLOW = replace(
 
 
 def learned_posterior_varflow(posterior: PosteriorName) -> Config:
-    """`learned_posterior` with VarFlow beside it."""
+    """`learned_posterior` with VarFlow beside it, first above it: in many dimensions VarDiU alone loses modes."""
     base = learned_posterior(posterior)
     assert isinstance(base.objective, VarDiUConfig)
-    return replace(base, objective=VarDiUVarFlowConfig(vardiu=base.objective))
+    objective = VarDiUVarFlowConfig(
+        vardiu=base.objective, varflow_weight=30.0, varflow_weight_end=3.0, varflow_shared=4
+    )
+    return replace(base, objective=objective)
 
 
 def diff_instruct(critic_steps: int) -> Config:

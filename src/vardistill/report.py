@@ -1,140 +1,29 @@
 """The page of a run: one HTML file with its figures inside, which opens without a network.
 
-It shows what the run folder holds (`runs`), reads files only, and leaves out what is not there. Beyond what
-training writes it looks for `evaluation.json` (final metrics), `samples.npz` (array `samples`) and `bound.json`
-(the fields of `metrics.BoundGap`). A run folder may come from somebody else: whatever its files say is escaped,
-and the page's own policy allows neither scripts nor requests.
+It shows what the run folder holds (`contents`), reads files only, and leaves out what is not there. A run folder may
+come from somebody else: whatever its files say is escaped.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import torch
-import yaml
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vardistill import figures
+from vardistill.contents import LINE, Contents, read, steps_per_second
 from vardistill.errors import UsageError
-from vardistill.figures import Curve, Scale, is_finite, svg
-from vardistill.metrics.modes import OFF_SHARE, mode_radius
-from vardistill.problems import PROBLEMS, Problem
+from vardistill.figures import Curve, is_finite
+from vardistill.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
+from vardistill.metrics.modes import mode_radius
+from vardistill.pages import card, document, grid, masthead, pairs, scroll_table, swatch
+from vardistill.problems import Problem
 from vardistill.runs import RunFolder
-from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall, standards
+from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
 from vardistill.warning_signs import Sign, signs
-
-SAMPLES = 10_000
-"""Per evaluation, where neither the samples nor the configuration tell."""
-
-BOUND_FIELDS = ("ratio", "diu", "dikl", "gap", "diu_error", "dikl_error", "gap_error")
-
-UNREADABLE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
-)  # fmt: skip
-"""What truncated and foreign files raise."""
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What the page may load: pictures and styles in itself."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown.
-
-    Attributes:
-        title: in the page.
-        show: a value.
-        truth: what true samples score, where there is no `Standard`.
-        meaning: in half a line.
-        scale: of its axis.
-    """
-
-    title: str
-    show: Callable[[float], str]
-    meaning: str
-    truth: str = ""
-    scale: Scale = "linear"
-
-
-def fixed(digits: int, signed: bool = False) -> Callable[[float], str]:
-    """Formats with this many decimals and a minus sign that is one."""
-    return lambda v: f"{v:{'+' if signed else ''},.{digits}f}".replace("-", "−")
-
-
-def significant(v: float) -> str:
-    """Three significant digits."""
-    return f"{v:,.0f}" if 1000 <= abs(v) < 1e7 else f"{v:.3g}".replace("-", "−")
-
-
-def percent(v: float) -> str:
-    """A share, with two significant digits below 10 %."""
-    return f"{100 * v:.2g} %" if abs(v) < 0.1 else f"{100 * v:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the two largest that matter."""
-    whole = round(seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-METRICS = {
-    "log_density": Metric("Mean log-density", fixed(3), "of the samples under the target, in nats"),
-    "log_density_gap": Metric(
-        "Log-density gap", fixed(3, signed=True), "its difference to the target's own mean, in nats"
-    ),
-    "log_mmd": Metric("log-MMD", fixed(2), "logarithm of the biased MMD² to as many true samples"),
-    "mmd2_unbiased": Metric("MMD², unbiased", significant, "of either sign at the target", "0 in the mean"),
-    "mmd_p_value": Metric(
-        "Two-sample p-value",
-        fixed(3),
-        f"permutation test of MMD²; below {LEVEL:g} it tells the two apart",
-        "uniform in (0, 1)",
-    ),
-    "energy_distance": Metric(
-        "Energy distance", significant, "to as many true samples, unbiased estimate", "0 in the mean"
-    ),
-    "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass", scale="count"),
-    "off_mode": Metric(
-        "Samples off the modes",
-        percent,
-        f"farther from every mode than all but {percent(OFF_SHARE)} of its own mass",
-        scale="share",
-    ),
-    "mode_tv": Metric("Mode total variation", fixed(3), "half the sum of the errors of the modes' masses", scale="log"),
-    "energy_distance_held_out": Metric(
-        "Energy distance, held out", significant, "to the held-out data, unbiased estimate"
-    ),
-    "precision": Metric("Precision", percent, "samples within the held-out data's 5-nearest-neighbour manifold"),
-    "recall": Metric("Recall", percent, "held-out data within the samples' 5-nearest-neighbour manifold"),
-    "diu": Metric("Bound, DiU", fixed(3), "upper bound on the diffusive KL, nats, over a few noise levels", "0"),
-    "dikl": Metric("Diffusive KL", fixed(3), "of the noisy student from the noisy target, nats, by quadrature", "0"),
-    "gap": Metric(
-        "Gap, DiU − DiKL", fixed(4), "what the bound gives away, in nats; large where the posterior lags", "0"
-    ),
-}
-
-SHARES = ("off_mode", "precision", "recall")
-"""Metrics that are shares, shown in per cent."""
-
-LINE = ("kind", "step", "seconds")
-"""What every line of metrics has."""
 
 CHARTS = (
     "log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "energy_distance_held_out", "precision", "recall",
@@ -148,61 +37,6 @@ GRADES = {
     Grade.FAR: ("far", "✕ far", "Far from the target"),
 }
 """Class in the page, mark of a metric, heading of a run."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a run folder holds, and what follows from it.
-
-    Attributes:
-        name: of the folder.
-        train: lines of metrics.
-        evals: lines of metrics.
-        config_text: the configuration as written, "" without.
-        config: the same, parsed; {} without.
-        environment: versions and hardware.
-        final: metrics at the end.
-        measured: whether `final` comes from `evaluation.json`, not from the last evaluation during training.
-        samples: (n, *data) or None.
-        bound: the fields of `metrics.BoundGap`, or None.
-        problem: the target, or None.
-        truth: what as many true samples score.
-    """
-
-    name: str
-    train: list[dict[str, Any]]
-    evals: list[dict[str, Any]]
-    config_text: str
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    final: dict[str, float]
-    measured: bool
-    samples: Tensor | None
-    bound: dict[str, NDArray[np.float64]] | None
-    problem: Problem | None
-    truth: dict[str, Standard]
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """All lines of metrics."""
-        return self.train + self.evals
-
-    @property
-    def steps(self) -> int:
-        """Updates done."""
-        return max((int(line["step"]) for line in self.lines), default=0)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent."""
-        return max((float(line["seconds"]) for line in self.lines), default=0.0)
-
-    def setting(self, *keys: str) -> Any:
-        """A value of the configuration, None where it is not there."""
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
 
 
 def write_report(run: RunFolder, problem: Problem | None = None) -> Path:
@@ -227,104 +61,13 @@ def write_report(run: RunFolder, problem: Problem | None = None) -> Path:
     return path
 
 
-def read(run: RunFolder, problem: Problem | None = None) -> Contents:
-    """Everything that the page shows; see `write_report`."""
-    lines = [line for line in _read(run.metrics, lambda _: run.history(), []) if _is_line(line)]
-    config_text = _read(run.config, lambda path: path.read_text(encoding="utf-8"), "")
-    config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
-    if problem is None and config.get("problem") in list(PROBLEMS):
-        problem = PROBLEMS[config["problem"]]()
-    samples = _read(run.path / "samples.npz", _samples, None)
-    evaluation = _mapping(_read(run.path / "evaluation.json", _json, {}))
-    evals = [line for line in lines if line.get("kind") == "eval"]
-    last = {key: v for key, v in evals[-1].items() if key not in LINE} if evals else {}
-    drawn = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
-    n = evaluation.pop("samples", None) or drawn
-    final = {name: float(v) for name, v in (evaluation or last).items() if is_finite(v)}
-    n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
-    return Contents(
-        name=run.path.resolve().name,
-        train=[line for line in lines if line.get("kind") == "train"],
-        evals=evals,
-        config_text=config_text,
-        config=config,
-        environment=_mapping(_read(run.environment, _json, {})),
-        final=final,
-        measured=bool(evaluation),
-        samples=samples,
-        bound=_bound(_read(run.path / "bound.json", _json, None)),
-        problem=problem,
-        truth={} if problem is None else standards(problem, n),
-    )
-
-
-def _read(path: Path, reader: Callable[[Path], Any], default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        return reader(path)
-    except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"cannot read {path}: {reason}") from error
-
-
-def _samples(path: Path) -> Tensor:
-    with path.open("rb") as file, np.load(file) as arrays:
-        samples = torch.from_numpy(arrays["samples"]).float()
-    if samples.ndim < 2:
-        raise ValueError(f"samples must have shape (n, *data), but have {tuple(samples.shape)}")
-    return samples
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _mapping(v: object) -> dict[str, Any]:
-    return {str(key): value for key, value in v.items()} if isinstance(v, dict) else {}
-
-
-def _is_line(line: object) -> bool:
-    return isinstance(line, dict) and is_finite(line.get("step")) and is_finite(line.get("seconds"))
-
-
-def _bound(table: object) -> dict[str, NDArray[np.float64]] | None:
-    """The fields of a gap's table, (L,) each; None where one is missing or makes no sense."""
-    try:
-        columns = np.stack([np.array(_mapping(table)[name], dtype=np.float64) for name in BOUND_FIELDS])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    sensible = columns.ndim == 2 and columns.size and (np.abs(columns) <= figures.LARGEST).all()
-    if not sensible or (columns[0] <= 0).any() or (columns[4:] < 0).any():
-        return None
-    return dict(zip(BOUND_FIELDS, columns, strict=True))
-
-
 def page(run: Contents) -> str:
     """The page."""
-    style = files("vardistill").joinpath("report.css").read_text(encoding="utf-8")
-    sections = (header, headline, warnings, samples, quality, bound, optimisation, table, settings)
+    sections = (header, headline, warnings, samples, quality, bound, optimisation, all_metrics, settings)
     body = "\n".join(section(run) for section in sections)
     version = run.environment.get("vardistill")
     made = f"vardistill {version}" if version else "vardistill"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(run.name)} · vardistill</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Made by {escape(made)} from the files of the run; this page loads nothing.</footer>
-</main>
-</body>
-</html>
-"""
+    return document(run.name, body, f"Made by {made} from the files of the run; this page loads nothing.")
 
 
 def header(run: Contents) -> str:
@@ -342,9 +85,7 @@ def header(run: Contents) -> str:
         "processor": run.environment.get("accelerator") or run.environment.get("processor"),
         "threads": run.environment.get("threads"),
     }
-    items = "".join(f"<li>{name} <b>{escape(str(v))}</b></li>" for name, v in facts.items() if v is not None)
-    title = f'<p class="kind">One-step generator</p>\n<h1>{escape(run.name)}</h1>'
-    return f'{title}\n<ul class="facts">{items}</ul>'
+    return masthead("One-step generator", run.name, facts)
 
 
 def headline(run: Contents) -> str:
@@ -386,11 +127,6 @@ def summary(run: Contents) -> str:
         told = "tells them from true samples" if v["mmd_p_value"] < LEVEL else "cannot tell them from true samples"
         sentence += f" A two-sample test {told} (p = {v['mmd_p_value']:.3f})."
     return sentence
-
-
-def sentence_case(words: str) -> str:
-    """With a capital letter and a full stop, where there is anything."""
-    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def notes(run: Contents) -> list[str]:
@@ -453,9 +189,8 @@ def warnings(run: Contents) -> str:
         return ""
     body = '<p class="note">None at the end of the run.</p>'
     if found:
-        head = "<tr><th>Sign</th><th>Since step</th><th>Value</th><th>Threshold</th><th>What it means</th></tr>"
-        rows = "".join(warning_row(sign) for sign in found)
-        body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+        headings = ("Sign", "Since step", "Value", "Threshold", "What it means")
+        body = scroll_table((warning_row(sign) for sign in found), headings)
     return f'<h2>Warning signs</h2>\n<div class="card">{body}</div>'
 
 
@@ -504,7 +239,7 @@ def quality(run: Contents) -> str:
     cards = []
     for name, curve in curves.items():
         if curve is not None:
-            metric = METRICS.get(name, Metric(name, significant, ""))
+            metric = metric_of(name)
             figure = figures.quality_figure(curve, run.truth.get(name), metric.scale)
             cards.append(card(metric.title, figure, sentence_case(metric.meaning)))
     if not cards:
@@ -593,21 +328,20 @@ def skipped_chart(run: Contents) -> str:
     return card("Skipped steps", figures.lines_figure({"skipped": curve}), caption)
 
 
-def table(run: Contents) -> str:
+def all_metrics(run: Contents) -> str:
     """All final metrics, and how the grades are made."""
     if not run.final:
         return ""
     graded = grades(run.final, run.truth)
     names = [n for n in METRICS if n in run.final] + sorted(set(run.final) - set(METRICS))
-    rows = "".join(table_row(run, name, graded.get(name)) for name in names)
-    head = "<tr><th>Metric</th><th>Student</th><th>True samples</th><th></th><th></th></tr>"
-    body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    rows = (metric_row(run, name, graded.get(name)) for name in names)
+    body = scroll_table(rows, ("Metric", "Student", "True samples", "", ""))
     return f'<h2>All metrics</h2>\n<div class="card">{body}{rules(graded, run.truth) if graded else ""}</div>'
 
 
-def table_row(run: Contents, name: str, g: Grade | None) -> str:
+def metric_row(run: Contents, name: str, g: Grade | None) -> str:
     """One metric."""
-    metric = METRICS.get(name, Metric(name, significant, ""))
+    metric = metric_of(name)
     kind, mark, _ = GRADES[g] if g is not None else ("none", "", "")
     return (
         f'<tr><th scope="row">{escape(metric.title)}</th><td class="number">{metric.show(run.final[name])}</td>'
@@ -656,35 +390,3 @@ def settings(run: Contents) -> str:
         columns.append(f'<div class="card"><h3>Configuration</h3><pre>{text}</pre></div>')
     body = f'<div class="grid columns">{"".join(columns)}</div>'
     return f"<h2>How it was made</h2>\n{body}" if columns else ""
-
-
-def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:
-    """The median over the stretches between lines of metrics; None with fewer than two lines."""
-    marks = np.array([(line["step"], line["seconds"]) for line in train], dtype=np.float64).reshape(-1, 2)
-    steps, seconds = np.diff(marks, axis=0).T
-    kept = (seconds > 0) & (steps > 0)
-    return float(np.median(steps[kept] / seconds[kept])) if kept.any() else None
-
-
-def card(title: str, figure: Figure, caption: str, label: str = "") -> str:
-    """A figure with its title and, as HTML, its caption; one without a title is broad and has a label."""
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    foot = f'<p class="note">{caption}</p>' if caption else ""
-    kind = "card" if title else "card broad"
-    return f'<div class="{kind}">{head}{svg(figure, label or title)}{foot}</div>'
-
-
-def grid(cells: Iterable[str]) -> str:
-    """Cards side by side, as many as there is room for."""
-    return f'<div class="grid">{"".join(cells)}</div>'
-
-
-def swatch(name: str) -> str:
-    """A dot in one of the colours of the figures."""
-    return f'<span class="swatch {name}"></span>'
-
-
-def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values as a table."""
-    body = "".join(f'<tr><td class="note">{escape(name)}</td><td>{escape(v)}</td></tr>' for name, v in rows)
-    return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'

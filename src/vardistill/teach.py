@@ -35,7 +35,9 @@ ERROR_SAMPLES = 4096
 
 
 def teach(config: TeachConfig, out: Path) -> Preconditioned:
-    """Fit a network denoiser to `config.samples` points of the problem, or to all its data, and keep it in the run folder `out`.
+    """Fit a network denoiser to the problem and keep it in the run folder `out`.
+
+    The data are all that the problem has or, where it is a distribution, `config.samples` points of it.
 
     Each step takes a batch of the data, noises it and lowers the EDM-weighted denoising error; the result is the moving
     average of the weights. `evaluation.json` holds its errors, see `teacher_errors`.

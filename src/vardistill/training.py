@@ -11,17 +11,12 @@ sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ,
 from __future__ import annotations
 
 import copy
-import json
 import math
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,31 +24,29 @@ from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from vardistill import checkpoints
+from vardistill.bookkeeping import Books, StopRequest
 from vardistill.clock import Clock
 from vardistill.config import TrainingConfig
-from vardistill.data import Samples, StoredSamples, check_samples
+from vardistill.data import Samples
 from vardistill.denoisers import Denoiser, check_denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
-from vardistill.noise_levels import Draw, Noise, NoiseLevels, named_weight
+from vardistill.noise_levels import Draw, NoiseLevels, named_weight
 from vardistill.objectives import Objective, VarDiU
-from vardistill.optimisers import adam, adam_state, clip_gradients, learning_rate
+from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
 from vardistill.posteriors import Prior
 from vardistill.processes import alone, several_on_cpu
-from vardistill.runs import RunFolder, create, environment
+from vardistill.runs import RunFolder, create
 from vardistill.schedules import VE
-from vardistill.warning_signs import Watch
+from vardistill.steps import Drawn, Step, check_accumulation, check_batch, check_schedules, real_samples
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
-
-LIVE_FIGURES = ("loss", "bound", "log_density", "log_mmd", "modes_found")
 
 
 class Interrupted(Exception):
@@ -81,75 +74,13 @@ class Run:
     path: Path | None = None
 
 
-class Drawn(NamedTuple):
-    """The random part of a step; see `Draw`. Here z and real have N entries, and eta is (K, G, N, *latent)."""
+def default_levels(denoiser: Denoiser | None, data_std: float, dimension: int, shared: int = 0) -> NoiseLevels:
+    """Half the levels anneal from √(2d) to 0.05 standard deviations σ_d of the data, half stay log-uniform in between.
 
-    z: Tensor
-    noise: Noise
-    eta: Tensor | None
-    pool: Tensor | None
-    real: Tensor | None
-    progress: float
-    other_noise: tuple[Noise, ...]
-
-    def shard(self, part: int, parts: int) -> Drawn:
-        """The `part`-th of `parts` equal, contiguous parts of the latents and of all that goes with them."""
-
-        def share(v: Tensor | None, axis: int = 0) -> Tensor | None:
-            return None if v is None else v.tensor_split(parts, axis)[part]
-
-        return self._replace(
-            z=self.z.tensor_split(parts)[part],
-            noise=self.noise.shard(part, parts),
-            eta=share(self.eta, axis=2),
-            pool=share(self.pool),
-            real=share(self.real),
-            other_noise=tuple(noise.shard(part, parts) for noise in self.other_noise),
-        )
-
-    def complete(self, x: Tensor, generator: Callable[[Tensor], Tensor]) -> Draw:
-        """The draw with the latents' samples x (N, *data)."""
-        return Draw(
-            self.noise.rows(self.z),
-            self.noise.rows(x),
-            self.noise,
-            generator,
-            None if self.eta is None else self.eta.flatten(1, 2),
-            self.pool,
-            real=None if self.real is None else self.noise.rows(self.real.to(x)),
-            progress=self.progress,
-            other_noise=self.other_noise,
-        )
-
-
-class Step(nn.Module):
-    """The differentiable part of a step as one module, so that a wrapper sees each parameter's use."""
-
-    def __init__(self, generator: Generator, objective: Objective, precision: str) -> None:
-        super().__init__()
-        self.generator = generator
-        self.objective = objective
-        self.mixed = precision == "bf16"
-
-    def forward(self, drawn: Drawn, critic: bool) -> Tensor:
-        """The mean loss over this process's rows."""
-        with torch.set_grad_enabled(not critic):
-            x = self._generate(drawn.z)
-        draw = drawn.complete(x, self._generate)
-        loss = self.objective.critic_loss(draw) if critic else self.objective.generator_loss(draw)
-        if loss.shape != draw.noise.t.shape:
-            raise UsageError(f"an objective returns one value per row, ({len(draw.z)},), but got {tuple(loss.shape)}")
-        return loss.mean()
-
-    def _generate(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.mixed):
-            x: Tensor = self.generator(z)
-        return x.to(z.dtype)
-
-
-def default_levels(denoiser: Denoiser | None, data_std: float, shared: int = 0) -> NoiseLevels:
-    """Half the levels anneal from 2 to 0.05 standard deviations of the data, half stay log-uniform between the two."""
-    largest, smallest = 2 * data_std, 0.05 * data_std
+    √(2d) σ_d is what two points of the data are apart: noise of that size blurs all modes into one, in any dimension.
+    Shared levels are for energy distances, whose gradient is of one size at every level: their weight is 1.
+    """
+    largest, smallest = math.sqrt(2 * dimension) * data_std, 0.05 * data_std
     annealed = LogNormal(
         base_start=largest,
         base_end=smallest,
@@ -160,7 +91,8 @@ def default_levels(denoiser: Denoiser | None, data_std: float, shared: int = 0) 
         broad_max=largest,
     )
     schedule = VE() if denoiser is None else denoiser.schedule
-    return NoiseLevels(schedule, annealed, named_weight("sigma2_linear", data_std), stratified=True, shared=shared)
+    weight = named_weight("one" if shared else "sigma2_linear", data_std)
+    return NoiseLevels(schedule, annealed, weight, stratified=True, shared=shared)
 
 
 def distill(
@@ -204,7 +136,8 @@ def distill(
         objective = VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
     if levels is None:
         shared = math.gcd(training.batch, training.batch // 2, 8) if objective.compares_groups else 0
-        levels = default_levels(objective.teacher, float(getattr(generator, "data_std", 1.0)), shared)
+        data_std, dimension = float(getattr(generator, "data_std", 1.0)), math.prod(generator.data_shape)
+        levels = default_levels(objective.teacher, data_std, dimension, shared)
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
@@ -237,7 +170,7 @@ class Trainer:
             for some in (levels, *objective.other_levels):
                 check_schedules(objective.teacher, some)
             check_denoiser(objective.teacher, generator.data_shape, parameter)
-        self.data = _real_samples(data, objective, generator, parameter)
+        self.data = real_samples(data, objective, generator, parameter)
         if training.compile:
             for module in (generator, *(child for part in objective.parts for child in part.children())):
                 module.compile()
@@ -253,26 +186,29 @@ class Trainer:
         self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
-        self.live: dict[str, str] = {}
-        self.history: list[dict[str, Any]] = []
-        self.watch = Watch()
-        self.stop_requested = False
+        self.books, self.stop = Books(folder, self.accelerator), StopRequest(self.accelerator)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics."""
+        return self.books.history
 
     def run(self, resume: bool = False) -> Run:
         """Train to the last step or to the end of the budget, and return the result."""
         if resume:
             self._restore()
-        elif self.folder is not None and self.accelerator.is_main_process:
-            facts = environment() | {"processes": self.accelerator.num_processes}
-            self.folder.environment.write_text(json.dumps(facts, indent=2))
+        else:
+            self.books.begin()
         self.clock.start()
-        with self._graceful_interrupt(), self._trackers(), self._progress_bar() as bar:
+        with self.stop.heeded(), self.books.opened(self.step, self.config.steps):
             progress = self.clock.progress(self.step)
             while progress < 1:
                 self.advance(progress)
                 progress = self.clock.progress(self.step)
-                self._keep_books(progress, bar)
-                bar.update()
+                if self._due(progress):
+                    with self.clock.paused():
+                        self._keep_books(progress)
+                self.books.bar.update()
         return self._finish()
 
     def advance(self, progress: float) -> None:
@@ -290,7 +226,9 @@ class Trainer:
     def update(self, progress: float, critic: bool) -> None:
         """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""
         loss = self._backward(self.draw(progress), critic)
-        stepping = {name: o for name, o in self.optimizers.items() if name == "objective" or not critic}
+        stepping = {
+            name: o for name, o in self.optimizers.items() if has_gradient(o) and (name == "objective" or not critic)
+        }
         norms = {name: clip_gradients(optimizer, self.config.clip) for name, optimizer in stepping.items()}
         not_finite = self._not_finite(loss, *norms.values())
         for optimizer in stepping.values():
@@ -299,8 +237,8 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.skipped += not_finite
-        if not critic:
-            self.figures = {"loss": loss, **{f"grad_norm_{name}": norm for name, norm in norms.items()}}
+        self.figures |= {"critic_loss" if critic else "loss": loss}
+        self.figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
     def _backward(self, drawn: Drawn, critic: bool) -> Tensor:
         """Add up the gradients of this process's share of the step, part by part, and return its mean loss."""
@@ -346,23 +284,17 @@ class Trainer:
         for a, b in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             a.copy_(b)
 
-    def _keep_books(self, progress: float, bar: tqdm[None]) -> None:
-        """Log, evaluate and save where this step is due, and stop where that was asked for."""
-        if not self._due(progress):
-            return
-        with self.clock.paused():
-            self._keep_due_books(progress, bar)
-
     def _due(self, progress: float) -> bool:
         every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)
-        return progress >= 1 or self.stop_requested or any(n and self.step % n == 0 for n in every)
+        return progress >= 1 or self.stop.made or any(n and self.step % n == 0 for n in every)
 
-    def _keep_due_books(self, progress: float, bar: tqdm[None]) -> None:
+    def _keep_books(self, progress: float) -> None:
+        """Log, evaluate and save where this step is due, and stop where that was asked for."""
         last = progress >= 1
         if last or self.step % self.config.log_every == 0:
-            self._log(progress, bar)
+            self._log(progress)
         if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
-            self._evaluate(bar)
+            self._evaluate()
         stopping = not last and self._stopping()
         if last or stopping or self.step % self.config.checkpoint_every == 0:
             self._save()
@@ -371,18 +303,14 @@ class Trainer:
 
     def _stopping(self) -> bool:
         """Whether a stop was asked for; several processes agree on it where they log, and so wait, anyway."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.step % self.config.log_every:
-            return False
-        wishes = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(wishes, "sum") > 0)
+        together = self.accelerator.num_processes == 1 or self.step % self.config.log_every == 0
+        return together and self.stop.agreed()
 
-    def _log(self, progress: float, bar: tqdm[None]) -> None:
+    def _log(self, progress: float) -> None:
         values = self._values(progress) | {"lr": self.config.lr * learning_rate(self.config, progress)}
         values |= {"progress": progress, "skipped": float(self.skipped)}
-        self._warn({"step": self.step, **values}, bar)
-        self._record("train", values, bar)
+        self.books.warn(self.step, values)
+        self._record("train", values)
         skipped = float(self.skipped) - self.skipped_before
         if skipped > self.config.max_skipped:
             self._save()
@@ -392,18 +320,9 @@ class Trainer:
                 "smallest noise level"
             )
 
-    def _warn(self, line: dict[str, float], bar: tqdm[None]) -> None:
-        """Tell of signs that are new, and name those that are there in the progress bar."""
-        for sign in self.watch.observe(line):
-            if self.accelerator.is_main_process:
-                bar.write(f"warning: {sign}", file=sys.stderr)
-        self.live.pop("sign", None)
-        if signs := self.watch.signs:
-            self.live["sign"] = ",".join(sign.name for sign in signs)
-
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
-        """The last update's figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
+        """The last updates' figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
         with _evaluation_mode(self.generator, self.objective):
             draw = self._diagnostic_draw(progress)
             tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
@@ -430,23 +349,15 @@ class Trainer:
             self.rng = rng
         return drawn.complete(self.generator(drawn.z), self.generator)
 
-    def _evaluate(self, bar: tqdm[None]) -> None:
+    def _evaluate(self) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
             with alone(), _evaluation_mode(self.generator):
                 values = {name: float(v) for name, v in self.evaluate(self.average).items()}
-            self._record("eval", values, bar)
+            self._record("eval", values)
 
-    def _record(self, kind: str, values: dict[str, float], bar: tqdm[None]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        seconds = self.clock.elapsed()
-        values = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": self._evaluations()} | values
-        self.history.append({"kind": kind, "step": self.step, "seconds": seconds, **values})
-        if self.folder is not None:
-            self.folder.log(kind, self.step, seconds, values)
-            self.accelerator.log({f"{kind}/{name}": v for name, v in values.items()}, step=self.step)
-        self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
-        bar.set_postfix(self.live, refresh=False)
+    def _record(self, kind: str, values: dict[str, float]) -> None:
+        costs = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": self._evaluations()}
+        self.books.record(kind, self.step, self.clock.elapsed(), costs | values)
 
     def _evaluations(self) -> float:
         """Rows that went through a network so far, forward: generator, teacher and auxiliary networks."""
@@ -491,10 +402,7 @@ class Trainer:
                 v.copy_(state.tensors[section][name])
         self.step, self.skipped_before = state.step, float(self.skipped)
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(state.tensors["counters"]["cpu_seconds"])
-        if self.accelerator.is_main_process:
-            self.folder.rewind(self.step)
-            self.history = self.folder.history()
-            self.watch = Watch(self.history)
+        self.books.resume(self.step)
 
     def _finish(self) -> Run:
         generator = self.average.eval()
@@ -502,45 +410,6 @@ class Trainer:
             save_generator(generator, self.folder.generator)
         self.accelerator.wait_for_everyone()
         return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
-
-    @contextmanager
-    def _trackers(self) -> Iterator[None]:
-        """Start the trackers, and write out what they hold however the run ends."""
-        if self.folder is not None:
-            self.accelerator.init_trackers("logs")
-        try:
-            yield
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-
-    def _progress_bar(self) -> tqdm[None]:
-        """Steps and live figures; few lines where they end in a file."""
-        hidden = not self.accelerator.is_local_main_process
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, mininterval=interval)
-
-    @contextmanager
-    def _graceful_interrupt(self) -> Iterator[None]:
-        """Finish the step under way on the first SIGINT or SIGTERM.
-
-        A second one stops a run of one process at once; launchers of several pass the first one on twice.
-        """
-
-        def request(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested and self.accelerator.num_processes == 1:
-                raise KeyboardInterrupt
-            self.stop_requested = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def save_generator(generator: Generator, path: Path) -> None:
@@ -550,63 +419,6 @@ def save_generator(generator: Generator, path: Path) -> None:
     else:
         path.mkdir(exist_ok=True)
         save_model(generator, str(path / "model.safetensors"))
-
-
-def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
-    """Raise UsageError unless the noise levels follow the teacher's schedule."""
-    if teacher.schedule != levels.schedule:
-        raise UsageError(
-            f"the teacher's schedule is {teacher.schedule}, but the noise levels' is {levels.schedule}: "
-            "give both the same, or wrap the teacher in vardistill.denoisers.reschedule"
-        )
-
-
-def check_batch(batch: int, processes: int, objective: Objective, levels: NoiseLevels) -> None:
-    """Raise UsageError unless the batch splits evenly and is large enough for the objective."""
-    for name, latents in (("batch", batch), ("pool", objective.pool_latents)):
-        if latents % processes:
-            raise UsageError(f"{name} must be divisible by the {processes} processes, but is {latents}")
-    if batch < objective.smallest_batch:
-        name = type(objective).__name__
-        raise UsageError(f"{name} needs a batch of at least {objective.smallest_batch}, but batch={batch}")
-    if objective.compares_groups and not levels.shared:
-        raise UsageError(f"{type(objective).__name__} compares groups of one level: share the levels, e.g. shared=8")
-    for shared in {some.shared for some in (levels, *objective.other_levels)} - {0}:
-        if batch % (shared * processes):
-            raise UsageError(
-                f"batch must be divisible by {shared * processes}, shared levels times processes, but is {batch}"
-            )
-        if batch // shared < 2:
-            raise UsageError(f"groups need at least 2 latents each, but batch={batch} has {shared} shared levels")
-
-
-def check_accumulation(training: TrainingConfig, processes: int, objective: Objective) -> None:
-    """Raise UsageError unless the batch splits into the parts, and no row's loss depends on the others."""
-    parts = training.accumulate * processes
-    if training.accumulate > 1 and objective.smallest_batch > 1:
-        raise UsageError(
-            f"{type(objective).__name__} compares the rows of a batch, which accumulate={training.accumulate} would "
-            "part: set accumulate=1"
-        )
-    if training.batch % parts:
-        raise UsageError(f"batch must be divisible by {parts}, accumulate times processes, but is {training.batch}")
-
-
-def _real_samples(
-    data: Samples | Tensor | None, objective: Objective, generator: Generator, like: Tensor
-) -> Samples | None:
-    """Where an objective that needs real samples has them from; None for the others."""
-    if not objective.needs_real:
-        return None
-    if data is None:
-        raise UsageError(
-            f"{type(objective).__name__} compares with real samples: give data, a tensor of them or a function "
-            "(vardistill.data.teacher_samples makes some of a teacher)"
-        )
-    if isinstance(data, Tensor):
-        data = StoredSamples(data.to(like))
-    check_samples(data, generator.data_shape, like.device)
-    return data
 
 
 @contextmanager

@@ -159,7 +159,7 @@ RULES = (
         column("skipped"),
         0.0,
         "updates were skipped, as their loss or gradient was not finite",
-        "Lower lr or clip, or raise the smallest noise level.",
+        "Lower lr or clip, or raise the smallest level.",
         warm_up=0.0,
         window=1,
     ),

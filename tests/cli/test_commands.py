@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vardistill.bench.named import BENCHES
 from vardistill.cli import main as cli
 from vardistill.presets import PRESETS, TEACHERS
 from vardistill.runs import RunFolder
@@ -131,7 +132,10 @@ def test_other_teachers(teacher: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "mog40-vardiu"])
 def test_every_preset_trains(preset: str, tmp_path: Path) -> None:
-    words = ["--steps", "2", "--eval-samples", "300", "--width", "16", "--posterior-width", "16", "--batch", "32"]
+    words = ["--steps", "2", "--eval-samples", "300", "--width", "16", "--batch", "32"]
+    for width in ("posterior_width", "critic_width"):
+        if hasattr(PRESETS[preset].config.objective, width):
+            words += [f"--{width.replace('_', '-')}", "16"]
     assert cli.run(["train", preset, *words, "--tracker", "none", "--out", str(tmp_path / "run")]) == 0
 
 
@@ -158,10 +162,12 @@ def test_help_does_not_import_torch(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["list"])
     out = capsys.readouterr().out
-    assert all(name in out for name in (*PRESETS, *TEACHERS, "nsf", "learned", "cosine", "PowerLaw"))
+    assert all(
+        name in out for name in (*PRESETS, *TEACHERS, *BENCHES, "nsf", "learned", "cosine", "PowerLaw", "mode-loss")
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_the_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None
         (["train", "mog40-vardiu", "--teacher", "perfect"], "'perfect'"),
         (["train", "mog40-vardiu", "--sigma-min", "5", "--sigma-max", "2"], "sigma_min must be positive and below"),
         (["train", "mog40-vardiu", "--draws", "3", "--antithetic"], "antithetic pairs need an even number"),
-        (["train", "mog40-vardiu", "--batch", "1"], "need a batch of at least 2"),
+        (["train", "mog40-vardiu", "--batch", "1"], "VarDiU needs a batch of at least 2"),
         (["train", "mog40-vardiu", "--posterior", "full"], "come from the prior"),
         (["train", "mog40-vardiu-gaussian", "--posterior", "mixture", "--candidates", "4"], "reparameterised"),
         (["train", "mog40-vardiu", "--device", "cuda:9"], "there is no device 'cuda:9' here"),

@@ -9,7 +9,6 @@ import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from vardistill import figures
 from vardistill.bench.cells import Row, load
 from vardistill.bench.results import COSTS, Result, Results, table
 from vardistill.bench.significance import RULE
-from vardistill.report import METRICS, POLICY, Metric, card, grid, pairs, significant
+from vardistill.formats import Metric, metric_of
+from vardistill.pages import card, document, grid, masthead, pairs, scroll_table
 
 PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
 """Of the objectives; further ones begin anew with dashes."""
@@ -42,35 +42,15 @@ td b { font-weight: 700; } td.number { font-weight: 400; }
 .samples img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
 """
 
+FOOTER = "Made by vardistill from the files of the bench; this page loads nothing."
+
 
 def page(results: Results, folder: Path) -> str:
     """The page of these results, which lie in `folder`."""
     sections = [header(results), quality(results, folder), failures(results), curves(results), extra(results)]
     sections += [samples(results, folder), settings(results)]
-    return document(results.bench.name, "\n".join(section for section in sections if section))
-
-
-def document(title: str, body: str) -> str:
-    """A whole page, in the style of a run's."""
-    style = files("vardistill").joinpath("report.css").read_text(encoding="utf-8") + STYLE
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)} · vardistill</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Made by vardistill from the files of the bench; this page loads nothing.</footer>
-</main>
-</body>
-</html>
-"""
+    body = "\n".join(section for section in sections if section)
+    return document(results.bench.name, body, FOOTER, STYLE)
 
 
 def header(results: Results) -> str:
@@ -84,14 +64,12 @@ def header(results: Results) -> str:
         "threads of each": results.settings.threads,
         "processor": results.environment.get("accelerator") or results.environment.get("processor"),
     }
-    items = "".join(f"<li>{name} <b>{escape(str(v))}</b></li>" for name, v in facts.items() if v is not None)
-    name, about = escape(results.bench.name), escape(results.bench.about)
-    return f'<p class="kind">Bench</p>\n<h1>{name}</h1>\n<p>{about}</p>\n<ul class="facts">{items}</ul>'
+    return masthead("Bench", results.bench.name, facts, results.bench.about)
 
 
-def metric_of(name: str) -> Metric:
+def shown(name: str) -> Metric:
     """How a metric or a cost is shown."""
-    return METRICS.get(name, Metric(COST_TITLES.get(name, name), significant, ""))
+    return metric_of(name, COST_TITLES.get(name, ""))
 
 
 def quality(results: Results, folder: Path) -> str:
@@ -100,18 +78,16 @@ def quality(results: Results, folder: Path) -> str:
     if not rows:
         return '<div class="card"><p class="note">No cell is finished yet.</p></div>'
     known = {*results.bench.metrics, *COSTS}
-    titles = [metric_of(name).title if name in known else name for name in headings] + ["runs"]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = ""
+    titles = [shown(name).title if name in known else name for name in headings] + ["runs"]
+    lines = []
     for row, entries in rows.items():
         fields = "".join(
             f'<td class="number">{f"<b>{escape(entry.text)}</b>" if entry.best else escape(entry.text)}</td>'
             for entry in entries[1:]
         )
         links = " ".join(link(result, folder) for result in results.rows[row])
-        body += f'<tr><th scope="row">{escape(entries[0].text)}</th>{fields}<td class="plain">{links}</td></tr>'
-    shown = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return f'<h2>Results</h2>\n<div class="card">{shown}<p class="note">{escape(RULE)}</p></div>'
+        lines.append(f'<tr><th scope="row">{escape(entries[0].text)}</th>{fields}<td class="plain">{links}</td></tr>')
+    return f'<h2>Results</h2>\n<div class="card">{scroll_table(lines, titles)}<p class="note">{escape(RULE)}</p></div>'
 
 
 def link(result: Result, folder: Path) -> str:
@@ -144,13 +120,13 @@ def curves(results: Results) -> str:
         for group, rows in groups.items():
             if (figure := curve_figure(metric, rows, colours, axes_of(results))) is not None:
                 where = f"{', '.join(group)}: " if len(groups) > 1 else ""
-                cards.append(card("", figure, caption(where, metric), f"{where}{metric_of(metric).title}"))
+                cards.append(card("", figure, caption(where, metric), f"{where}{shown(metric).title}"))
     return "<h2>Quality over training</h2>\n" + "\n".join(cards) if cards else ""
 
 
 def caption(where: str, metric: str) -> str:
     """A figure's, as HTML."""
-    known = metric_of(metric)
+    known = shown(metric)
     meaning = f" ({known.meaning})" if known.meaning else ""
     left_out = " Values of 0 and less have no place on its axis." if is_log(metric) else ""
     return f"{escape(where)}<b>{escape(known.title)}</b>{escape(meaning)}; a line for every seed.{left_out}"
@@ -158,7 +134,7 @@ def caption(where: str, metric: str) -> str:
 
 def is_log(metric: str) -> bool:
     """Whether the axis of a metric is logarithmic."""
-    return metric in POSITIVE or metric_of(metric).scale in ("log", "share")
+    return metric in POSITIVE or shown(metric).scale in ("log", "share")
 
 
 def axes_of(results: Results) -> list[str]:
@@ -187,14 +163,14 @@ def curve_figure(
             colour, marker = PALETTE[i % len(PALETTE)], "o" if len(xy) < 40 else ""
             axes[cost].plot(*xy.T, style, color=colour, label=label, linewidth=1.4, alpha=0.85, marker=marker, ms=2.5)
     for cost, ax in axes.items():
-        figures._bare(ax)
+        figures.bare(ax)
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(FuncFormatter(figures._plain))
+        ax.xaxis.set_major_formatter(FuncFormatter(figures.plain))
         ax.set_xlabel(COST_TITLES[cost].lower(), fontsize=9, color=figures.MUTED)
         if is_log(metric):
             ax.set_yscale("log")
-        figures._ticks(ax, "log" if is_log(metric) else metric_of(metric).scale)
+        figures.ticks(ax, "log" if is_log(metric) else shown(metric).scale)
     axes[present[-1]].legend(loc="best", fontsize=8.5, frameon=False, labelcolor=figures.INK)
     return figure
 

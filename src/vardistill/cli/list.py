@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
+from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
 from vardistill.config import (
     Config,
@@ -19,20 +20,26 @@ from vardistill.config import (
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS
 from vardistill.schedules import SCHEDULES
+from vardistill.warning_signs import RULES
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Presets, objectives, problems, teachers, posteriors."""
+    """Presets, benches, objectives, problems, teachers, posteriors."""
 
 
 def main(arguments: list[str]) -> int:
     """Print the names."""
     parse(Arguments, arguments, "list", "What there is to choose from.")
-    for title, presets in (("presets", PRESETS), ("teacher presets", TEACHERS)):
+    described = {
+        "presets": {name: preset.about for name, preset in PRESETS.items()},
+        "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
+        "benches": {name: bench.about for name, bench in BENCHES.items()},
+    }
+    for title, abouts in described.items():
         print(f"{title}:")
-        for name, preset in presets.items():
-            print(f"  {name:<24}{preset.about}")
+        for name, about in abouts.items():
+            print(f"  {name:<24}{about}")
     choices: dict[str, Any] = {
         "problems": _options(Config, "problem"),
         "objectives": [kind_of(kind) for kind in typing.get_args(typing.get_args(ObjectiveConfig)[0])],
@@ -45,6 +52,7 @@ def main(arguments: list[str]) -> int:
         ],
         "weights": _options(LevelsConfig, "weight"),
         "activations": _options(GeneratorConfig, "activation"),
+        "warning signs": list(dict.fromkeys(rule.name for rule in RULES)),
     }
     for title, names in choices.items():
         print(f"{title}: {', '.join(names)}")

@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "measure a run's generator against its problem",
     "bench": "compare objectives, teachers and posteriors side by side, over seeds, under one budget",
     "report": "write a run's or a bench's report.html anew",
-    "list": "presets, objectives, problems, teachers, posteriors, ...",
+    "list": "presets, benches, objectives, problems, teachers, posteriors, ...",
 }
 
 HELP = "\n".join(

@@ -10,7 +10,7 @@ from pathlib import Path
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.config import Config, read
 from vardistill.errors import UsageError, unknown
-from vardistill.presets import PRESETS
+from vardistill.presets import PRESETS, SCALES, adapted
 
 USAGE = "\n".join(
     [
@@ -91,7 +91,18 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
         raise UsageError("train needs a preset before its flags; `vardistill train --help` lists them")
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return name, PRESETS[name].config, rest
+    config = PRESETS[name].config
+    problem = _problem(rest)
+    return name, adapted(config, problem) if problem in SCALES and problem != config.problem else config, rest
+
+
+def _problem(words: list[str]) -> str | None:
+    """What `--problem` says, which the noise levels to start from depend on."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--problem":
+            return value or after
+    return None
 
 
 def _resume(rest: list[str]) -> int:

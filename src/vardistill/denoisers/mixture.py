@@ -108,9 +108,10 @@ class GaussianMixture(nn.Module):
         return mean
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """(n, d) samples of the clean mixture."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=rng)
-        eps = torch.randn(n, self.means.shape[1], generator=rng, device=rng.device, dtype=self.means.dtype)
+        """(n, d) samples of the clean mixture, on its device; `rng` may be on another."""
+        device = self.means.device
+        k = torch.multinomial(self.weights.to(rng.device), n, replacement=True, generator=rng).to(device)
+        eps = torch.randn(n, self.means.shape[1], generator=rng, device=rng.device, dtype=self.means.dtype).to(device)
         return self.means[k] + self.components.colour(eps, k)
 
     def _scales(self, x_t: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:

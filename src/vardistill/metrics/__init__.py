@@ -1,6 +1,7 @@
 """How far samples, and bounds, are from what they should be."""
 
-from vardistill.metrics.bound import BoundGap, bound_gap
+from vardistill.metrics.bound import BoundGap, bound_gap, diffusive_kl
+from vardistill.metrics.critic import CriticBias, critic_bias
 from vardistill.metrics.density import log_density, log_density_gap
 from vardistill.metrics.energy_distance import energy_distance
 from vardistill.metrics.evaluate import evaluate
@@ -11,9 +12,12 @@ from vardistill.metrics.precision_recall import PrecisionRecall, precision_recal
 __all__ = [
     "MMD",
     "BoundGap",
+    "CriticBias",
     "ModeStatistics",
     "PrecisionRecall",
     "bound_gap",
+    "critic_bias",
+    "diffusive_kl",
     "energy_distance",
     "evaluate",
     "log_density",

@@ -81,8 +81,7 @@ class DiffInstruct(Objective):
 
     @torch.no_grad()
     def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
-        """The critic's loss, per dimension and over the teacher's; the estimated Fisher divergence E w ‖s_ψ − s_T‖²."""
-        d = draw.x[0].numel()
+        """The critic's loss over the teacher's; the estimated Fisher divergence E w ‖s_ψ − s_T‖²."""
         fisher = draw.noise.weight * self.score_difference(draw).flatten(1).pow(2).sum(1)
         own, teachers = (self._denoising_loss(denoiser, draw).mean() for denoiser in (self.critic, self.teacher))
-        return {"critic_loss": own / d, "critic_lag": own / teachers, "fisher": fisher.mean()}
+        return {"critic_lag": own / teachers, "fisher": fisher.mean()}

@@ -1,4 +1,4 @@
-r"""VarFlow: the energy distance between the noisy marginals of student and data.
+r"""VarFlow: the energy distance between the noisy marginals of student and data (Shao, Xia, Ren, Wang & Xiao).
 
 For x_t^S = α_t g_θ(z) + σ_t ε and x_t^T = α_t y + σ_t ε′, y ~ p_d, all K of a group at the same t,
 

@@ -1,0 +1,183 @@
+"""What a run folder holds, and what follows from it, for the page of the run.
+
+Beyond what training writes (`runs`) it looks for `evaluation.json` (final metrics), `samples.npz` (array `samples`) and
+`bound.json` (the fields of `metrics.BoundGap`). Every file may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vardistill.errors import UsageError
+from vardistill.figures import LARGEST, is_finite
+from vardistill.problems import PROBLEMS, Problem
+from vardistill.runs import RunFolder
+from vardistill.verdict import Standard, standards
+
+SAMPLES = 10_000
+"""Per evaluation, where neither the samples nor the configuration tell."""
+
+BOUND_FIELDS = ("ratio", "diu", "dikl", "gap", "diu_error", "dikl_error", "gap_error")
+
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
+)  # fmt: skip
+"""What truncated and foreign files raise."""
+
+LINE = ("kind", "step", "seconds")
+"""What every line of metrics has."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a run folder holds, and what follows from it.
+
+    Attributes:
+        name: of the folder.
+        train: lines of metrics.
+        evals: lines of metrics.
+        config_text: the configuration as written, "" without.
+        config: the same, parsed; {} without.
+        environment: versions and hardware.
+        final: metrics at the end.
+        measured: whether `final` comes from `evaluation.json`, not from the last evaluation during training.
+        samples: (n, *data) or None.
+        bound: the fields of `metrics.BoundGap`, or None.
+        problem: the target, or None.
+        truth: what as many true samples score.
+    """
+
+    name: str
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    config_text: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    final: dict[str, float]
+    measured: bool
+    samples: Tensor | None
+    bound: dict[str, NDArray[np.float64]] | None
+    problem: Problem | None
+    truth: dict[str, Standard]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines of metrics."""
+        return self.train + self.evals
+
+    @property
+    def steps(self) -> int:
+        """Updates done."""
+        return max((int(line["step"]) for line in self.lines), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent."""
+        return max((float(line["seconds"]) for line in self.lines), default=0.0)
+
+    def setting(self, *keys: str) -> Any:
+        """A value of the configuration, None where it is not there."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def read(run: RunFolder, problem: Problem | None = None) -> Contents:
+    """Everything that the page of a run shows.
+
+    Args:
+        run: the folder; every file in it is optional.
+        problem: the target; default the one that the configuration names.
+
+    Raises:
+        UsageError: for files that cannot be read.
+    """
+    lines = [line for line in _read(run.metrics, lambda _: run.history(), []) if _is_line(line)]
+    config_text = _read(run.config, lambda path: path.read_text(encoding="utf-8"), "")
+    config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+    if problem is None and config.get("problem") in list(PROBLEMS):
+        problem = PROBLEMS[config["problem"]]()
+    samples = _read(run.path / "samples.npz", _samples, None)
+    evaluation = _mapping(_read(run.path / "evaluation.json", _json, {}))
+    evals = [line for line in lines if line.get("kind") == "eval"]
+    last = {key: v for key, v in evals[-1].items() if key not in LINE} if evals else {}
+    drawn = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
+    n = evaluation.pop("samples", None) or drawn
+    final = {name: float(v) for name, v in (evaluation or last).items() if is_finite(v)}
+    n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
+    return Contents(
+        name=run.path.resolve().name,
+        train=[line for line in lines if line.get("kind") == "train"],
+        evals=evals,
+        config_text=config_text,
+        config=config,
+        environment=_mapping(_read(run.environment, _json, {})),
+        final=final,
+        measured=bool(evaluation),
+        samples=samples,
+        bound=_bound(_read(run.path / "bound.json", _json, None)),
+        problem=problem,
+        truth={} if problem is None else standards(problem, n),
+    )
+
+
+def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:
+    """The median over the stretches between lines of metrics; None with fewer than two lines."""
+    marks = np.array([(line["step"], line["seconds"]) for line in train], dtype=np.float64).reshape(-1, 2)
+    steps, seconds = np.diff(marks, axis=0).T
+    kept = (seconds > 0) & (steps > 0)
+    return float(np.median(steps[kept] / seconds[kept])) if kept.any() else None
+
+
+def _read(path: Path, reader: Callable[[Path], Any], default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return reader(path)
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+def _samples(path: Path) -> Tensor:
+    with path.open("rb") as file, np.load(file) as arrays:
+        samples = torch.from_numpy(arrays["samples"]).float()
+    if samples.ndim < 2:
+        raise ValueError(f"samples must have shape (n, *data), but have {tuple(samples.shape)}")
+    return samples
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _mapping(v: object) -> dict[str, Any]:
+    return {str(key): value for key, value in v.items()} if isinstance(v, dict) else {}
+
+
+def _is_line(line: object) -> bool:
+    return isinstance(line, dict) and is_finite(line.get("step")) and is_finite(line.get("seconds"))
+
+
+def _bound(table: object) -> dict[str, NDArray[np.float64]] | None:
+    """The fields of a gap's table, (L,) each; None where one is missing or makes no sense."""
+    try:
+        columns = np.stack([np.array(_mapping(table)[name], dtype=np.float64) for name in BOUND_FIELDS])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    sensible = columns.ndim == 2 and columns.size and (np.abs(columns) <= LARGEST).all()
+    if not sensible or (columns[0] <= 0).any() or (columns[4:] < 0).any():
+        return None
+    return dict(zip(BOUND_FIELDS, columns, strict=True))

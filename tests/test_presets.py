@@ -1,0 +1,62 @@
+"""Presets: scales agree with the problems', and a preset moves to another problem by them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from vardistill.bench.named import BENCHES
+from vardistill.build import build_generator, build_levels, build_problem
+from vardistill.cli.train import _start
+from vardistill.levels import LogNormal
+from vardistill.presets import MOG40, SCALES, VARFLOW, adapted
+from vardistill.problems import PROBLEMS
+
+
+def test_every_problem_has_its_scale() -> None:
+    assert SCALES.keys() == PROBLEMS.keys()
+    for name, scale in SCALES.items():
+        problem = PROBLEMS[name]()
+        assert (scale.dimension,) == problem.data_shape
+        if problem.modes is not None:
+            assert scale.finest == pytest.approx(problem.modes.std, rel=0.01)
+        if scale.dimension > 2:
+            assert scale.blurring == pytest.approx(math.sqrt(scale.dimension / 2) * problem.data_std, rel=0.03)
+
+
+def test_levels_move_in_proportion_to_the_scales() -> None:
+    before, after = MOG40.levels.distribution, adapted(MOG40, "mog9").levels.distribution
+    assert isinstance(before, LogNormal)
+    assert isinstance(after, LogNormal)
+    assert after.base_start / before.base_start == pytest.approx(3.0 / 15.0)
+    assert after.broad_max / before.broad_max == pytest.approx(3.0 / 15.0)
+    assert after.base_end / before.base_end == pytest.approx(0.5 / 1.31)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_an_adapted_preset_builds(name: str) -> None:
+    config = adapted(VARFLOW, name)  # type: ignore[arg-type]
+    problem = build_problem(name, config.levels.schedule)
+    generator = build_generator(config, problem)
+    assert generator.data_shape == problem.data_shape
+    assert build_levels(config.levels, problem).shared == config.levels.shared
+    group = config.training.batch // config.levels.shared
+    assert group == VARFLOW.training.batch // VARFLOW.levels.shared
+
+
+@pytest.mark.parametrize("flag", [["--problem", "digits"], ["--problem=digits"]])
+def test_another_problem_on_the_command_line_adapts_the_preset(flag: list[str]) -> None:
+    name, config, rest = _start(["mog40-vardiu", "--steps", "3", *flag])
+    assert (name, config) == ("mog40-vardiu", adapted(MOG40, "digits"))
+    assert rest == ["--steps", "3", *flag]
+    assert _start(["mog40-vardiu", "--problem", "mog40"])[1] == MOG40
+    assert _start(["mog40-vardiu", "--problem", "nothing"])[1] == MOG40  # the flags' own check names it
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_plans_cells_of_its_own_names(name: str, tmp_path: Path) -> None:
+    cells = BENCHES[name].plan(seeds=2)
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
