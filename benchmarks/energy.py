@@ -2,8 +2,8 @@
 
 Ours against the plain expression, `torch.cdist` and geomloss (which also takes the mean within y). geomloss is for this
 benchmark alone (`pip install geomloss`), and left out where it is missing. In a cell every method has a process of its
-own; they take turns, so that what else slows the machine slows all, and on a CPU it is processor time that is told. Cells
-that would need too much memory or time are not run; both are predicted.
+own; they take turns, so that what else slows the machine slows all, and on a CPU it is processor time that is told.
+Cells that would need too much memory or time are not run; both are predicted.
 """
 
 from __future__ import annotations

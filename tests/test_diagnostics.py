@@ -17,7 +17,7 @@ from vardistill.noise_levels import Draw, Noise, NoiseLevels
 from vardistill.objectives import DiffInstruct, Part, WeightedSum
 from vardistill.posteriors import Diagonal, Posterior
 from vardistill.schedules import VE
-from vardistill.training import Trainer
+from vardistill.training import Diverged, Trainer
 
 A = torch.tensor([1.5, 0.3])
 """The generator x = a z of the closed forms, entry by entry."""
@@ -79,6 +79,12 @@ class TestPosteriorInformation:
         covariance = torch.cov(draw.x.T, correction=0)
         determinants = [torch.linalg.det(torch.eye(2) + covariance / s**2) for s in draw.noise.sigma]
         torch.testing.assert_close(capacity, 0.5 * torch.stack(determinants).log().mean(), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_of_samples_that_are_not_finite_there_is_no_capacity(self, value: float, rng: torch.Generator) -> None:
+        draw = linear_draw(64, rng)
+        draw.x[3, 1] = value
+        assert posterior_information(Exact(), draw)["posterior_capacity"].isnan()
 
 
 class TestDiversity:
@@ -195,6 +201,16 @@ def test_they_do_not_change_a_run(kind: str) -> None:
     assert all(math.isfinite(watched.history[0][name]) for name in expected)
     for (name, a), (_, b) in zip(state(watched), state(plain), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("kind", small_runs.KINDS)
+def test_a_generator_that_overflows_ends_its_run_as_diverged(kind: str) -> None:
+    trainer = small_runs.trainer(kind, lr=1e200, warmup=0.0, max_skipped=3)
+    with pytest.raises(Diverged, match="gradients that are not finite"):
+        trainer.run()
+    assert not trainer.generator.sample(8, seed=0).isfinite().all()
+    assert trainer.history[-1]["kind"] == "train"
+    assert trainer.history[-1]["skipped"] > 3
 
 
 def state(trainer: Trainer) -> list[tuple[str, Tensor]]:

@@ -10,8 +10,18 @@ import pytest
 from vardistill.bench.named import BENCHES
 from vardistill.build import build_generator, build_levels, build_problem
 from vardistill.cli.train import _start
+from vardistill.config import VarDiUVarFlowConfig
 from vardistill.levels import LogNormal
-from vardistill.presets import MOG40, SCALES, VARFLOW, adapted
+from vardistill.presets import (
+    HIGH_BATCH,
+    MOG40,
+    SCALES,
+    VARDIU_VARFLOW,
+    VARFLOW,
+    adapted,
+    learned_posterior_varflow,
+    rescaled,
+)
 from vardistill.problems import PROBLEMS
 
 
@@ -60,3 +70,20 @@ def test_every_bench_plans_cells_of_its_own_names(name: str, tmp_path: Path) -> 
     cells = BENCHES[name].plan(seeds=2)
     assert len({cell.name for cell in cells}) == len(cells)
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_the_groups_of_a_sum_keep_their_size() -> None:
+    for config in (VARDIU_VARFLOW, learned_posterior_varflow("full")):
+        before, after = config.objective, adapted(config, "digits").objective
+        assert isinstance(before, VarDiUVarFlowConfig)
+        assert isinstance(after, VarDiUVarFlowConfig)
+        assert config.training.batch // before.varflow_shared == HIGH_BATCH // after.varflow_shared
+
+
+def test_shared_levels_do_not_vanish() -> None:
+    assert [rescaled(shared, 1024) for shared in (0, 1, 16)] == [0, 1, 4]
+
+
+def test_the_steps_whose_noise_is_compared_are_of_one_size() -> None:
+    cells = BENCHES["variance"].plan(seeds=1)
+    assert {cell.config.training.batch * cell.config.levels.draws for cell in cells} == {1024}

@@ -29,8 +29,7 @@ MEAN = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
 every_latent = pytest.mark.parametrize("latent", [1, 2, 3])
 every_schedule = pytest.mark.parametrize("schedule", [VE(), VP()], ids=lambda s: type(s).__name__)
 Family = Callable[..., Posterior]
-EXACT: list[Family] = [DiagonalGaussian, FullGaussian, MixtureOfGaussians]
-FAMILIES: list[Family] = [*EXACT, NeuralSplineFlow]
+FAMILIES: list[Family] = [DiagonalGaussian, FullGaussian, MixtureOfGaussians, NeuralSplineFlow]
 
 
 def points(n: int = 400) -> Tensor:
@@ -136,7 +135,7 @@ def log_ratio(generator: MLP, target: GaussianMixture, draw: Draw) -> Tensor:
 class TestPosterior:
     @every_schedule
     @every_latent
-    @pytest.mark.parametrize("family", EXACT)
+    @pytest.mark.parametrize("family", FAMILIES)
     def test_it_starts_as_the_exact_one_and_the_bound_without_a_gap(
         self, family: Family, latent: int, schedule: Schedule, rng: torch.Generator
     ) -> None:
@@ -150,19 +149,17 @@ class TestPosterior:
         torch.testing.assert_close(log_q, exact_log_prob(generator, draw), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(bound, log_ratio(generator, target, draw), rtol=1e-9, atol=1e-9)
 
-    @every_schedule
-    def test_of_a_flow_only_the_gaussian_part_is_exact(self, schedule: Schedule, rng: torch.Generator) -> None:
-        """Its splines are not the identity at the start: the gap is that of the flow's base, and above 0."""
-        generator, axes = start(2)
-        draw, target = of_start(generator, schedule, rng, 2000), teacher(schedule)
-        q = posterior(NeuralSplineFlow, axes, 2)
-        with torch.no_grad():
-            conditional = q(draw.x_t, draw.noise.alpha, draw.noise.sigma)
-            gaussian = conditional.gaussian.log_prob(draw.z)
-            gap = VarDiU(target, q).bound(draw) - log_ratio(generator, target, draw)
-        torch.testing.assert_close(gaussian, exact_log_prob(generator, draw), rtol=1e-9, atol=1e-9)
-        assert z_scores(gap, 0.0) > z_limit(1)
-        assert gap.mean() < 0.3
+    @every_latent
+    def test_a_flow_learns_with_all_its_parameters(self, latent: int, rng: torch.Generator) -> None:
+        """Layers of zeros hold up the gradient of those below them for the first step alone."""
+        generator, axes = start(latent)
+        draw, q = of_start(generator, VE(), rng), posterior(NeuralSplineFlow, axes, latent)
+        optimiser = torch.optim.Adam(q.parameters(), lr=1e-3)
+        for _ in range(2):
+            optimiser.zero_grad()
+            q(draw.x_t, draw.noise.alpha, draw.noise.sigma).log_prob(draw.z).mean().neg().backward()
+            optimiser.step()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in q.parameters())
 
     @every_latent
     @pytest.mark.parametrize("family", FAMILIES)

@@ -94,28 +94,31 @@ class Contents:
         return value
 
 
-def read(run: RunFolder, problem: Problem | None = None) -> Contents:
+def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str, object] | None = None) -> Contents:
     """Everything that the page of a run shows.
 
     Args:
         run: the folder; every file in it is optional.
         problem: the target; default the one that the configuration names.
+        evaluation: final metrics; default those of `evaluation.json`.
 
     Raises:
         UsageError: for files that cannot be read.
     """
-    lines = [line for line in _read(run.metrics, lambda _: run.history(), []) if _is_line(line)]
+    lines = metrics_lines(run)
     config_text = _read(run.config, lambda path: path.read_text(encoding="utf-8"), "")
     config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
     if problem is None and config.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[config["problem"]]()
     samples = _read(run.path / "samples.npz", _samples, None)
-    evaluation = _mapping(_read(run.path / "evaluation.json", _json, {}))
+    if evaluation is None:
+        evaluation = _read(run.path / "evaluation.json", _json, {})
+    measured = _mapping(evaluation)
     evals = [line for line in lines if line.get("kind") == "eval"]
     last = {key: v for key, v in evals[-1].items() if key not in LINE} if evals else {}
     drawn = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
-    n = evaluation.pop("samples", None) or drawn
-    final = {name: float(v) for name, v in (evaluation or last).items() if is_finite(v)}
+    n = measured.pop("samples", None) or drawn
+    final = {name: float(v) for name, v in (measured or last).items() if is_finite(v)}
     n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
     return Contents(
         name=run.path.resolve().name,
@@ -125,12 +128,17 @@ def read(run: RunFolder, problem: Problem | None = None) -> Contents:
         config=config,
         environment=_mapping(_read(run.environment, _json, {})),
         final=final,
-        measured=bool(evaluation),
+        measured=bool(measured),
         samples=samples,
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
         truth={} if problem is None else standards(problem, n),
     )
+
+
+def metrics_lines(run: RunFolder) -> list[dict[str, Any]]:
+    """The lines of a run's metrics that are lines; raises UsageError for a file that cannot be read."""
+    return [line for line in _read(run.metrics, lambda _: run.history(), []) if _is_line(line)]
 
 
 def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:

@@ -39,13 +39,18 @@ FINENESS = 0.25
 
 @torch.no_grad()
 def posterior_information(posterior: Posterior, draw: Draw) -> dict[str, Tensor]:
-    """What q_φ tells of the latent, and the most that anything could: both in nats, meaned over the draw's levels."""
+    """What q_φ tells of the latent, and the most that anything could: both in nats, meaned over the draw's levels.
+
+    The capacity is NaN for samples that are not finite, as a run's that diverges.
+    """
     z, noise = draw.z.flatten(1), draw.noise
     log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
     log_q = posterior(draw.x_t, noise.alpha, noise.sigma).log_prob(z)
     x = draw.x[: min(noise.latents, LARGEST)].flatten(1)
-    variances = torch.linalg.svdvals(x - x.mean(0)) ** 2 / len(x)
-    capacity = 0.5 * torch.log1p(variances * (noise.alpha / noise.sigma)[:, None] ** 2).sum(1)
+    centred = x - x.mean(0)
+    finite = centred.isfinite().all()
+    variances = torch.linalg.svdvals(centred.where(finite, 0.0)) ** 2 / len(x)  # it raises on what is not finite
+    capacity = 0.5 * torch.log1p(variances * (noise.alpha / noise.sigma)[:, None] ** 2).sum(1).where(finite, math.nan)
     return {"posterior_information": (log_q - log_prior).mean(), "posterior_capacity": capacity.mean()}
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import io
 import json
 import math
-import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from vardistill.build import (
     build_schedule,
 )
 from vardistill.config import Config, TeachConfig
-from vardistill.denoisers import Denoiser, DensityDenoiser, reschedule
+from vardistill.denoisers import Denoiser, DensityDenoiser, check_denoiser, reschedule
 from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
@@ -41,9 +41,9 @@ from vardistill.metrics.critic import critic_bias
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.presets import teacher_fit
 from vardistill.problems import Problem
-from vardistill.processes import alone, several_on_cpu
+from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
-from vardistill.runs import RunFolder, create, open_run
+from vardistill.runs import RunFolder, create, open_run, write_whole
 from vardistill.steps import check_accumulation, check_batch
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
@@ -53,6 +53,9 @@ BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 GAP_RATIOS = (1.0, 4.0, 16.0)
 """Those over which the curves of a run's bound, KL and gap are averaged."""
+
+CRITIC_DRAWS = 2048
+"""Draws at each of these for the critic's bias: the mean gradients that it compares are small beside their noise."""
 
 
 def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder:
@@ -85,16 +88,14 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
 
 def check(config: Config, problem: Problem) -> None:
     """Raise the UsageError that the run would end with, before a folder is made or a teacher fitted."""
-    build_generator(config, problem)
-    levels = build_levels(config.levels, problem)
-    if config.teacher.teacher == "true":
-        stand_in: Denoiser = build_exact(problem)
-    else:
-        stand_in = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    objective = build_objective(config, problem, stand_in)
-    check_batch(config.training.batch, processes, objective, levels)
-    check_accumulation(config.training, processes, objective)
+    student, levels = build_generator(config, problem), build_levels(config.levels, problem)
+    teacher = build_ready_teacher(config, problem)
+    if teacher is None:
+        teacher = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
+    check_denoiser(teacher, student.data_shape, next(student.parameters()))
+    objective = build_objective(config, problem, teacher)
+    check_batch(config.training.batch, launched(), objective, levels)
+    check_accumulation(config.training, launched(), objective)
     find_device(config.training.device)
 
 
@@ -102,7 +103,7 @@ def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
     """The run's folder: an existing one to resume, or a new one with its configuration, made by the main process."""
     if resume:
         folder = open_run(out)
-        if not any(folder.checkpoints.glob("step-*")):
+        if PartialState().is_main_process and not any(folder.checkpoints.glob("step-*")):
             folder.rewind(0)  # killed before its first checkpoint: it starts anew
         return folder
     if not PartialState().is_main_process:
@@ -114,13 +115,9 @@ def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
 
 def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser:
     """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`."""
-    if config.teacher.teacher == "true":
-        return build_exact(problem)
-    if config.teacher.teacher == "empirical":
-        return build_empirical(config, problem)
-    schedule = build_schedule(config.levels.schedule)
-    if config.teacher.teacher_run is not None:
-        return reschedule(load_teacher(config.teacher.teacher_run), schedule)
+    teacher = build_ready_teacher(config, problem)
+    if teacher is not None:
+        return teacher
     if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
         shutil.rmtree(folder.teacher, ignore_errors=True)
         fit = dataclasses.replace(
@@ -132,6 +129,17 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
         )
         teach(fit, folder.teacher)
     return load_teacher(folder.teacher)
+
+
+def build_ready_teacher(config: Config, problem: Problem) -> Denoiser | None:
+    """The teacher that `config` names, None for one that has yet to be fitted."""
+    if config.teacher.teacher == "true":
+        return build_exact(problem)
+    if config.teacher.teacher == "empirical":
+        return build_empirical(config, problem)
+    if config.teacher.teacher_run is not None:
+        return reschedule(load_teacher(config.teacher.teacher_run), build_schedule(config.levels.schedule))
+    return None
 
 
 def problem_metrics(config: Config, problem: Problem, objective: Objective, student: Generator) -> Evaluate:
@@ -168,8 +176,8 @@ def student_divergence(objective: Objective, student: Generator, rng: torch.Gene
             gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128)
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
         elif isinstance(part, DiffInstruct):
-            bias = critic_bias(part, student, GAP_RATIOS, rng, n, nodes=128)
-            table |= {name: float(getattr(bias, name).mean()) for name in ("critic_error", "gradient_bias")}
+            bias = critic_bias(part, student, GAP_RATIOS, rng, CRITIC_DRAWS, nodes=128)
+            table |= {"critic_error": float(bias.critic_error.mean()), "gradient_bias": float(bias.gradient_bias)}
     if "dikl" not in table:
         table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, n, nodes=128).mean())
     return table
@@ -185,19 +193,25 @@ def finish(config: Config, problem: Problem, folder: RunFolder, run: Run) -> Non
     samples = run.generator.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
     np.savez_compressed(folder.path / "samples.npz", samples=samples.numpy())
     samples_figure(samples, problem).savefig(folder.path / "samples.png", dpi=120)
-    write_evaluation(folder, samples, problem, seed=config.training.seed + 3)
-    write_report(folder)
+    table = final_metrics(samples, problem, seed=config.training.seed + 3)
+    write_report(folder, evaluation=table)
+    _keep_evaluation(folder, table)  # the last: a run that has it is finished
 
 
 def write_evaluation(folder: RunFolder, samples: Tensor, problem: Problem, seed: int) -> dict[str, Any]:
     """Measure samples against the problem, keep the table as `evaluation.json` and return it."""
-    metrics = evaluate(samples, problem, torch.Generator().manual_seed(seed))
-    table: dict[str, Any] = {**metrics, "samples": len(samples)}
-    try:
-        (folder.path / "evaluation.json").write_text(json.dumps(table, indent=2))
-    except OSError as error:
-        raise UsageError(f"cannot write into the run folder {folder.path}: {error.strerror}") from error
+    table = final_metrics(samples, problem, seed)
+    _keep_evaluation(folder, table)
     return table
+
+
+def final_metrics(samples: Tensor, problem: Problem, seed: int) -> dict[str, Any]:
+    """The metrics of samples against the problem, and the samples' number."""
+    return {**evaluate(samples, problem, torch.Generator().manual_seed(seed)), "samples": len(samples)}
+
+
+def _keep_evaluation(folder: RunFolder, table: Mapping[str, Any]) -> None:
+    write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
 
 
 def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: int) -> None:

@@ -265,7 +265,8 @@ class NeuralSplineFlow(_Amortised):
     """VarDiU-NSF: a conditional neural spline flow on the whitened residual of a full Gaussian.
 
     z = μ_φ + s(r) L_φ u, u ~ NSF(· | x_t, r) (Durkan et al. 2019, arXiv 1906.04032): the Gaussian carries the
-    place and the scale, which shrinks with the noise, and the splines, the identity outside [−5, 5], the shape.
+    place and the scale, which shrinks with the noise, and the splines, the identity outside [−5, 5], the shape. With
+    `axes` the splines start as the identity inside, too: bins of one size and derivatives of 1, from parameters of 0.
 
     Args:
         transforms: autoregressive spline transforms.
@@ -291,9 +292,19 @@ class NeuralSplineFlow(_Amortised):
         self.flow = zuko.flows.NSF(
             features=latent, context=context, bins=bins, transforms=transforms, hidden_features=hidden
         )
+        if self.has_axes:
+            self._straighten_splines()
 
     def _outputs(self, latent: int) -> int:
         return triangular_size(latent) + self.context
+
+    def _straighten_splines(self) -> None:
+        """Set all parameters of the splines to 0, under a context that is not: else its first gradient would be 0."""
+        for transform in self.flow.transform.transforms:
+            for p in list(transform.hyper.parameters())[-2:]:
+                nn.init.zeros_(p)
+        weight = list(self.network.parameters())[-2]
+        nn.init.normal_(weight.data[-self.context :], std=weight.shape[1] ** -0.5)
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> WhitenedFlow:
         """The flow at x_t."""

@@ -73,7 +73,7 @@ def adapted(config: Config, problem: ProblemName) -> Config:
     """
     scale, reference = SCALES[problem], SCALES["mog40"]
     large, small = scale.blurring / reference.blurring, scale.finest / reference.finest
-    levels, generator, training = config.levels, config.generator, config.training
+    levels, generator, objective, training = config.levels, config.generator, config.objective, config.training
     if isinstance(levels.distribution, LogNormal):
         moved = replace(
             levels.distribution,
@@ -86,9 +86,16 @@ def adapted(config: Config, problem: ProblemName) -> Config:
         levels = replace(levels, distribution=moved)
     if scale.dimension > 2:
         generator = replace(generator, latent=scale.dimension, linear=True, fourier=0)
-        levels = replace(levels, shared=levels.shared * HIGH_BATCH // training.batch)
+        levels = replace(levels, shared=rescaled(levels.shared, training.batch))
+        if isinstance(objective, VarDiUVarFlowConfig):
+            objective = replace(objective, varflow_shared=rescaled(objective.varflow_shared, training.batch))
         training = replace(training, batch=HIGH_BATCH)
-    return replace(config, problem=problem, generator=generator, levels=levels, training=training)
+    return Config(problem, config.teacher, generator, objective, levels, training)
+
+
+def rescaled(shared: int, batch: int) -> int:
+    """Shared levels of a smaller batch whose groups are as large as before: at least one, 0 for none."""
+    return max(1, shared * HIGH_BATCH // batch) if shared else 0
 
 
 def teacher_fit(problem: ProblemName) -> TeachConfig:
@@ -153,7 +160,7 @@ def learned_posterior_varflow(posterior: PosteriorName) -> Config:
     base = learned_posterior(posterior)
     assert isinstance(base.objective, VarDiUConfig)
     objective = VarDiUVarFlowConfig(
-        vardiu=base.objective, varflow_weight=30.0, varflow_weight_end=3.0, varflow_shared=4
+        vardiu=base.objective, varflow_weight=30.0, varflow_weight_end=3.0, varflow_shared=8
     )
     return replace(base, objective=objective)
 

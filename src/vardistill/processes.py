@@ -13,10 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def launched() -> int:
+    """How many processes were launched together, as torchrun and `accelerate launch` tell."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def several_on_cpu(device: str) -> bool:
     """Whether several processes share the CPU. One need not tell Accelerate of it, for which the choice is for good."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and (device == "cpu" or (device == "auto" and not torch.accelerator.is_available()))
+    return launched() > 1 and (device == "cpu" or (device == "auto" and not torch.accelerator.is_available()))
 
 
 _ALONE = ContextVar("alone", default=False)

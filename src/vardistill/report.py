@@ -15,13 +15,12 @@ import numpy as np
 
 from vardistill import figures
 from vardistill.contents import LINE, Contents, read, steps_per_second
-from vardistill.errors import UsageError
 from vardistill.figures import Curve, is_finite
 from vardistill.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
 from vardistill.metrics.modes import mode_radius
 from vardistill.pages import card, document, grid, masthead, pairs, scroll_table, swatch
 from vardistill.problems import Problem
-from vardistill.runs import RunFolder
+from vardistill.runs import RunFolder, write_whole
 from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
 from vardistill.warning_signs import Sign, signs
 
@@ -39,12 +38,15 @@ GRADES = {
 """Class in the page, mark of a metric, heading of a run."""
 
 
-def write_report(run: RunFolder, problem: Problem | None = None) -> Path:
+def write_report(
+    run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str, object] | None = None
+) -> Path:
     """Write `report.html` into a run folder.
 
     Args:
         run: the folder; every file in it is optional.
         problem: the target; default the one that the configuration names.
+        evaluation: final metrics; default those of `evaluation.json`.
 
     Returns:
         The path of the page.
@@ -53,11 +55,7 @@ def write_report(run: RunFolder, problem: Problem | None = None) -> Path:
         UsageError: for files that cannot be read, or a folder that cannot be written.
     """
     path = run.path / "report.html"
-    html = page(read(run, problem))
-    try:
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, page(read(run, problem, evaluation)))
     return path
 
 

@@ -80,9 +80,21 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, which a resumed run will write again."""
         kept = [json.dumps(line) + "\n" for line in self.history() if line["step"] <= step]
-        partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(self.metrics)
+        write_whole(self.metrics, "".join(kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text: after a kill it is the old one or the new one, never a part.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold surrogates, which UTF-8 lacks
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def create(path: Path) -> RunFolder:

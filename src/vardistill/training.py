@@ -40,7 +40,7 @@ from vardistill.noise_levels import Draw, NoiseLevels, named_weight
 from vardistill.objectives import Objective, VarDiU
 from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
 from vardistill.posteriors import Prior
-from vardistill.processes import alone, several_on_cpu
+from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
 from vardistill.schedules import VE
 from vardistill.steps import Drawn, Step, check_accumulation, check_batch, check_schedules, real_samples
@@ -135,7 +135,8 @@ def distill(
         assert teacher is not None
         objective = VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
     if levels is None:
-        shared = math.gcd(training.batch, training.batch // 2, 8) if objective.compares_groups else 0
+        shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
+        shared = math.gcd(*shares, 8) if objective.compares_groups else 0
         data_std, dimension = float(getattr(generator, "data_std", 1.0)), math.prod(generator.data_shape)
         levels = default_levels(objective.teacher, data_std, dimension, shared)
     if resume and out is None:
@@ -213,15 +214,19 @@ class Trainer:
 
     def advance(self, progress: float) -> None:
         """One step of training, at this progress ∈ [0, 1] of the run."""
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.peaks[name] * learning_rate(self.config, progress)
+        self.set_learning_rates(progress)
         for _ in range(self.objective.critic_steps):
             self.update(progress, critic=True)
         self.update(progress, critic=False)
         if self.average is not self.generator:
             self._update_average()
         self.step += 1
+
+    def set_learning_rates(self, progress: float) -> None:
+        """Move every optimiser along its schedule."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.peaks[name] * learning_rate(self.config, progress)
 
     def update(self, progress: float, critic: bool) -> None:
         """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,8 +167,77 @@ def test_a_teacher_of_another_configuration_is_refused(tmp_path):
     teacher = tmp_path / "teachers" / "mog40-64-seed0"
     teacher.mkdir(parents=True)
     write(TeachConfig(samples=64, steps=7), teacher / "config.yaml")
+    (teacher / "evaluation.json").write_text("{}")
     with pytest.raises(UsageError, match="mog40-64-seed0 was made with steps = 7, but now it is"):
         run_bench(TAUGHT, tmp_path, seeds=1)
+
+
+def test_an_unfinished_teacher_is_fitted_anew_whatever_it_left(tmp_path):
+    teacher = tmp_path / "teachers" / "mog40-64-seed0"
+    teacher.mkdir(parents=True)
+    (teacher / "config.yaml").write_text("samples: [6")
+    running._teach(running.shared_teacher(TAUGHT.plan(seeds=1)[1].config), tmp_path)
+    assert not teacher.exists()
+
+
+@pytest.mark.parametrize("remnant", ["", '{"bench": "fa', "[1]", '{"bench": "fake", "budget": [3]}'])
+def test_settings_that_cannot_be_read_are_written_anew(remnant, unbroken, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    whole = (folder / "bench.json").read_text()
+    (folder / "bench.json").write_text(remnant)
+    with pytest.raises(UsageError, match="has no bench.json that can be read"):
+        running.report(BENCH, folder)
+    assert len(run_bench(BENCH, folder, jobs=2, seeds=2).finished) == 6
+    assert (folder / "bench.json").read_text() == whole
+
+
+def test_foreign_files_in_cells_end_in_results_without_them(unbroken, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    run = RunFolder(folder / "good_true_mog40_seed0")
+    run.metrics.write_text('[1]\n"eval"\n{"kind": "eval", "step": "1"}\n' + run.metrics.read_text())
+    (run.path / "evaluation.json").write_text(f'{{"log_mmd": 1{"0" * 400}, "modes_found": [1], "\\ud800": 1}}')
+    run.environment.write_text('{"processor": ["abacus"], "threads": {"a": 1}, "cores": "\\ud800"}')
+    first, *_ = running.report(BENCH, folder).finished
+    assert [line["step"] for line in first.curve] == list(range(10))
+    assert not {"log_mmd", "modes_found"} & first.values.keys()
+    environment = json.loads((folder / "results.json").read_text())["environment"]
+    assert environment["processor"] == "['abacus']; abacus"
+    run.metrics.write_text('{"kind": "eval", "step": 1, "seconds": 1, "log_mmd": 1' + "0" * 5000 + "}\n")
+    with pytest.raises(UsageError, match="cannot read .*metrics.jsonl"):
+        running.report(BENCH, folder)
+
+
+def test_samples_outside_of_the_bench_stay_there(unbroken, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    (tmp_path / "secret").write_bytes(b"secret")
+    picture = folder / "good_true_mog40_seed0" / "samples.png"
+    for target, shown in ((tmp_path / "secret", False), (folder / "bench.json", True)):
+        picture.symlink_to(target)
+        running.report(BENCH, folder)
+        assert ("<h2>Samples</h2>" in (folder / "report.html").read_text()) == shown
+        picture.unlink()
+
+
+def test_results_are_written_by_one_process_at_a_time_and_each_file_whole(unbroken, tmp_path, monkeypatch):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    before = (folder / "results.json").read_text()
+    monkeypatch.setattr(running, "PATIENCE", 0.0)
+    with running.occupied(folder):  # by a bench whose cells run
+        running.report(BENCH, folder)
+    with running.occupied(folder, ".results.lock"), pytest.raises(UsageError, match="another bench is at work"):
+        running.report(BENCH, folder)
+
+    def stop(*ignored: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        running.report(dataclasses.replace(BENCH, about="else"), folder)
+    assert (folder / "results.json").read_text() == before
 
 
 def test_only_what_was_asked_for_runs_and_all_that_is_there_is_shown(tmp_path):

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 import small_runs
 from linear_gaussian import Linear, gradient_rows, gradients, random_draw, z_limit, z_scores
+from vardistill import training as training_module
 from vardistill.errors import UsageError
-from vardistill.noise_levels import Draw
+from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import VarFlow
 from vardistill.objectives.varflow import Cross
 from vardistill.schedules import VE, VP, Schedule
+from vardistill.steps import check_batch
 from vardistill.training import Trainer, distill
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -259,6 +261,19 @@ class TestEndToEnd:
         distill(small_runs.generator(), objective=objective, data=small_runs.data(), training=training)
         assert {noise.shared for noise in seen} == {shared}
         assert seen[0].groups(seen[0].t).shape[1] >= 2
+
+    @pytest.mark.parametrize(("batch", "processes"), [(24, 4), (16, 2), (64, 4), (12, 3), (64, 1)])
+    def test_default_levels_split_among_the_processes(
+        self, batch: int, processes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def trainer(generator: Any, objective: Any, levels: NoiseLevels, training: Any, *rest: Any) -> Any:
+            check_batch(training.batch, processes, objective, levels)
+            raise KeyboardInterrupt
+
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setattr(training_module, "Trainer", trainer)
+        with pytest.raises(KeyboardInterrupt):
+            distill(small_runs.generator(), objective=VarFlow(), training=small_runs.config(batch=batch))
 
 
 class TestMistakes:

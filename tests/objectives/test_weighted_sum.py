@@ -231,12 +231,21 @@ class TestMistakes:
                 lambda: [Part(WeightedSum([Part(VarFlow(), levels=OWN)]))],
                 "a sum of sums with levels of their own is one sum: list its parts directly",
             ),
+            (
+                lambda: [Part(VarDiU(TEACHER, Prior(), "batch", pool=m), name=str(m)) for m in (4, 6)],
+                r"parts with pools of candidates share one pool, but these want \[4, 6\]",
+            ),
         ],
     )
     def test_arguments(self, parts: Callable[[], list[Part]], match: str) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             WeightedSum(parts())
         assert "\n" not in str(caught.value)
+
+    def test_a_draw_without_the_parts_own_noise(self, generator: Linear, rng: torch.Generator) -> None:
+        both = WeightedSum([Part(VarDiU(TEACHER, Prior())), Part(VarFlow(), levels=OWN)])
+        with pytest.raises(UsageError, match="the sum needs 1 further draws of noise as draw.other_noise"):
+            both.generator_loss(replace(a_draw(generator, rng), other_noise=()))
 
     def test_a_batch_that_does_not_split_over_a_parts_levels(self) -> None:
         both = WeightedSum([Part(VarDiU(TEACHER, Prior())), Part(VarFlow(), levels=OWN)])

@@ -44,6 +44,11 @@ def with_levels(config: Config, **changes: Any) -> Config:
     return replace(config, levels=replace(config.levels, **changes))
 
 
+def with_batch(config: Config, batch: int) -> Config:
+    """The configuration with so many latents per step."""
+    return replace(config, training=replace(config.training, batch=batch))
+
+
 SMOKE = {
     "batch candidates": tiny(DEMO),
     "diagonal": replace(
@@ -106,17 +111,18 @@ HIGH = {
 }
 """What is compared over dimensions."""
 
+FULL_1024 = with_levels(with_batch(learned_posterior("full"), 1024), draws=1, antithetic=False)
+
 VARIANCE = {
     "VarDiU, batch candidates": DEMO,
-    "VarDiU, full": with_levels(learned_posterior("full"), draws=1, antithetic=False),
+    "VarDiU, full": FULL_1024,
     "VarDiU, full, antithetic": learned_posterior("full"),
-    "VarDiU, full, c = 0": with_levels(
-        with_objective(learned_posterior("full"), control_variate="zero"), draws=1, antithetic=False
-    ),
+    "VarDiU, full, c = 0": with_objective(FULL_1024, control_variate="zero"),
     "VarFlow": VARFLOW,
     "VarFlow, paired": with_objective(VARFLOW, cross="paired"),
-    "Diff-Instruct 5": diff_instruct(5),
+    "Diff-Instruct 5": with_batch(diff_instruct(5), 1024),
 }
+"""Steps of 1024 rows each: an antithetic pair is two."""
 
 
 def over_dimensions(seeds: int) -> list[Cell]:

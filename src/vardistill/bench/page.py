@@ -192,11 +192,11 @@ def extra(results: Results) -> str:
 
 
 def samples(results: Results, folder: Path) -> str:
-    """The samples of each row's first seed."""
+    """The samples of each row's first seed; a link that leads out of the folder is not followed."""
     cards = []
     for row, found in results.rows.items():
         picture = folder / found[0].cell.name / "samples.png"
-        if picture.is_file():
+        if picture.is_file() and picture.resolve().is_relative_to(folder.resolve()):
             data = base64.b64encode(picture.read_bytes()).decode()
             label = escape(" · ".join(row))
             cards.append(

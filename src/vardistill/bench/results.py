@@ -21,8 +21,7 @@ from rich.text import Text
 
 from vardistill.bench.cells import Bench, Cell, Row, Settings
 from vardistill.bench.significance import DIRECTIONS, RULE, loss, significantly_best
-from vardistill.errors import UsageError
-from vardistill.runs import RunFolder
+from vardistill.runs import RunFolder, write_whole
 
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
 """What a cell spent; columns of every table where they are known."""
@@ -137,20 +136,19 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
-    curve = [line for line in run.history() if line.get("kind") == "eval"]
+    from vardistill.contents import metrics_lines  # imports torch, for which --help does not wait
+    from vardistill.figures import is_finite
+
+    curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
     values = {**(curve[-1] if curve else {}), **final}
-    return Result(cell, {name: v for name, v in values.items() if _is_finite(v)}, curve)
-
-
-def _is_finite(v: object) -> bool:
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    return Result(cell, {name: v for name, v in values.items() if is_finite(v)}, curve)
 
 
 def _common(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One value of each fact, or all that there are."""
     common: dict[str, Any] = {}
     for name in dict.fromkeys(name for place in places for name in place):
-        values = list(dict.fromkeys(place.get(name) for place in places))
+        values = list({str(place.get(name)): place.get(name) for place in places}.values())
         common[name] = values[0] if len(values) == 1 else "; ".join(map(str, values))
     return common
 
@@ -164,13 +162,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, None where there is none or it was cut short."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
 
 def write(results: Results, folder: Path) -> Path:
-    """Write results.json, results.csv and report.html; returns the page's path.
+    """Write results.json, results.csv and report.html, each whole or not at all; returns the page's path.
 
     Raises:
         UsageError: for a folder that cannot be written.
@@ -182,11 +180,8 @@ def write(results: Results, folder: Path) -> Path:
         "results.csv": to_csv(results),
         "report.html": page(results, folder),
     }
-    try:
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write into the bench's folder {folder}: {error.strerror}") from error
+    for name, text in files.items():
+        write_whole(folder / name, text)
     return folder / "report.html"
 
 

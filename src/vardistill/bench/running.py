@@ -31,7 +31,7 @@ from vardistill.bench.results import Results, collect, failure_file, read_json, 
 from vardistill.config import Config, TeachConfig
 from vardistill.errors import UsageError
 from vardistill.presets import teacher_fit
-from vardistill.runs import RunFolder
+from vardistill.runs import RunFolder, write_whole
 
 PATIENCE = 30.0
 """Seconds in which the processes of a bench that was killed have to end."""
@@ -79,14 +79,13 @@ def run_bench(
     chosen = select(cells, only)
     with occupied(folder) as lock:
         check_folder(bench, cells, folder)
-        if (folder / "bench.json").exists() and all(is_finished(folder / cell.name) for cell in chosen):
-            before = read_settings(folder)  # nothing is left to run: these are what the cells ran with
-            settings = replace(settings, jobs=before.jobs, threads=before.threads)
-        (folder / "bench.json").write_text(json.dumps(asdict(settings), indent=2))
+        if all(is_finished(folder / cell.name) for cell in chosen):
+            with contextlib.suppress(UsageError):  # a bench.json that cannot be read is written anew
+                before = read_settings(folder)  # nothing is left to run: these are what the cells ran with
+                settings = replace(settings, jobs=before.jobs, threads=before.threads)
+        write_whole(folder / "bench.json", json.dumps(asdict(settings), indent=2))
         run_cells(chosen, folder, jobs, threads, bench.measure, lock)
-        results = collect(folder, bench, cells, settings)
-        write(results, folder)
-    return results
+        return _collect_and_write(bench, cells, settings, folder)
 
 
 def report(bench: Bench, folder: Path) -> Results:
@@ -98,8 +97,14 @@ def report(bench: Bench, folder: Path) -> Results:
     settings = read_settings(folder)
     cells = bench.plan(settings.seeds, settings.budget)
     check_folder(bench, cells, folder)
-    results = collect(folder, bench, cells, settings)
-    write(results, folder)
+    return _collect_and_write(bench, cells, settings, folder)
+
+
+def _collect_and_write(bench: Bench, cells: Sequence[Cell], settings: Settings, folder: Path) -> Results:
+    """The results, written by one process at a time: files and figures of one moment, the latest."""
+    with occupied(folder, ".results.lock"):
+        results = collect(folder, bench, cells, settings)
+        write(results, folder)
     return results
 
 
@@ -121,11 +126,11 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 
 @contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[int]:
-    """Make the folder and hold its lock, which the cells' processes share; yields the lock's file descriptor."""
+def occupied(folder: Path, name: str = ".lock") -> Iterator[int]:
+    """Make the folder and hold a lock in it; yields the lock's file descriptor, for the cells' processes to share."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(folder / name, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
         raise UsageError(f"cannot write the bench's folder {folder}: {error.strerror}") from error
     try:
@@ -221,9 +226,9 @@ def _teach(fit: TeachConfig, folder: Path) -> Task:
     """The task of fitting a shared teacher, whose unfinished folder is removed."""
     path = folder / "teachers" / teacher_name(fit)
     path.parent.mkdir(exist_ok=True)
-    if (path / "config.yaml").exists():
+    if is_finished(path):
         _check_same(configs.read(TeachConfig, path / "config.yaml"), fit, path)
-    if not is_finished(path):
+    else:
         shutil.rmtree(path, ignore_errors=True)
     source = path.with_name(f"{path.name}.yaml")
     configs.write(fit, source)

@@ -74,6 +74,7 @@ def partly_trained(config: Config) -> Generator:
 def fit_auxiliary(trainer: Trainer) -> None:
     """Fit posterior or critic to the student as it is."""
     for step in range(CRITIC_STEPS):
+        trainer.set_learning_rates(step / CRITIC_STEPS)
         trainer.update(step / CRITIC_STEPS, critic=True)
 
 

@@ -54,7 +54,7 @@ class WeightedSum(Objective):
         parts: the terms.
 
     Raises:
-        UsageError: for no parts, parts of one name, different teachers, or drawn candidates under own levels.
+        UsageError: for no parts, parts of one name, different teachers or pools, or drawn candidates under own levels.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -73,6 +73,8 @@ class WeightedSum(Objective):
                 raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
         if any(part.objective.other_levels for part in parts):
             raise UsageError("a sum of sums with levels of their own is one sum: list its parts directly")
+        if len(pools := {part.objective.pool_latents for part in parts} - {0}) > 1:
+            raise UsageError(f"parts with pools of candidates share one pool, but these want {sorted(pools)}")
         super().__init__(teachers[0] if teachers else None)
         objectives = [part.objective for part in parts]
         self.terms = tuple(parts)
@@ -139,6 +141,8 @@ class WeightedSum(Objective):
 
     def _draws(self, draw: Draw) -> list[tuple[Part, Draw]]:
         """Every part with the draw that it sees."""
+        if len(draw.other_noise) < len(self.other_levels):
+            raise UsageError(f"the sum needs {len(self.other_levels)} further draws of noise as draw.other_noise")
         others = iter(draw.other_noise)
         return [(part, draw if part.levels is None else draw.under(next(others))) for part in self.terms]
 

@@ -1,0 +1,90 @@
+"""What an experiment refuses before it leaves anything, and what it leaves in which order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vardistill import experiments
+from vardistill.build import build_generator, build_objective, build_problem
+from vardistill.config import (
+    Config,
+    DiffInstructConfig,
+    GeneratorConfig,
+    TeachConfig,
+    TeacherConfig,
+    TrainingConfig,
+    write,
+)
+from vardistill.errors import UsageError
+from vardistill.report import write_report
+from vardistill.runs import RunFolder
+from vardistill.teach import teach
+from vardistill.training import Run
+
+CONFIG = Config(generator=GeneratorConfig(width=8, depth=1), training=TrainingConfig(batch=16, eval_samples=100))
+
+
+def refused(config: Config, out: Path, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        experiments.run_experiment(config, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("teacher", ["true", "empirical"])
+def test_a_critic_that_cannot_start_from_its_teacher_is_refused_without_a_folder(teacher: str, tmp_path: Path) -> None:
+    choice = TeacherConfig(teacher=teacher, teacher_samples=50)  # type: ignore[arg-type]
+    config = replace(CONFIG, teacher=choice, objective=DiffInstructConfig(critic_start="teacher"))
+    refused(config, tmp_path / "run", "an exact teacher has no weights")
+
+
+def test_a_teachers_run_that_does_not_fit_is_refused_without_a_folder(tmp_path: Path) -> None:
+    config = replace(CONFIG, teacher=TeacherConfig("learned", teacher_run=tmp_path / "teacher"))
+    refused(config, tmp_path / "run", "teacher is not a run folder: there is no such folder")
+    (tmp_path / "teacher").mkdir()
+    write(CONFIG, tmp_path / "teacher" / "config.yaml")
+    refused(config, tmp_path / "run", "config.yaml")
+    other = TeachConfig(problem="mixture8", samples=64, steps=1, width=8, depth=1, batch=16)
+    teach(other, tmp_path / "other")
+    config = replace(CONFIG, teacher=TeacherConfig("learned", teacher_run=tmp_path / "other"))
+    refused(config, tmp_path / "run", "the teacher does not take the generator's samples")
+
+
+def finish(folder: RunFolder) -> None:
+    problem = build_problem(CONFIG.problem, CONFIG.levels.schedule)
+    assert problem.denoiser is not None
+    objective = build_objective(CONFIG, problem, problem.denoiser)
+    experiments.finish(CONFIG, problem, folder, Run(build_generator(CONFIG, problem).eval(), objective))
+
+
+def test_a_run_is_finished_only_once_it_has_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    write(CONFIG, folder.config)
+
+    def stop(*ignored: object, **also: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "write_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finish(folder)
+    assert not (tmp_path / "evaluation.json").exists()
+    finish(folder)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["samples"] == 100
+    page = (tmp_path / "report.html").read_text()
+    write_report(folder)
+    assert (tmp_path / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_main_process_alone_rewinds_a_run(main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    write(CONFIG, folder.config)
+    folder.log("train", 10, 0.1, {"loss": 1.0})
+    monkeypatch.setattr(experiments, "PartialState", lambda: SimpleNamespace(is_main_process=main))
+    experiments.prepare_folder(CONFIG, tmp_path, resume=True)
+    assert len(folder.history()) == (0 if main else 1)
