@@ -90,6 +90,13 @@ METRICS = {
     "gap": Metric(
         "Gap, DiU − DiKL", fixed(4), "what the bound gives away, in nats; large where the posterior lags", "0"
     ),
+    "critic_error": Metric("Critic's error", fixed(3), "of its score, relative to the student's exact one", "0"),
+    "gradient_bias": Metric(
+        "Critic's bias", fixed(2), "what its error adds to the gradient, relative to the exact gradient", "0"
+    ),
+    "teacher_error": Metric(
+        "Teacher's error", fixed(3), "of its score, relative to the exact one, mean over levels", "0"
+    ),
 }
 
 SHARES = ("off_mode", "precision", "recall")

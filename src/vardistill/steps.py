@@ -134,6 +134,8 @@ def real_samples(
             f"{type(objective).__name__} compares with real samples: give data, a tensor of them or a function "
             "(vardistill.data.teacher_samples makes some of a teacher)"
         )
+    if isinstance(data, StoredSamples):
+        data = data.data
     if isinstance(data, Tensor):
         data = StoredSamples(data.to(like))
     check_samples(data, generator.data_shape, like.device)

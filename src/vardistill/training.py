@@ -111,7 +111,8 @@ def distill(
 
     Args:
         generator: the student; its weights are trained in place.
-        teacher: the denoiser to distil with the default objective, multi-sample `VarDiU` with the batch's candidates.
+        teacher: the denoiser to distil with the default objective, multi-sample `VarDiU` with the batch's candidates:
+            the best of those that need no data on MoG-40 (docs/results.md).
         objective: instead of `teacher`, an objective that knows its own, or needs none.
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
             and a generator of random numbers (see `vardistill.data`).
