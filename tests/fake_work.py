@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -103,6 +104,8 @@ def command(task: running.Task) -> Sequence[str]:
 if __name__ == "__main__":
     if sys.argv[1] == "bench":
         running.command = command
+        if "--foreground" in sys.argv:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         run_bench(BENCH, Path(sys.argv[2]), jobs=2, seeds=2)
     else:
         work.ACTIONS |= {"train": train, "teach": teach}

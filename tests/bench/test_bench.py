@@ -84,6 +84,10 @@ def test_a_bench_that_was_stopped_goes_on_and_ends_as_an_unbroken_one(number, un
     folder, waiting = tmp_path / "bench", "bad-b_true_mog40_seed0"
     environment = os.environ | {"FAKE": json.dumps({waiting: "wait"})}
     words = [sys.executable, fake_work.__file__, "bench", str(folder)]
+    if number is signal.SIGINT:
+        words.append("--foreground")
+    else:
+        words = ["sh", "-c", "trap '' INT; exec \"$@\"", "in the background", *words]
     bench = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
     finished = folder / "good_true_mog40_seed0" / "evaluation.json"
     until(lambda: (folder / waiting / "waiting").exists() and running.is_finished(finished.parent))

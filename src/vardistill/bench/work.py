@@ -22,6 +22,7 @@ from vardistill.runs import RunFolder, environment
 
 def main(words: list[str]) -> int:
     """Do what the words say and return the exit code: 0 success, 1 diverged, 2 a mistake, 130 interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a bench in the background may have it ignored
     threading.Thread(target=stop_with_parent, daemon=True).start()
     action, folder, *rest = words
     try:
