@@ -103,6 +103,15 @@ def test_a_bench_that_was_stopped_goes_on_and_ends_as_an_unbroken_one(number, un
     assert len(results.finished) == 6
 
 
+def test_fewer_seeds_than_before_hide_none_of_the_results(tmp_path):
+    run_bench(BENCH, tmp_path, seeds=2, only=["good"])
+    results = run_bench(BENCH, tmp_path, seeds=1)
+    assert results.settings.seeds == 2
+    assert [result.cell.seed for result in results.finished if result.cell.objective == "good"] == [0, 1]
+    assert len(results.finished) == 4
+    assert len(results.missing) == 2
+
+
 def test_an_evaluation_that_was_cut_short_is_made_again(unbroken, tmp_path):
     run_bench(BENCH, tmp_path, seeds=1, only=["good"])
     cut = tmp_path / "good_true_mog40_seed0" / "evaluation.json"

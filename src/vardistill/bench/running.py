@@ -64,7 +64,7 @@ def run_bench(
     Args:
         bench: what to measure.
         folder: new, or of the same bench.
-        seeds: of each row; default the bench's.
+        seeds: of each row, to run; default the bench's. The results show all seeds that the folder was ever asked for.
         budget: of each cell; default the bench's.
         jobs: cells at a time.
         threads: of each cell.
@@ -75,14 +75,15 @@ def run_bench(
         KeyboardInterrupt: after Ctrl-C, once the cells that ran have kept a checkpoint.
     """
     settings = Settings(bench.name, bench.seeds if seeds is None else seeds, budget or bench.budget, jobs, threads)
-    cells = bench.plan(settings.seeds, settings.budget)
-    chosen = select(cells, only)
+    chosen = select(bench.plan(settings.seeds, settings.budget), only)
     with occupied(folder) as lock:
-        check_folder(bench, cells, folder)
-        if all(is_finished(folder / cell.name) for cell in chosen):
-            with contextlib.suppress(UsageError):  # a bench.json that cannot be read is written anew
-                before = read_settings(folder)  # nothing is left to run: these are what the cells ran with
+        with contextlib.suppress(UsageError):  # a bench.json that cannot be read is written anew
+            before = read_settings(folder)
+            settings = replace(settings, seeds=max(settings.seeds, before.seeds))
+            if all(is_finished(folder / cell.name) for cell in chosen):  # then these are what the cells ran with
                 settings = replace(settings, jobs=before.jobs, threads=before.threads)
+        cells = bench.plan(settings.seeds, settings.budget)
+        check_folder(bench, cells, folder)
         write_whole(folder / "bench.json", json.dumps(asdict(settings), indent=2))
         run_cells(chosen, folder, jobs, threads, bench.measure, lock)
         return _collect_and_write(bench, cells, settings, folder)
