@@ -112,7 +112,7 @@ def bench(name: str, metrics: Iterable[str], **labels: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [cell["values"] for cell in result["cells"] if all(cell[k] == row[k] for k in ROW)]
-        texts = [_cell(metric, [values[metric] for values in cells if metric in values]) for metric in metrics]
+        texts = [_known(metric, cells) for metric in metrics]
         texts = [f"**{t}**" if metric in row["best"] else t for metric, t in zip(metrics, texts, strict=True)]
         lines.append("| " + " | ".join([*(row[key] for key in first), str(len(cells)), *texts]) + " |")
     settings = result["settings"]
@@ -121,6 +121,12 @@ def bench(name: str, metrics: Iterable[str], **labels: str) -> str:
     where = result["environment"] | {"threads": settings["threads"], "runs at a time": settings["jobs"]}
     amount = "" if budget["amount"] is None else f"{spent[budget['kind']].capitalize()} {budget['amount']:g}. "
     return "\n".join([*lines, "", f"{amount}{_where(where)}"])
+
+
+def _known(metric: str, cells: list[dict[str, float]]) -> str:
+    """A metric over the cells that have it, and how many these are where some have not."""
+    values = [cell[metric] for cell in cells if metric in cell]
+    return _cell(metric, values) + (f" ({len(values)} of {len(cells)})" if 0 < len(values) < len(cells) else "")
 
 
 def diff_instruct() -> str:
