@@ -164,6 +164,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "mog40-true": lambda: bench("mog40", MOG40, teacher="true"),
     "mog40-empirical": lambda: bench("mog40", MOG40, teacher="empirical"),
     "mog40-learned": lambda: bench("mog40", MOG40, teacher="learned"),
+    "capacity": lambda: bench("posterior-capacity", ("gap", "diu", "dikl", "log_mmd", "modes_found", "step")),
+    "ablation": lambda: bench(
+        "varflow-ablation", ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "step")
+    ),
     "dimension": lambda: bench("dimension", HIGH, teacher="true"),
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
