@@ -123,7 +123,7 @@ class TestDiffInstruct:
     @pytest.mark.parametrize("schedule", ["ve", "vp", "rectified"])
     def test_a_fresh_one_follows_the_runs_schedule(self, schedule: str) -> None:
         config = replace(SMALL, objective=DiffInstructConfig(critic_depth=2, critic_width=16))
-        config = replace(config, levels=LevelsConfig(schedule=schedule))  # type: ignore[arg-type]
+        config = replace(config, levels=LevelsConfig(schedule=schedule))
         objective = objective_of(config)
         assert isinstance(objective, DiffInstruct)
         assert objective.critic.schedule == objective.teacher.schedule

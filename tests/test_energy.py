@@ -135,11 +135,11 @@ def test_a_collapsed_sample_has_no_distances_and_no_gradient(d: int) -> None:
 def clusters(d: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two of spread 0.01, 20 apart: half of all pairs are near."""
     which = torch.arange(150)[:, None] % 2 * 20.0
-    return tuple(which + 0.01 * torch.randn(150, d, generator=rng) for _ in range(2))  # type: ignore[return-value]
+    return tuple(which + 0.01 * torch.randn(150, d, generator=rng) for _ in range(2))
 
 
 def offset(d: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    return tuple(1000 + torch.randn(150, d, generator=rng) for _ in range(2))  # type: ignore[return-value]
+    return tuple(1000 + torch.randn(150, d, generator=rng) for _ in range(2))
 
 
 def near_pairs(d: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

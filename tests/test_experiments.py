@@ -37,7 +37,7 @@ def refused(config: Config, out: Path, match: str) -> None:
 
 @pytest.mark.parametrize("teacher", ["true", "empirical"])
 def test_a_critic_that_cannot_start_from_its_teacher_is_refused_without_a_folder(teacher: str, tmp_path: Path) -> None:
-    choice = TeacherConfig(teacher=teacher, teacher_samples=50)  # type: ignore[arg-type]
+    choice = TeacherConfig(teacher=teacher, teacher_samples=50)
     config = replace(CONFIG, teacher=choice, objective=DiffInstructConfig(critic_start="teacher"))
     refused(config, tmp_path / "run", "an exact teacher has no weights")
 

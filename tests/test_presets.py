@@ -47,7 +47,7 @@ def test_levels_move_in_proportion_to_the_scales() -> None:
 
 @pytest.mark.parametrize("name", SCALES)
 def test_an_adapted_preset_builds(name: str) -> None:
-    config = adapted(VARFLOW, name)  # type: ignore[arg-type]
+    config = adapted(VARFLOW, name)
     problem = build_problem(name, config.levels.schedule)
     generator = build_generator(config, problem)
     assert generator.data_shape == problem.data_shape

@@ -122,7 +122,7 @@ def teacher(schedule: Schedule) -> GaussianMixture:
 
 def of_start(generator: MLP, schedule: Schedule, rng: torch.Generator, n: int = 64) -> Draw:
     with torch.no_grad():
-        return random_draw(generator, schedule, (0.1, 0.4, 0.8), n, rng)  # type: ignore[arg-type]
+        return random_draw(generator, schedule, (0.1, 0.4, 0.8), n, rng)
 
 
 def log_ratio(generator: MLP, target: GaussianMixture, draw: Draw) -> Tensor:

@@ -284,7 +284,7 @@ class TestMistakes:
 
     def test_an_unknown_cross_term(self) -> None:
         with pytest.raises(UsageError, match="unknown cross term 'al': did you mean all"):
-            VarFlow(cross="al")  # type: ignore[arg-type]
+            VarFlow(cross="al")
 
     def test_draws_without_shared_levels_or_real_samples(self, rng: torch.Generator) -> None:
         unshared = random_draw(isotropic(2), VE(), (0.5,), 8, rng, data=data(2))
