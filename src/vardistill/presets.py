@@ -142,7 +142,7 @@ VARFLOW_LEVELS = LogNormal(base_start=2.0, base_end=0.1, anneal=0.3)
 
 VARFLOW = replace(
     MOG40,
-    objective=VarFlowConfig(),
+    objective=VarFlowConfig(beta=0.5),
     levels=replace(MOG40.levels, distribution=VARFLOW_LEVELS, weight="one", shared=16),
     training=replace(MOG40.training, steps=20_000, lr=4e-3),
 )
