@@ -129,6 +129,32 @@ def _known(metric: str, cells: list[dict[str, float]]) -> str:
     return _cell(metric, values) + (f" ({len(values)} of {len(cells)})" if 0 < len(values) < len(cells) else "")
 
 
+def images(name: str) -> str:
+    """Students of pictures by objective beside the data, their teacher and its first step."""
+    result = _load(f"images_{name}")
+    teacher = {row if row == "held-out data" else f"teacher, {row}": [v] for row, v in result["teacher"].items()}
+    rows: Rows = {**teacher, "teacher, 1 step": [result["first step"]], **result["rows"]}
+    metrics = ("fd", "kd", "precision", "recall", "density", "coverage", "label_accuracy", "memorisation")
+    timed = [*metrics, "seconds_per_image", "speedup"]
+    lines = ["| | " + " | ".join(HEADINGS.get(m, m) for m in timed) + " |", "|---" * (len(timed) + 1) + "|"]
+    for row, seeds in rows.items():
+        lines.append(
+            f"| {row} | " + " | ".join(_picture_cell(m, [r[m] for r in seeds if m in r]) for m in timed) + " |"
+        )
+    seeds = max(len(r) for r in result["rows"].values())
+    samples = result["teacher"]["18 steps"]["samples"]
+    facts = f"{samples} samples a row; students: {result['minutes']:g} minutes of processor time, {seeds} seed(s)."
+    return "\n".join([*lines, "", f"{facts} {_where(result['environment'])}"])
+
+
+def _picture_cell(metric: str, values: list[float]) -> str:
+    if metric == "seconds_per_image" and values:
+        return f"{1000 * sum(values) / len(values):.2f}"
+    if metric == "speedup" and values:
+        return f"{sum(values) / len(values):.0f}×"
+    return _cell(metric, values)
+
+
 def diff_instruct() -> str:
     """Diff-Instruct beside the published rows (1,000,000 steps on a GPU, the means of the authors' notebook)."""
     published = {1: (-10.18, -5.60, 15_500), 5: (-8.10, -6.09, 38_000), 10: (-7.86, -5.79, 88_000)}
@@ -171,6 +197,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "dimension": lambda: bench("dimension", HIGH, teacher="true"),
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
+    "images-digits": lambda: images("digits"),
+    "images-mnist": lambda: images("mnist"),
     "variance": lambda: bench("variance", SNR),
 }
 
@@ -190,6 +218,12 @@ HEADINGS = {
     "gradient_bias": "critic's bias / gradient",
     "teacher_error": "teacher's score error",
     **{f"snr_{ratio}": f"r = {ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16")},
+    "fd": "Fréchet distance",
+    "kd": "kernel distance",
+    "label_accuracy": "label accuracy",
+    "memorisation": "copies",
+    "seconds_per_image": "ms per picture",
+    "speedup": "faster than 18 steps",
     "step": "steps",
     "seconds": "seconds",
 }

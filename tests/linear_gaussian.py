@@ -7,6 +7,7 @@ any polynomial without Monte-Carlo error. Where draws are random, z-scores are h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vardistill.data import Samples
+from vardistill.data import Labels, Samples
 from vardistill.denoisers import GaussianMixture
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise, NoiseLevels
 from vardistill.objectives import Objective
 from vardistill.schedules import Schedule
+from vardistill.steps import Drawn
 
 
 class Linear(Generator):
@@ -46,6 +48,56 @@ def target(schedule: Schedule) -> GaussianMixture:
     mean = torch.tensor([[0.2, 0.4, -0.5]])
     factor = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 0.6]])
     return GaussianMixture(mean, covariances=(factor @ factor.T)[None], schedule=schedule)
+
+
+class Linears(Generator):
+    """x = A_c z + b_c under the label c, for A (K, data, latent) and b (K, data)."""
+
+    def __init__(self, A: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.classes, *data_shape, latent = A.shape
+        self.latent_shape, self.data_shape = (latent,), tuple(data_shape)
+        self.A, self.b = nn.Parameter(A), nn.Parameter(b)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return (self.A[labels] @ z[..., None]).squeeze(-1) + self.b[labels]
+
+    def of(self, label: int) -> Linear:
+        """The generator of one label, with weights of its own."""
+        return Linear(self.A[label].detach().clone(), self.b[label].detach().clone())
+
+
+class ByLabel(nn.Module):
+    """Denoisers as one that takes labels: D(x_t, t, c) = D_c(x_t, t)."""
+
+    def __init__(self, denoisers: Sequence[Any]) -> None:
+        super().__init__()
+        self.of_label = nn.ModuleList(denoisers)
+        self.schedule: Schedule = denoisers[0].schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return pick([denoiser(x_t, t) for denoiser in self.of_label], labels)
+
+    def log_prob(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return pick([denoiser.log_prob(x_t, t) for denoiser in self.of_label], labels)
+
+
+def pick(of_labels: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The i-th row of the labels[i]-th tensor, for every i."""
+    return torch.stack(list(of_labels))[labels, torch.arange(len(labels))]
+
+
+def students() -> Linears:
+    """Two maps of the plane into space; the first is `student`."""
+    first = student()
+    A = torch.stack([first.A.detach(), torch.tensor([[0.2, -0.6], [0.9, 0.1], [0.4, 0.8]])])
+    return Linears(A, torch.stack([first.b.detach(), torch.tensor([-0.7, 0.1, 0.6])]))
+
+
+def targets(schedule: Schedule) -> ByLabel:
+    """N(m_c, S_c) as a teacher that takes labels; the first is `target`."""
+    second = GaussianMixture(torch.tensor([[-0.4, 0.3, 0.1]]), std=0.7, schedule=schedule)
+    return ByLabel([target(schedule), second])
 
 
 def student_marginal(A: Tensor, b: Tensor, alpha: Tensor, sigma: Tensor) -> MultivariateNormal:
@@ -114,6 +166,35 @@ def random_draw(
     eta = torch.randn(candidates, len(noise.t), *generator.latent_shape, generator=rng) if candidates else None
     real = None if data is None else noise.rows(data(latents, rng))
     return Draw(noise.rows(z), noise.rows(generator(z)), noise, generator, eta, real=real)
+
+
+def labelled_drawn(
+    generator: Linears,
+    schedule: Schedule,
+    times: tuple[float, ...],
+    latents: int,
+    rng: torch.Generator,
+    candidates: int = 0,
+    data: Samples | None = None,
+    **levels: Any,
+) -> Drawn:
+    """The random part of a step of a trainer with equally frequent labels."""
+    of_levels = NoiseLevels(schedule, AtTimes(times), **levels)
+    noise = of_levels.draw(generator.data_shape, latents, 0.0, rng, torch.float64, real=data is not None)
+    condition = Labels(torch.ones(generator.classes))(latents, rng)
+    shape = candidates, of_levels.draws, latents, *generator.latent_shape
+    eta = torch.randn(shape, generator=rng) if candidates else None
+    real = None if data is None else data(latents, rng, **condition)
+    return Drawn(generator.latents(latents, rng), noise, eta, None, real, 0.0, (), condition)
+
+
+def of_label(draw: Draw, label: int, generator: Linear) -> tuple[Draw, Tensor]:
+    """The rows of one label as a draw of an unconditional generator, and which rows they are."""
+    rows = (draw.batch["labels"] == label).nonzero().flatten()
+    n = draw.noise
+    noise = Noise(n.t[rows], n.alpha[rows], n.sigma[rows], n.weight[rows], n.eps[rows], len(rows))
+    eta = None if draw.eta is None else draw.eta[:, rows]
+    return Draw(draw.z[rows], generator(draw.z[rows]), noise, generator, eta), rows
 
 
 def z_limit(comparisons: int, failure_rate: float = 1e-4) -> float:

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from linear_gaussian import ByLabel, Linears, pick
 from vardistill import checkpoints
 from vardistill.config import TrainingConfig
-from vardistill.data import Samples
+from vardistill.data import Conditions, Labels, Samples
 from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.generators import MLP, Generator
 from vardistill.levels import LogNormal
@@ -33,6 +34,26 @@ from vardistill.training import Diverged, Interrupted, Trainer
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
 KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")
+CONDITIONAL = ("labels", "labels-varflow", "labels-paired-varflow", "labels-diff-instruct")
+"""Kinds whose generator and teacher take labels."""
+
+
+def generator_of(kind: str) -> Generator:
+    return labelled_generator() if kind in CONDITIONAL else generator()
+
+
+def labelled_generator() -> Linears:
+    A = torch.tensor([[[1.1, 0.2], [-0.4, 0.7]], [[0.5, -0.3], [0.6, 0.9]]], dtype=torch.float64)
+    return Linears(A, torch.tensor([[0.5, 0.0], [-0.3, 0.2]], dtype=torch.float64))
+
+
+def labelled_teacher() -> ByLabel:
+    """Under the label 0 one of the teacher's modes, under 1 the others."""
+    return ByLabel([GaussianMixture(means, std=0.5, schedule=VE()) for means in (MEANS[:1], MEANS[1:])])
+
+
+def conditions(kind: str = "labels") -> Conditions | None:
+    return Labels(torch.tensor([1.0, 2.0])) if kind in CONDITIONAL else None
 
 
 def generator() -> MLP:
@@ -47,7 +68,8 @@ def teacher() -> GaussianMixture:
 
 def objective(kind: str = "batch") -> Any:
     """VarDiU with the batch's candidates, alone and with a pool; with a posterior that has steps of its own, and with
-    candidates drawn from one; and the other objectives. A sum's second part has levels of its own.
+    candidates drawn from one; and the other objectives. A sum's second part has levels of its own; `CONDITIONAL` ones
+    take labels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -57,6 +79,11 @@ def objective(kind: str = "batch") -> Any:
 def diff_instruct() -> DiffInstruct:
     critic = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double()
     return DiffInstruct(teacher(), critic, critic_steps=2, sigma_data=2.0)
+
+
+def labelled_diff_instruct() -> DiffInstruct:
+    critics = [Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double() for _ in range(2)]
+    return DiffInstruct(labelled_teacher(), ByLabel(critics), critic_steps=2, sigma_data=2.0)
 
 
 def weighted_sum() -> WeightedSum:
@@ -73,16 +100,32 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "varflow": VarFlow,
     "diff-instruct": diff_instruct,
     "sum": weighted_sum,
+    "labels": lambda: VarDiU(labelled_teacher(), Prior(), candidates=3),
+    "labels-varflow": lambda: VarFlow(classes=2, label_distance=0.5),
+    "labels-paired-varflow": lambda: VarFlow(cross="paired", classes=2),
+    "labels-diff-instruct": labelled_diff_instruct,
 }
 
 
-def data() -> Samples:
+class OfSamples(nn.Sequential):
+    """A map of features that is blind to times."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        features: Tensor = super().forward(x_t)
+        return features
+
+
+def data(kind: str = "batch") -> Samples:
     """The teacher's law, for objectives that compare with real samples."""
-    return teacher().sample
+    return labelled_data if kind in CONDITIONAL else teacher().sample
+
+
+def labelled_data(n: int, rng: torch.Generator, labels: Tensor) -> Tensor:
+    return pick([mixture.sample(n, rng) for mixture in labelled_teacher().of_label], labels)
 
 
 def levels(kind: str = "batch", **options: Any) -> NoiseLevels:
-    options = {"draws": 2, "antithetic": True, "shared": 2 if kind == "varflow" else 0} | options
+    options = {"draws": 2, "antithetic": True, "shared": 2 if kind.endswith("varflow") else 0} | options
     return NoiseLevels(VE(), LogNormal(base_start=2.0, base_end=0.5), lambda alpha, sigma: sigma**2, **options)
 
 
@@ -92,7 +135,8 @@ def config(**options: Any) -> TrainingConfig:
 
 
 def evaluate(student: Generator) -> dict[str, float]:
-    return {"mean": float(student.sample(16, seed=1).mean())}
+    labels = torch.arange(16) % student.classes if student.classes else None
+    return {"mean": float(student.sample(16, seed=1, labels=labels).mean())}
 
 
 @torch.no_grad()
@@ -103,7 +147,10 @@ def bound(student: Generator, objective: VarDiU) -> float:
 
 
 def trainer(kind: str = "batch", folder: RunFolder | None = None, **options: Any) -> Trainer:
-    return Trainer(generator(), objective(kind), levels(kind), config(**options), evaluate, folder, data())
+    training = config(**options)
+    return Trainer(
+        generator_of(kind), objective(kind), levels(kind), training, evaluate, folder, data(kind), conditions(kind)
+    )
 
 
 def state(job: Trainer, *left_out: str) -> dict[str, Tensor]:

@@ -21,18 +21,26 @@ from vardistill.config import (
     VarDiUVarFlowConfig,
     VarFlowConfig,
     from_dict,
+    is_image_run,
     read,
     to_dict,
     write,
 )
 from vardistill.errors import UsageError
+from vardistill.images.config import ImagesConfig, ImagesTeachConfig, ImageSumConfig, OneStepConfig, UNetConfig
+from vardistill.images.presets import IMAGE_PRESETS, IMAGE_TEACHERS
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS, Preset
 
-ALL: dict[str, Preset[Any]] = {**PRESETS, **{f"teacher {name}": preset for name, preset in TEACHERS.items()}}
+ALL: dict[str, Preset[Any]] = {
+    **PRESETS,
+    **{f"teacher {name}": preset for name, preset in TEACHERS.items()},
+    **{f"images {name}": preset for name, preset in IMAGE_PRESETS.items()},
+    **{f"images teacher {name}": preset for name, preset in IMAGE_TEACHERS.items()},
+}
 
 
-def refusal(match: str, text: str, tmp_path: Path, cls: type = Config) -> None:
+def refusal(match: str, text: str, tmp_path: Path, cls: Any = Config) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=match) as caught:
@@ -91,6 +99,81 @@ def test_every_kind_of_value_survives_the_disk(tmp_path: Path) -> None:
     assert config.teacher.teacher_run == Path("somewhere/täg")
     write(config, tmp_path / "config.yaml")
     assert read(Config, tmp_path / "config.yaml") == config
+
+
+KINDS = {"": Config(), "Images": ImagesConfig(), "ImagesTeach": ImagesTeachConfig(), "Teach": TeachConfig()}
+
+
+class TestKinds:
+    """A file's first line names its configuration's type, but for a problem's run."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_file_is_of_the_type_that_it_names(self, kind: str, tmp_path: Path) -> None:
+        path, types = tmp_path / "config.yaml", tuple(map(type, KINDS.values()))
+        write(KINDS[kind], path)
+        first = path.read_text().splitlines()[0]
+        assert first == f"kind: {kind}" if kind else not first.startswith("kind")
+        for options in (type(KINDS[kind]), types, types[::-1] if kind else types):
+            assert read(options, path) == KINDS[kind]
+        assert is_image_run(tmp_path) == (kind == "Images")
+
+    @pytest.mark.parametrize("types", [(ImagesConfig, Config), (Config, ImagesConfig), TeachConfig, ImagesTeachConfig])
+    def test_without_a_name_it_is_of_the_first(self, types: Any, tmp_path: Path) -> None:
+        first = types[0] if isinstance(types, tuple) else types
+        (tmp_path / "config.yaml").write_text("{}")
+        assert read(types, tmp_path / "config.yaml") == first()
+        assert not is_image_run(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("types", "kind", "match"),
+        [
+            ((Config, ImagesConfig), "Teach", "kind 'Teach', but wanted here is no kind .a problem's run. or 'Images'"),
+            (Config, "Images", "kind 'Images', but wanted here is no kind .a problem's run.$"),
+            (TeachConfig, "ImagesTeach", "kind 'ImagesTeach', but wanted here is 'Teach'$"),
+            (ImagesConfig, "''", "kind '', but wanted here is 'Images'$"),
+            ((Config, ImagesConfig), "[Images]", "kind .*, but wanted here is"),
+            ((Config, ImagesConfig), "{a: 1}", "kind .*, but wanted here is"),
+        ],
+    )
+    def test_another_kind_is_refused(self, types: Any, kind: str, match: str, tmp_path: Path) -> None:
+        refusal(f"config.yaml is a configuration of {match}", f"kind: {kind}", tmp_path, types)
+
+    def test_keys_are_those_of_the_kind(self, tmp_path: Path) -> None:
+        refusal(
+            "unknown key in config.yaml 'problem'", "kind: Images\nproblem: mog40", tmp_path, (Config, ImagesConfig)
+        )
+        refusal("config.yaml must be a mapping", "[]", tmp_path, (Config, ImagesConfig))
+
+    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach"])
+    def test_other_folders_are_no_runs_on_pictures(self, text: str, tmp_path: Path) -> None:
+        assert not is_image_run(tmp_path)
+        (tmp_path / "config.yaml").write_text(text)
+        assert not is_image_run(tmp_path)
+
+
+class TestTuples:
+    def test_they_survive_the_disk(self, tmp_path: Path) -> None:
+        config = ImagesTeachConfig(network=UNetConfig(channels=(8, 16, 24)))
+        assert from_dict(ImagesTeachConfig, to_dict(config)) == config
+        write(config, tmp_path / "config.yaml")
+        assert "python" not in (tmp_path / "config.yaml").read_text()
+        assert read(ImagesTeachConfig, tmp_path / "config.yaml") == config
+
+    @pytest.mark.parametrize("channels", ["8", "[8, a]", "[8, 16.5]", "[8, true]", "{8: 16}", "null"])
+    def test_other_values_are_refused(self, channels: str, tmp_path: Path) -> None:
+        match = "config.yaml.network.channels must be a list of int, but is "
+        refusal(match, f"network: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
+
+
+def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
+    config = ImagesConfig(
+        teacher="somewhere/täg", data="hf:日本", generator=OneStepConfig(lora_rank=4, ratio=3.0),
+        objective=ImageSumConfig(varflow_weight=2.0),
+    )  # fmt: skip
+    assert from_dict(ImagesConfig, to_dict(config)) == config
+    write(config, tmp_path / "config.yaml")
+    assert read((Config, ImagesConfig), tmp_path / "config.yaml") == config
+    assert "teacher: somewhere/täg\ndata: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:

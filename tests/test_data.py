@@ -1,4 +1,4 @@
-"""Real samples: stored sets, a teacher's own, and what is refused."""
+"""Conditions and real samples: labels, stored sets, a teacher's own, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,87 @@ import torch
 from torch import Tensor
 
 import small_runs
-from vardistill.data import BLOCK, StoredSamples, check_samples, teacher_samples
+from vardistill.data import BLOCK, Labels, StoredSamples, check_samples, teacher_samples
 from vardistill.denoisers import GaussianMixture
 from vardistill.errors import UsageError
 from vardistill.objectives import VarFlow
 from vardistill.schedules import VE, VP, Schedule
 from vardistill.training import distill
+
+
+class TestLabels:
+    def test_they_have_their_frequencies(self, rng: torch.Generator) -> None:
+        """χ² with two degrees of freedom exceeds 27.6 with probability exp(−13.8) = 1e-6; seed 0."""
+        frequencies, n = torch.tensor([1.0, 0.0, 3.0, 6.0]), 20_000
+        labels = Labels(frequencies)(n, rng)["labels"]
+        assert (labels.shape, labels.dtype) == ((n,), torch.int64)
+        counts = labels.bincount(minlength=4)
+        assert counts[1] == 0
+        expected = n * frequencies[[0, 2, 3]] / 10
+        assert ((counts[[0, 2, 3]] - expected) ** 2 / expected).sum() < 27.6
+        again = Labels(frequencies.double() / 10)(n, torch.Generator().manual_seed(0))["labels"]
+        assert torch.equal(again, labels)
+
+    @pytest.mark.parametrize(
+        "frequencies",
+        [[], [[1.0, 2.0]], [1.0, -0.1], [0.0, 0.0], [1.0, math.nan], [1.0, math.inf], 1.0],
+        ids=str,
+    )
+    def test_frequencies_that_are_none_are_refused(self, frequencies: Any) -> None:
+        with pytest.raises(
+            UsageError, match=r"frequencies must be \(K,\), finite, not negative and not all 0"
+        ) as caught:
+            Labels(torch.tensor(frequencies))
+        assert "\n" not in str(caught.value)
+
+
+class TestStoredSamplesWithLabels:
+    LABELS = torch.tensor([2, 0, 2, 1, 2, 0, 2])
+
+    @pytest.fixture
+    def stored(self) -> StoredSamples:
+        """Samples that tell their place and their label."""
+        places = torch.arange(7.0)
+        return StoredSamples(torch.stack([places, self.LABELS.float()], 1), self.LABELS)
+
+    def test_each_draw_has_the_label_asked_for(self, stored: StoredSamples, rng: torch.Generator) -> None:
+        """Every sample of a label is as frequent as the others: 7 counts within 4.9 standard deviations, seed 0."""
+        asked = torch.arange(3).repeat(20_000)[torch.randperm(60_000, generator=rng)]
+        drawn = stored(60_000, rng, labels=asked)
+        assert torch.equal(drawn[:, 1].long(), asked)
+        counts = drawn[:, 0].long().bincount(minlength=7)
+        share = 1 / self.LABELS.bincount()[self.LABELS]
+        assert ((counts - 20_000 * share).abs() <= 4.9 * (20_000 * share * (1 - share)).sqrt()).all()
+        again = stored(5, torch.Generator().manual_seed(1), labels=asked[:5])
+        assert torch.equal(again, stored(5, torch.Generator().manual_seed(1), labels=asked[:5]))
+
+    def test_without_a_label_all_are_drawn_from(self, stored: StoredSamples, rng: torch.Generator) -> None:
+        assert stored(500, rng)[:, 0].unique().tolist() == list(range(7))
+
+    def test_its_copies_keep_the_labels(self, stored: StoredSamples, rng: torch.Generator) -> None:
+        double = stored.to(torch.zeros((), dtype=torch.float64))
+        assert (double.data.dtype, stored.data.dtype) == (torch.float64, torch.float32)
+        asked = torch.tensor([1, 0, 2])
+        assert torch.equal(double(3, rng, labels=asked)[:, 1].long(), asked)
+
+    def test_a_set_without_labels_has_none_to_draw(self, rng: torch.Generator) -> None:
+        with pytest.raises(UsageError, match="the data have no labels, but the generator is conditional"):
+            StoredSamples(torch.zeros(3, 2))(2, rng, labels=torch.tensor([0, 1]))
+
+    @pytest.mark.parametrize(
+        ("labels", "match"),
+        [
+            (torch.tensor([0, 1]), r"labels must be 3 integers from 0, one a sample, but are \(2,\)"),
+            (torch.zeros(3, 1, dtype=torch.int64), r"but are \(3, 1\)"),
+            (torch.zeros(3), "labels must be 3 integers from 0"),
+            (torch.tensor([0, -1, 1]), "labels must be 3 integers from 0"),
+            (torch.tensor([0, 4, 2]), r"every label up to the largest needs a sample, but \[1, 3\] have none"),
+        ],
+    )
+    def test_labels_that_do_not_fit_are_refused(self, labels: Tensor, match: str) -> None:
+        with pytest.raises(UsageError, match=match) as caught:
+            StoredSamples(torch.zeros(3, 2), labels)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_stored_set_is_drawn_from_evenly_with_replacement(rng: torch.Generator) -> None:
@@ -71,6 +146,28 @@ def test_a_teachers_samples_have_its_moments(schedule: Schedule, rng: torch.Gene
     assert ((x.T.cov() - covariance).abs() < 0.02 + 4.5 * of_pairs / math.sqrt(n)).all()
 
 
+class OfLabels:
+    """A denoiser whose answer is a point for every label."""
+
+    schedule = VE()
+    points = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.points[labels]
+
+
+def test_a_teachers_samples_keep_their_labels(rng: torch.Generator) -> None:
+    """In every block."""
+    n, labels = BLOCK + 100, Labels(torch.tensor([1.0, 2.0, 1.0]))
+    stored = teacher_samples(OfLabels(), (2,), n, rng, steps=2, conditions=labels)
+    assert stored.labels is not None
+    assert stored.labels.shape == (n,)
+    torch.testing.assert_close(stored.data, OfLabels.points[stored.labels])
+    assert stored.labels.unique().tolist() == stored.labels[BLOCK:].unique().tolist() == [0, 1, 2]
+    asked = torch.tensor([2, 0, 1, 1])
+    torch.testing.assert_close(stored(4, rng, labels=asked), OfLabels.points[asked])
+
+
 @pytest.mark.parametrize(
     ("samples", "match"),
     [
@@ -82,6 +179,12 @@ def test_a_teachers_samples_have_its_moments(schedule: Schedule, rng: torch.Gene
 def test_samples_that_do_not_fit_the_generator_are_refused(samples: Callable[..., Tensor], match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         check_samples(samples, (2,), torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_functions_that_do_not_take_the_conditions_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"the data are no function of \(n, rng, labels\): .*labels") as caught:
+        check_samples(lambda n, rng: torch.zeros(n, 2), (2,), torch.device("cpu"), Labels(torch.ones(2)))
     assert "\n" not in str(caught.value)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from linear_gaussian import Linears
 from vardistill.errors import UsageError
 from vardistill.generators import MLP, Generator
 from vardistill.networks import ACTIVATIONS, mlp
@@ -92,6 +93,43 @@ def test_mistakes(arguments: dict[str, Any], message: str) -> None:
         small(**arguments)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def conditional() -> Linears:
+    rng = torch.Generator().manual_seed(0)
+    return Linears(torch.randn(3, 2, 4, generator=rng), torch.randn(3, 2, generator=rng)).double()
+
+
+@pytest.mark.parametrize("block", [1, 3, 65_536])
+def test_samples_of_labels_are_those_of_their_latents(block: int) -> None:
+    generator, labels = conditional(), torch.tensor([2, 0, 1, 1, 2, 0, 0])
+    x = generator.sample(7, seed=5, block=block, labels=labels)
+    z = generator.latents(7, torch.Generator().manual_seed(5))
+    assert not x.requires_grad
+    for row, latent, label in zip(x, z, labels, strict=True):
+        torch.testing.assert_close(row, generator.A[label] @ latent + generator.b[label])
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (None, "the generator is conditional: give 3 integer labels below 3"),
+        (torch.tensor([0, 1]), "the generator is conditional: give 3 integer labels below 3"),
+        (torch.tensor([[0, 1, 2]]), "the generator is conditional: give 3 integer labels below 3"),
+        (torch.tensor([0.0, 1.0, 2.0]), "the generator is conditional: give 3 integer labels below 3"),
+        (torch.tensor([0, 1, 3]), r"labels must be in \[0, 3\), but are 0 to 3"),
+        (torch.tensor([0, -1, 2]), r"labels must be in \[0, 3\), but are -1 to 2"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: torch.Tensor | None, match: str) -> None:
+    with pytest.raises(UsageError, match=match) as caught:
+        conditional().sample(3, labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unconditional_generator_takes_no_labels() -> None:
+    with pytest.raises(UsageError, match="the generator is unconditional: it takes no labels"):
+        small().sample(3, labels=torch.tensor([0, 0, 0]))
 
 
 @pytest.mark.parametrize("n", [0, -3])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import small_runs
-from small_runs import KINDS, Result, Task
+from small_runs import CONDITIONAL, KINDS, Result, Task
 from vardistill import checkpoints
 
 SCRIPT = Path(small_runs.__file__)
@@ -87,9 +87,12 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
 
 
-def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(unbroken: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["learned", *CONDITIONAL])
+def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(
+    kind: str, unbroken_kinds: Callable[[str], Result], tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
-    task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"), event="interrupt", at=7)
+    task = Task(str(tmp_path / "result"), kind=kind, out=str(tmp_path / "run"), event="interrupt", at=7)
     before = signal.getsignal(signal.SIGINT)
     small_runs.run(task)
     stopped = small_runs.result(task)
@@ -98,7 +101,7 @@ def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(unbroken: Re
     assert checkpoints.latest(tmp_path / "run" / "checkpoints").name == "step-00000007"
     left = dataclasses.replace(task, event=None, resume=True)
     small_runs.run(left)
-    assert_same(small_runs.result(left), unbroken)
+    assert_same(small_runs.result(left), unbroken_kinds(kind))
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken: Result, tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def two_processes(tmp_path: Path, tasks: list[Task]) -> None:
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "own").mkdir()
-    several = [Task(str(tmp_path / kind), kind) for kind in KINDS]
+    several = [Task(str(tmp_path / kind), kind) for kind in (*KINDS, *CONDITIONAL)]
     several += [
         Task(str(tmp_path / "accumulated"), "drawn", training={"accumulate": 2}),
         Task(str(tmp_path / "auto"), training={"device": "auto"}),

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vardistill.errors import UsageError
-from vardistill.schedules import SCHEDULES, VE, VP, Cosine, Rectified, Schedule, check_range, expand
+from vardistill.schedules import SCHEDULES, VE, VP, Cosine, Rectified, Schedule, Table, check_range, expand
+
+
+def linear_betas(steps: int, first: float = 1e-4, last: float = 0.02) -> tuple[float, ...]:
+    """ᾱ of DDPM's β from `first` to `last`."""
+    betas = torch.linspace(first, last, steps, dtype=torch.float64)
+    return tuple((1 - betas).cumprod(0).tolist())
+
 
 EXAMPLES = [VE(), VE(0.1, 20.0), VP(), VP(0.5, 4.0), Cosine(), Rectified()]
 
-every_schedule = pytest.mark.parametrize("schedule", EXAMPLES, ids=str)
+every_schedule = pytest.mark.parametrize("schedule", [*EXAMPLES, Table(linear_betas(1000))], ids=str)
+every_named_schedule = pytest.mark.parametrize("schedule", EXAMPLES, ids=str)
 inner_time = st.floats(1e-3, 1 - 1e-3)
 
 
@@ -23,7 +31,7 @@ def at(t: float) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
-@every_schedule
+@every_named_schedule
 def test_is_a_schedule_and_registered(schedule: Schedule) -> None:
     assert isinstance(schedule, Schedule)
     assert type(schedule) in SCHEDULES.values()
@@ -82,7 +90,7 @@ def test_vp_solves_its_equation(t: float) -> None:
     assert float(slope) == pytest.approx(-0.5 * (0.2 + t * 6.8), rel=1e-10)
 
 
-@every_schedule
+@every_named_schedule
 def test_ends(schedule: Schedule) -> None:
     """Noise vanishes at t = 0, but for VE's σ_min; the data vanish at t = 1, but for VE and VP."""
     alpha, sigma = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
@@ -142,3 +150,63 @@ def test_expand(rng: torch.Generator) -> None:
     assert expand(v, like).shape == (3, 1, 1, 1)
     assert torch.equal(expand(v, like).flatten(), v)
     assert expand(v, v).shape == (3,)
+
+
+def test_table_at_its_indices() -> None:
+    """α_t² = ᾱ_i and σ_t² = 1 − ᾱ_i at t = i/(T − 1), in double and in single precision."""
+    values = linear_betas(1000)
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-6)):
+        alpha, sigma = Table(values)(torch.linspace(0, 1, 1000, dtype=torch.float64).to(dtype))
+        torch.testing.assert_close(alpha**2, torch.tensor(values, dtype=dtype), rtol=0, atol=tolerance)
+        torch.testing.assert_close(sigma**2, 1 - torch.tensor(values, dtype=dtype), rtol=0, atol=tolerance)
+
+
+@given(t=st.floats(0, 1), steps=st.integers(2, 50))
+def test_table_preserves_the_variance(t: float, steps: int) -> None:
+    alpha, sigma = Table(linear_betas(steps))(at(t))
+    assert float(alpha**2 + sigma**2) == pytest.approx(1, abs=1e-14)
+
+
+def test_table_between_its_indices() -> None:
+    """Half-way between two indices the angle is half-way, too."""
+    table = Table((0.75, 0.25, 0.0))
+    alpha, sigma = table(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    angles = torch.tensor([math.pi / 4, 5 * math.pi / 12], dtype=torch.float64)
+    torch.testing.assert_close(torch.atan2(sigma, alpha), angles)
+
+
+def test_table_with_zero_terminal_snr() -> None:
+    """The last entry may be 0: there the data vanish, and an infinite ratio has the time 1."""
+    table = Table((0.9, 0.5, 0.0))
+    for dtype in (torch.float32, torch.float64):
+        alpha, sigma = table(torch.ones(1, dtype=dtype))
+        assert 0 <= float(alpha) < 1e-15
+        assert float(sigma) == 1
+        assert table.time(torch.tensor([math.inf], dtype=dtype)).tolist() == [1.0]
+
+
+def test_table_ends() -> None:
+    """Times and ratios outside the table are moved to its ends."""
+    table = Table((0.9, 0.5, 0.1))
+    t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    torch.testing.assert_close(table(t)[0] ** 2, torch.tensor([0.9, 0.9, 0.1, 0.1]))
+    assert table.time(torch.tensor([1e-9, 1e9])).tolist() == [0.0, 1.0]
+
+
+def test_table_is_a_value() -> None:
+    """Equal tables are equal and hash alike, also after one of them was used; the table's scales carry gradients."""
+    used, fresh = Table(linear_betas(10)), Table(linear_betas(10))
+    with torch.inference_mode():
+        used(torch.ones(1))
+    assert used == fresh
+    assert hash(used) == hash(fresh)
+    assert used != Table(linear_betas(11))
+    assert str(Table((0.9, 0.5, 0.0))) == "Table(3 from 0.9 to 0)"
+    t = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: used(v)[1], t)
+
+
+@pytest.mark.parametrize("refused", [(), (0.5,), (0.5, 0.5), (0.1, 0.5), (1.0, 0.5), (0.5, -0.1), (math.nan, 0.1)])
+def test_refused_tables(refused: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="at least two numbers"):
+        Table(refused)

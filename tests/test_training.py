@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,22 +21,28 @@ from torch import Tensor, nn
 
 import small_runs
 import vardistill as vd
+from linear_gaussian import Linears, labelled_drawn
 from small_runs import state
 from vardistill import clock as clock_module
 from vardistill import training as training_module
+from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
+from vardistill.data import Labels, StoredSamples
 from vardistill.denoisers import GaussianMixture
 from vardistill.errors import UsageError
 from vardistill.generators import MLP, Generator
 from vardistill.noise_levels import Draw
-from vardistill.objectives import Objective
+from vardistill.objectives import Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.optimisers import adam_state
 from vardistill.posteriors import Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
+from vardistill.steps import Drawn
 from vardistill.training import (
     Diverged,
     Interrupted,
     Trainer,
+    average_of,
     check_batch,
     default_levels,
     distill,
@@ -61,12 +69,13 @@ def small_distill(generator: Generator | None = None, **options: Any) -> trainin
 
 
 class TestStep:
-    @pytest.mark.parametrize("kind", small_runs.KINDS)
+    @pytest.mark.parametrize("kind", [*small_runs.KINDS, *small_runs.CONDITIONAL])
     def test_it_is_that_of_a_bare_loop(self, kind: str) -> None:
         config = small_runs.config(
             steps=12, lr=3e-2, auxiliary_lr=1e-2, clip=0.5, ema=0.9, warmup=0.3, lr_final=0.1, weight_decay=0.1
         )
-        g, objective, levels = small_runs.generator(), small_runs.objective(kind), small_runs.levels(kind)
+        g, objective, levels = small_runs.generator_of(kind), small_runs.objective(kind), small_runs.levels(kind)
+        conditions = small_runs.conditions(kind) or (lambda n, rng: {})
         average = copy.deepcopy(g)
         groups = [list(g.parameters()), objective.auxiliary_parameters()]
         adams = [torch.optim.AdamW(group or [torch.zeros(())], betas=(0.9, 0.99), weight_decay=0.1) for group in groups]
@@ -79,15 +88,21 @@ class TestStep:
                 for some in (levels, *objective.other_levels)
             ]
             eta = pool = real = None
+            batch = {name: torch.cat([v, v]) for name, v in conditions(config.batch, rng).items()}
             if objective.needs_real:
-                real = noise.rows(small_runs.data()(config.batch, rng))
+                of_latents = {name: v[: config.batch] for name, v in batch.items()}
+                real = noise.rows(small_runs.data(kind)(config.batch, rng, **of_latents))
             if k := objective.fresh_latents:
                 eta = torch.randn(k, 2 * config.batch, 2, generator=rng, dtype=torch.float64)
             if m := objective.pool_latents:
                 pool = g.latents(m, rng)
+
+            def generate(z: Tensor) -> Tensor:
+                return g(z, **{name: torch.cat([v] * (len(z) // len(v))) for name, v in batch.items()})
+
+            z = noise.rows(z)
             draw = Draw(
-                noise.rows(z), noise.rows(g(z)), noise, g, eta, pool, real=real, progress=progress,
-                other_noise=tuple(others),
+                z, generate(z), noise, generate, eta, pool, batch, real, progress, other_noise=tuple(others)
             )  # fmt: skip
             loss = objective.critic_loss(draw) if critic else objective.generator_loss(draw)
             loss.mean().backward()
@@ -215,7 +230,7 @@ class TestStep:
 
 
 class TestAccumulation:
-    @pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct"])
+    @pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct", "labels", "labels-diff-instruct"])
     @pytest.mark.parametrize("parts", [2, 4])
     def test_the_parts_of_a_batch_do_what_the_whole_does(self, kind: str, parts: int) -> None:
         whole, _ = run_small(kind, clip=0.5)
@@ -241,6 +256,168 @@ class TestAccumulation:
     def test_a_batch_that_does_not_split_is_refused(self) -> None:
         with pytest.raises(UsageError, match="batch must be divisible by 3, accumulate times processes, but is 8"):
             small_runs.trainer("learned", accumulate=3)
+
+
+class TestConditions:
+    def drawn(self, rng: torch.Generator, **options: Any) -> tuple[Linears, Drawn]:
+        generator = small_runs.labelled_generator()
+        levels = {"draws": 2, "antithetic": True} | options
+        return generator, labelled_drawn(generator, VE(), (0.3, 0.6), 6, rng, data=small_runs.labelled_data, **levels)
+
+    def test_rows_and_candidates_have_the_labels_of_their_latents(self, rng: torch.Generator) -> None:
+        generator, drawn = self.drawn(rng)
+        draw, labels = drawn.complete(generator), drawn.condition["labels"]
+        assert labels.unique().tolist() == [0, 1]
+        assert draw.batch["labels"].tolist() == labels.tolist() * 2
+        for row in range(12):
+            alone = generator.of(int(labels[row % 6]))
+            torch.testing.assert_close(draw.x[row], alone(drawn.z[row % 6][None])[0])
+        candidates = torch.randn(3, 12, 2, generator=rng, dtype=torch.float64)
+        x = draw.generator(candidates.flatten(0, 1)).unflatten(0, (3, 12))
+        for k, row in itertools.product(range(3), range(12)):
+            alone = generator.of(int(labels[row % 6]))
+            torch.testing.assert_close(x[k, row], alone(candidates[k, row][None])[0])
+
+    def test_conditions_may_have_further_axes(self, rng: torch.Generator) -> None:
+        """A shift of every sample, (N, 2)."""
+        _, drawn = self.drawn(rng)
+        shift = torch.randn(6, 2, generator=rng, dtype=torch.float64)
+        draw = drawn._replace(condition={"shift": shift}).complete(lambda z, shift: z + shift)
+        torch.testing.assert_close(draw.x, (drawn.z + shift).repeat(2, 1))
+        torch.testing.assert_close(draw.generator(torch.zeros(36, 2)), shift.repeat(6, 1))
+
+    @pytest.mark.parametrize("parts", [2, 3])
+    def test_parts_of_a_step_keep_them_with_their_rows(self, parts: int, rng: torch.Generator) -> None:
+        generator, drawn = self.drawn(rng)
+        whole, n = drawn.complete(generator), 6 // parts
+        for part in range(parts):
+            share = drawn.shard(part, parts).complete(generator)
+            rows = torch.arange(12).view(2, 6)[:, part * n : (part + 1) * n].flatten()
+            for name in ("z", "x", "x_t", "real_t"):
+                assert torch.equal(getattr(share, name), getattr(whole, name)[rows]), name
+            assert torch.equal(share.batch["labels"], whole.batch["labels"][rows])
+            z = torch.zeros(2 * len(rows), 2, dtype=torch.float64)
+            torch.testing.assert_close(share.generator(z), generator.b[whole.batch["labels"][rows]].repeat(2, 1))
+
+    def refuses(self, match: str, kind: str = "labels", **options: Any) -> None:
+        arguments: dict[str, Any] = {
+            "generator": small_runs.labelled_generator(),
+            "objective": small_runs.objective(kind),
+            "conditions": small_runs.conditions(),
+            "data": small_runs.labelled_data,
+            "training": small_runs.config(steps=1),
+        }
+        arguments |= options
+        with pytest.raises(UsageError, match=match) as caught:
+            distill(**arguments)
+        assert "\n" not in str(caught.value)
+
+    def test_generator_and_conditions_have_to_fit(self) -> None:
+        self.refuses(r"the generator is conditional: give conditions, e.g. vardistill.data.Labels", conditions=None)
+        unconditional = {"generator": small_runs.generator(), "objective": small_runs.objective("drawn")}
+        self.refuses("conditions are for a conditional generator, but this one takes no labels", **unconditional)
+        self.refuses("the conditions are 3 labels, but the generator takes 2", conditions=Labels(torch.ones(3)))
+
+    def test_the_objective_has_to_take_them(self) -> None:
+        shared = VarDiU(small_runs.labelled_teacher(), Prior(), candidates="batch")
+        for objective in (shared, WeightedSum([Part(VarFlow(classes=2)), Part(shared)])):
+            levels = small_runs.levels("varflow")
+            self.refuses("candidates of the batch have other labels", objective=objective, levels=levels)
+        for objective in (VarFlow(), VarFlow(classes=1)):
+            self.refuses("the generator takes 2 labels: tell VarFlow, classes=2", objective=objective)
+
+    def test_the_teacher_has_to_take_them(self) -> None:
+        class Deaf(nn.Module):
+            schedule = VE()
+
+            def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+                return x_t
+
+        self.refuses(
+            r"the teacher does not take the generator's samples, .* with labels: .*'labels'",
+            objective=VarDiU(Deaf(), Prior()),
+        )
+        of_labels = VarDiU(small_runs.labelled_teacher(), Prior())
+        self.refuses(
+            r"the teacher does not take the generator's samples, .*float64: .*'labels'",
+            generator=small_runs.generator(), objective=of_labels, conditions=None,
+        )  # fmt: skip
+
+    def test_the_data_have_to_have_them(self) -> None:
+        points = torch.zeros(4, 2)
+        self.refuses("the data have no labels, but the generator is conditional", "labels-varflow", data=points)
+        alike = StoredSamples(points, torch.zeros(4, dtype=torch.int64))
+        self.refuses("the data have samples of 1 labels, but the generator takes 2", "labels-varflow", data=alike)
+        self.refuses(
+            r"the data are no function of \(n, rng, labels\)", "labels-varflow", data=small_runs.teacher().sample
+        )
+
+    def test_stored_data_are_left_as_they_were(self) -> None:
+        stored = StoredSamples(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+        run = distill(
+            small_runs.labelled_generator(), objective=small_runs.objective("labels-varflow"), data=stored,
+            conditions=small_runs.conditions(), training=small_runs.config(steps=2),
+        )  # fmt: skip
+        assert stored.data.dtype == torch.float32
+        assert all(p.dtype == torch.float64 for p in run.generator.parameters())
+
+
+class TestFrozenParameters:
+    """A run whose generator's first layer is frozen."""
+
+    def trainer(self, folder: Path | None = None, **options: Any) -> Trainer:
+        generator = small_runs.generator()
+        generator.layers[0].requires_grad_(False)
+        run = None if folder is None else RunFolder(folder)
+        objective, levels = small_runs.objective(), small_runs.levels()
+        return Trainer(generator, objective, levels, small_runs.config(**options), small_runs.evaluate, run)
+
+    def test_they_are_shared_by_the_average_and_the_others_are_not(self) -> None:
+        generator = self.trainer().generator
+        average = average_of(generator)
+        assert not average.training
+        for a, p in zip(average.parameters(), generator.parameters(), strict=True):
+            assert torch.equal(a, p)
+            assert not a.requires_grad
+            assert (a is p) == (not p.requires_grad)
+        assert sum(p.requires_grad for p in generator.parameters()) == 2
+        assert torch.equal(average.sample(3), generator.sample(3))
+
+    def test_the_rest_is_trained_and_averaged(self) -> None:
+        trainer = self.trainer(warmup=0.0, ema=0.9)
+        before = [p.detach().clone() for p in trainer.generator.parameters()]
+        trainer.advance(0.5)
+        d = 1 / 10
+        for a, p, old in zip(trainer.average.parameters(), trainer.generator.parameters(), before, strict=True):
+            assert torch.equal(p, old) == (not p.requires_grad)
+            torch.testing.assert_close(a.detach(), d * old + (1 - d) * p.detach(), rtol=1e-12, atol=1e-12)
+        states = {name.split("/")[0] for name in adam_state(trainer.optimizers["generator"])}
+        assert states == {"0", "1"}
+
+    def test_it_resumes_to_the_bits_of_an_unbroken_run(self, tmp_path: Path) -> None:
+        unbroken = self.trainer()
+        unbroken.run()
+        (tmp_path / "run").mkdir()
+        stopped = self.trainer(tmp_path / "run")
+        small_runs.interrupt(stopped.objective, 7)
+        with pytest.raises(Interrupted):
+            stopped.run()
+        resumed = self.trainer(tmp_path / "run")
+        finished = resumed.run(resume=True).generator
+        assert_equal(state(resumed), state(unbroken))
+        weights = load_file(tmp_path / "run" / "generator" / "model.safetensors")
+        assert all(torch.equal(weights[name], v.to(weights[name])) for name, v in finished.state_dict().items())
+
+    def test_a_checkpoint_resumes_with_the_same_ones_frozen_only(self, tmp_path: Path) -> None:
+        self.trainer(tmp_path, steps=4).run()
+        unfrozen = small_runs.trainer("batch", RunFolder(tmp_path))
+        with pytest.raises(UsageError, match="the checkpoint is of another model: .* optimizer.generator"):
+            unfrozen.run(resume=True)
+
+    def test_a_generator_that_is_frozen_as_a_whole_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="nothing to train: every parameter is frozen") as caught:
+            small_distill(small_runs.generator().requires_grad_(False))
+        assert "\n" not in str(caught.value)
 
 
 class TestNumbers:
@@ -437,6 +614,19 @@ class TestStopping:
         trainer.objective.generator_loss = lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1]
         with pytest.raises(Interrupted, match="step 1"):
             trainer.run()
+
+    def test_a_wish_needs_no_accelerator(self) -> None:
+        """Of one process: the first signal is a wish, the second stops at once, and handlers come back."""
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        stop = StopRequest()
+        with stop.heeded():
+            assert not stop.agreed()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.made
+            assert stop.agreed()
+            with pytest.raises(KeyboardInterrupt):
+                small_runs.press_ctrl_c()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
     def test_a_run_may_live_in_a_thread(self) -> None:
         runs: list[Any] = []

@@ -13,7 +13,9 @@ from vardistill._version import __version__
 if TYPE_CHECKING:
     from vardistill import data as data
     from vardistill import denoisers as denoisers
+    from vardistill import export as export
     from vardistill import generators as generators
+    from vardistill import image_posteriors as image_posteriors
     from vardistill import levels as levels
     from vardistill import metrics as metrics
     from vardistill import networks as networks
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from vardistill.noise_levels import Draw as Draw
     from vardistill.noise_levels import Noise as Noise
     from vardistill.noise_levels import NoiseLevels as NoiseLevels
+    from vardistill.one_step import OneStep as OneStep
     from vardistill.training import Diverged as Diverged
     from vardistill.training import Interrupted as Interrupted
     from vardistill.training import Run as Run
@@ -42,6 +45,7 @@ _HOMES = {
     "Interrupted": "training",
     "Noise": "noise_levels",
     "NoiseLevels": "noise_levels",
+    "OneStep": "one_step",
     "Run": "training",
     "TrainingConfig": "config",
     "UsageError": "errors",
@@ -50,7 +54,9 @@ _HOMES = {
 _MODULES = (
     "data",
     "denoisers",
+    "export",
     "generators",
+    "image_posteriors",
     "levels",
     "metrics",
     "networks",

@@ -97,11 +97,14 @@ class Books:
 class StopRequest:
     """The wish to stop a run after the step under way: SIGINT (Ctrl-C) or SIGTERM.
 
+    Args:
+        accelerator: knows the run's processes; None for one process.
+
     Attributes:
         made: whether this process was asked.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.accelerator, self.made = accelerator, False
 
     @contextmanager
@@ -112,7 +115,7 @@ class StopRequest:
         """
 
         def request(number: int, frame: FrameType | None) -> None:
-            if self.made and self.accelerator.num_processes == 1:
+            if self.made and (self.accelerator is None or self.accelerator.num_processes == 1):
                 raise KeyboardInterrupt
             self.made = True
 
@@ -128,5 +131,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was asked; all have to call this together."""
+        if self.accelerator is None:
+            return self.made
         wishes = torch.tensor(float(self.made), device=self.accelerator.device)
         return bool(self.accelerator.reduce(wishes, "sum") > 0)

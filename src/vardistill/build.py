@@ -15,6 +15,7 @@ from vardistill.config import (
     Config,
     DiffInstructConfig,
     LevelsConfig,
+    NoiseConfig,
     TeachConfig,
     VarDiUConfig,
     VarDiUVarFlowConfig,
@@ -197,9 +198,13 @@ def build_real_samples(config: Config, problem: Problem, teacher: Denoiser) -> S
 
 def build_levels(config: LevelsConfig, problem: Problem) -> NoiseLevels:
     """How steps draw their noise."""
+    return build_noise(config, build_schedule(config.schedule), problem.data_std)
+
+
+def build_noise(config: NoiseConfig, schedule: Schedule, data_std: float) -> NoiseLevels:
+    """How steps draw their noise, under this schedule."""
     sigma_max = getattr(config.distribution, "sigma_max", 1.0)
-    weight = named_weight(config.weight, problem.data_std, sigma_max)
-    schedule = build_schedule(config.schedule)
+    weight = named_weight(config.weight, data_std, sigma_max)
     return NoiseLevels(
         schedule,
         config.distribution,

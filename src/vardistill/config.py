@@ -185,16 +185,14 @@ ObjectiveConfig = Annotated[
 
 
 @dataclass(frozen=True)
-class LevelsConfig:
-    """Noise levels and their weights.
+class NoiseConfig:
+    """Noise levels and their weights, under the teacher's forward process.
 
     Raises:
         UsageError: for a number out of its range.
     """
 
     distribution: Distribution = field(default_factory=LogNormal)
-    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
-    """Forward process."""
     weight: Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"] = "sigma2_linear"
     """w(t)."""
     draws: int = 1
@@ -209,6 +207,18 @@ class LevelsConfig:
     def __post_init__(self) -> None:
         require("draws", self.draws, self.draws >= 1, "at least 1")
         require("shared", self.shared, self.shared >= 0, "0 or positive")
+
+
+@dataclass(frozen=True)
+class LevelsConfig(NoiseConfig):
+    """Noise levels and their weights, and the forward process of teachers that know any.
+
+    Raises:
+        UsageError: for a number out of its range.
+    """
+
+    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
+    """Forward process."""
 
 
 @dataclass(frozen=True)
@@ -417,9 +427,19 @@ def _match(option: Any, value: Any) -> tuple[bool, Any]:
         return value in typing.get_args(option), value
     if option is float:
         return _number(value)
+    if typing.get_origin(option) is tuple:
+        return _tuple(typing.get_args(option)[0], value)
     if option is Path:
         return isinstance(value, str), Path(str(value))
     return type(value) is option, value
+
+
+def _tuple(item: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a tuple of such items is meant, and which."""
+    if not isinstance(value, (list, tuple)):
+        return False, value
+    matches = [_match(item, v) for v in value]
+    return all(matched for matched, _ in matches), tuple(converted for _, converted in matches)
 
 
 def _number(value: Any) -> tuple[bool, Any]:
@@ -431,19 +451,51 @@ def _number(value: Any) -> tuple[bool, Any]:
 
 
 def _describe(options: tuple[Any, ...]) -> str:
-    names = [str(option.__args__) if typing.get_origin(option) is Literal else option.__name__ for option in options]
-    return " or ".join(names)
+    return " or ".join(map(_describe_one, options))
+
+
+def _describe_one(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return str(option.__args__)
+    return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
 
 
 def write(config: Any, path: Path) -> None:
-    """Write the configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the configuration as YAML, its type's name first."""
+    kind = {"kind": name} if (name := kind_of(type(config))) else {}
+    path.write_text(yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def read(cls: Any, path: Path) -> Any:
-    """Read a configuration of type `cls`; raises UsageError where the file is missing or not one."""
+def plain(data: Any) -> Any:
+    """Tuples as lists, which YAML has."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    return [plain(value) for value in data] if isinstance(data, tuple) else data
+
+
+def is_image_run(run: Path) -> bool:
+    """Whether a folder's configuration is of a run on pictures."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(data, dict) and data.get("kind") == "Images"
+
+
+def read(classes: Any, path: Path) -> Any:
+    """Read a configuration of a type, or of one of several, whose first is the one of files that name none.
+
+    Raises:
+        UsageError: where the file is missing, or not such a configuration.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the configuration {path}: {str(error).splitlines()[0]}") from error
-    return from_dict(cls, data, path.name)
+    options = classes if isinstance(classes, tuple) else (classes,)
+    kinds = {kind_of(option): option for option in options}
+    kind = str(data.pop("kind", kind_of(options[0]))) if isinstance(data, dict) else kind_of(options[0])
+    if kind not in kinds:
+        wanted = " or ".join(repr(name) if name else "no kind (a problem's run)" for name in kinds)
+        raise UsageError(f"{path} is a configuration of kind {kind!r}, but wanted here is {wanted}")
+    return from_dict(kinds[kind], data, path.name)

@@ -1,8 +1,13 @@
-"""Real samples for objectives that compare with them: a stored set, or a teacher's own."""
+"""What a step is fed with: conditions, and real samples (a stored set's, or a teacher's own) under them.
+
+A step draws conditions c ~ p(c) first, and from p(· | c) the student's samples and, where an objective compares with
+them, the real ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,39 +16,109 @@ from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
 from vardistill.samplers import sample
 
-Samples = Callable[[int, torch.Generator], Tensor]
-"""n and a generator of random numbers → (n, *data) samples, independent given the generator's state."""
+Samples = Callable[..., Tensor]
+"""n, a generator of random numbers and, by keyword, n conditions → (n, *data) samples, independent given these."""
+
+Conditions = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+"""n and a generator of random numbers → n conditions by name, for example {"labels": (n,)}."""
 
 BLOCK = 8192
 """Samples that a teacher draws at once."""
 
 
+class Labels:
+    """Labels of the given frequencies, as the condition `labels`.
+
+    Args:
+        frequencies: (K,) not negative, of the labels 0..K−1; they need not sum to 1.
+
+    Raises:
+        UsageError: for frequencies that are none.
+    """
+
+    def __init__(self, frequencies: Tensor) -> None:
+        if frequencies.ndim != 1 or not (frequencies >= 0).all() or not 0 < float(frequencies.sum()) < float("inf"):
+            raise UsageError(
+                f"frequencies must be (K,), finite, not negative and not all 0, but are {frequencies.tolist()}"
+            )
+        self.frequencies = frequencies.double()
+
+    def __call__(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """{"labels": (n,)}."""
+        weights = self.frequencies.to(rng.device)
+        return {"labels": torch.multinomial(weights, n, replacement=True, generator=rng)}
+
+
 class StoredSamples:
-    """Draws with replacement from a stored set.
+    """Draws with replacement from a stored set, under a condition from its samples of the same label.
 
     Args:
         data: (n, *data), finite.
+        labels: (n,) integers from 0, for draws under the condition `labels`; default none.
 
     Raises:
-        UsageError: for an empty set, or NaN or infinity in it.
+        UsageError: for an empty set, NaN or infinity in it, or labels that do not fit it.
     """
 
-    def __init__(self, data: Tensor) -> None:
+    def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
         if data.ndim < 2 or data.numel() == 0:
             raise UsageError(f"data must be (n, *data) with n at least 1, but has shape {tuple(data.shape)}")
         if not data.isfinite().all():
             bad = int((~data.flatten(1).isfinite().all(1)).sum())
             raise UsageError(f"data must be finite, but {bad} of {len(data)} samples hold NaN or infinity")
-        self.data = data
+        self.data, self.labels = data, labels
+        self.by_label = None if labels is None else ByLabel(labels, len(data))
 
-    def __call__(self, n: int, rng: torch.Generator) -> Tensor:
-        """(n, *data)."""
-        index = torch.randint(len(self.data), (n,), generator=rng, device=rng.device)
+    def to(self, like: Tensor) -> StoredSamples:
+        """The same set in the dtype and on the device of `like`."""
+        return StoredSamples(self.data.to(like), None if self.labels is None else self.labels.to(like.device))
+
+    def __call__(self, n: int, rng: torch.Generator, labels: Tensor | None = None) -> Tensor:
+        """(n, *data), the i-th of the i-th label where there are `labels` (n,)."""
+        if labels is None:
+            index = torch.randint(len(self.data), (n,), generator=rng, device=rng.device)
+        elif self.by_label is None:
+            raise UsageError("the data have no labels, but the generator is conditional: give StoredSamples labels")
+        else:
+            index = self.by_label.draw(labels, rng)
         return self.data[index.to(self.data.device)]
 
 
+class ByLabel:
+    """The places of a set's samples by their labels.
+
+    Args:
+        labels: (n,) integers from 0; every label up to the largest has at least one sample.
+        n: size of the set.
+
+    Raises:
+        UsageError: for labels that do not fit.
+    """
+
+    def __init__(self, labels: Tensor, n: int) -> None:
+        if labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0:
+            raise UsageError(f"labels must be {n} integers from 0, one a sample, but are {tuple(labels.shape)}")
+        self.order = labels.argsort(stable=True)
+        self.counts = labels.bincount()
+        if missing := (self.counts == 0).nonzero().flatten().tolist():
+            raise UsageError(f"every label up to the largest needs a sample, but {missing} have none")
+
+    def draw(self, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """The place of a random sample of each label, (len(labels),), on the device of `rng`."""
+        counts = self.counts.to(rng.device)
+        u = torch.rand(len(labels), generator=rng, device=rng.device, dtype=torch.float64)
+        within = (u * counts[labels]).long()
+        first = counts.cumsum(0) - counts
+        return self.order.to(rng.device)[first[labels] + within]
+
+
 def teacher_samples(
-    teacher: Denoiser, data_shape: tuple[int, ...], n: int, rng: torch.Generator, steps: int = 20
+    teacher: Denoiser,
+    data_shape: tuple[int, ...],
+    n: int,
+    rng: torch.Generator,
+    steps: int = 20,
+    conditions: Conditions | None = None,
 ) -> StoredSamples:
     """A stored set of the teacher's own samples: objectives that need data then need none but the teacher.
 
@@ -53,17 +128,29 @@ def teacher_samples(
         n: size of the set.
         rng: draws the starting noise, on the teacher's device.
         steps: of Heun's method on Karras' grid, two evaluations each but for the last.
+        conditions: drawn for the teacher; its labels stay with the samples.
     """
-    blocks = []
+    blocks, labels = [], []
     for start in range(0, n, BLOCK):
-        noise = torch.randn(min(BLOCK, n - start), *data_shape, generator=rng, device=rng.device)
-        blocks.append(sample(teacher, noise, steps))
-    return StoredSamples(torch.cat(blocks))
+        size = min(BLOCK, n - start)
+        condition: Mapping[str, Any] = {} if conditions is None else conditions(size, rng)
+        noise = torch.randn(size, *data_shape, generator=rng, device=rng.device)
+        blocks.append(sample(teacher, noise, steps, **condition))
+        labels += [condition["labels"]] if "labels" in condition else []
+    return StoredSamples(torch.cat(blocks), torch.cat(labels) if labels else None)
 
 
-def check_samples(samples: Samples, data_shape: tuple[int, ...], device: torch.device) -> None:
-    """Raise UsageError unless two samples come back in the generator's shape, finite."""
-    two = samples(2, torch.Generator(device).manual_seed(0))
+def check_samples(
+    samples: Samples, data_shape: tuple[int, ...], device: torch.device, conditions: Conditions | None = None
+) -> None:
+    """Raise UsageError unless two samples come back in the generator's shape, finite, under conditions if any."""
+    rng = torch.Generator(device).manual_seed(0)
+    condition: Mapping[str, Tensor] = {} if conditions is None else conditions(2, rng)
+    try:
+        two = samples(2, rng, **condition)
+    except TypeError as error:
+        names = ", ".join(["n", "rng", *condition])
+        raise UsageError(f"the data are no function of ({names}): {error}") from error
     if tuple(two.shape) != (2, *data_shape):
         raise UsageError(f"data and generator differ: data have shape {tuple(two.shape[1:])}, samples {data_shape}")
     if not two.isfinite().all():

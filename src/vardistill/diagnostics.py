@@ -45,7 +45,7 @@ def posterior_information(posterior: Posterior, draw: Draw) -> dict[str, Tensor]
     """
     z, noise = draw.z.flatten(1), draw.noise
     log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
-    log_q = posterior(draw.x_t, noise.alpha, noise.sigma).log_prob(z)
+    log_q = posterior(draw.x_t, noise.alpha, noise.sigma, **draw.batch).log_prob(z)
     x = draw.x[: min(noise.latents, LARGEST)].flatten(1)
     centred = x - x.mean(0)
     finite = centred.isfinite().all()

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ from vardistill.runs import RunFolder, create, open_run, write_whole
 from vardistill.steps import check_accumulation, check_batch
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
+
+G = TypeVar("G", bound=Generator)
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
@@ -99,7 +101,7 @@ def check(config: Config, problem: Problem) -> None:
     find_device(config.training.device)
 
 
-def prepare_folder(config: Config, out: Path, resume: bool) -> RunFolder:
+def prepare_folder(config: object, out: Path, resume: bool) -> RunFolder:
     """The run's folder: an existing one to resume, or a new one with its configuration, made by the main process."""
     if resume:
         folder = open_run(out)
@@ -234,16 +236,16 @@ def load_run(path: Path) -> tuple[RunFolder, Config, MLP]:
     config: Config = configs.read(Config, folder.config)
     if not folder.generator.is_dir():
         raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
-    return folder, config, load_generator(folder.generator)
+    return folder, config, load_generator(folder.generator, MLP)
 
 
-def load_generator(path: Path) -> MLP:
-    """The generator saved in `path`; raises UsageError where it is truncated or foreign."""
+def load_generator(path: Path, kind: type[G]) -> G:
+    """The generator of this kind saved in `path`; raises UsageError where it is truncated or foreign."""
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise UsageError(f"{path} leads out of its run folder: refused")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints, and stdout may be JSON
-            generator: MLP = MLP.from_pretrained(path)
+            generator: G = kind.from_pretrained(path)  # type: ignore[attr-defined]  # a hub mixin
     except UsageError:
         raise
     except Exception as error:

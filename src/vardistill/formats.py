@@ -85,6 +85,16 @@ METRICS = {
     ),
     "precision": Metric("Precision", percent, "samples within the held-out data's 5-nearest-neighbour manifold"),
     "recall": Metric("Recall", percent, "held-out data within the samples' 5-nearest-neighbour manifold"),
+    "fd": Metric("Fréchet distance", fixed(3), "of the features of samples and training pictures"),
+    "kd": Metric("Kernel distance", significant, "of these features, unbiased estimate", "0 in the mean"),
+    "density": Metric("Density", fixed(3), "held-out pictures' neighbourhoods that a sample lies in, over k", "1"),
+    "coverage": Metric("Coverage", percent, "held-out pictures with a sample in their neighbourhood"),
+    "memorisation": Metric("Copies", percent, "samples that copy training pictures, an unbiased estimate", "0"),
+    "label_accuracy": Metric("Label accuracy", percent, "samples that the classifier sees as the class asked for"),
+    "seconds_per_image": Metric("Seconds per picture", significant, "of the student, one network evaluation"),
+    "teacher_seconds_per_image": Metric("Seconds per picture, teacher", significant, "many steps, in the same run"),
+    "teacher_evaluations": Metric("Evaluations per picture, teacher", fixed(0), "of its network"),
+    "speedup": Metric("Speed-up", fixed(1), "the teacher's time over the student's"),
     "diu": Metric("Bound, DiU", fixed(3), "upper bound on the diffusive KL, nats, over a few noise levels", "0"),
     "dikl": Metric("Diffusive KL", fixed(3), "of the noisy student from the noisy target, nats, by quadrature", "0"),
     "gap": Metric(
@@ -99,7 +109,7 @@ METRICS = {
     ),
 }
 
-SHARES = ("off_mode", "precision", "recall")
+SHARES = ("off_mode", "precision", "recall", "coverage", "memorisation", "label_accuracy")
 """Metrics that are shares, shown in per cent."""
 
 

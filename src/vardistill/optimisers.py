@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vardistill.config import TrainingConfig
+from vardistill.errors import UsageError
 
 
 def learning_rate(training: TrainingConfig, progress: float) -> float:
@@ -22,9 +23,16 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
 
 
 def adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with its state there from the start, so that a checkpoint always has all of it."""
+    """AdamW for the parameters that are not frozen, with all its state there from the start, for checkpoints.
+
+    Raises:
+        UsageError: where all are frozen.
+    """
     betas = (training.beta1, training.beta2)
-    optimizer = torch.optim.AdamW(list(parameters), betas=betas, weight_decay=training.weight_decay, fused=True)
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise UsageError("nothing to train: every parameter is frozen, requires_grad=False")
+    optimizer = torch.optim.AdamW(trained, betas=betas, weight_decay=training.weight_decay, fused=True)
     for p in _parameters(optimizer):
         step = torch.zeros((), dtype=torch.float32, device=p.device)
         optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

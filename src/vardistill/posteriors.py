@@ -13,7 +13,7 @@ Every posterior is a normalised density in z and differentiable in x_t.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Reparameterised(Conditional, Protocol):
 
 
 class Posterior(nn.Module):
-    """q_φ(z | x_t, t), as a module from (x_t, α, σ) to a `Conditional`.
+    """q_φ(z | x_t, t, c), as a module from (x_t, α, σ) and conditions c by name to a `Conditional`.
 
     Attributes:
         reparameterised: whether its conditionals have `transport`.
@@ -52,8 +52,8 @@ class Posterior(nn.Module):
 
     reparameterised = True
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Conditional:
-        """q(· | x_t, t) for x_t (B, *data) and the scales (B,)."""
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> Conditional:
+        """q(· | x_t, t, c) for x_t (B, *data), the scales (B,) and conditions of B rows, labels for example."""
         raise NotImplementedError
 
 
@@ -121,8 +121,8 @@ class Diagonal:
 class Prior(Posterior):
     """q(z | x_t) = N(0, I), without parameters: for bounds with candidates from the prior."""
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Diagonal:
-        """N(0, I); the latent's dimension comes from z."""
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> Diagonal:
+        """N(0, I), the prior under every condition; the latent's dimension comes from z."""
         return Diagonal(torch.zeros_like(alpha)[:, None], torch.ones_like(alpha)[:, None])
 
 
@@ -175,8 +175,12 @@ class _Amortised(Posterior):
     def _outputs(self, latent: int) -> int:
         raise NotImplementedError
 
-    def _head(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _head(
+        self, x_t: Tensor, alpha: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The network's output (B, outputs), the natural scale, (B, 1) or (B, latent), and the natural location."""
+        if condition:
+            raise UsageError(f"{type(self).__name__} takes no conditions, but got {', '.join(condition)}")
         ratio = (sigma / alpha)[:, None]
         x = x_t / alpha[:, None]
         own: Tensor | float = self.sigma_data
@@ -197,9 +201,9 @@ class DiagonalGaussian(_Amortised):
     def _outputs(self, latent: int) -> int:
         return 2 * latent
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Diagonal:
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> Diagonal:
         """The Gaussian at x_t."""
-        out, scale, location = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma, condition)
         loc, log_scale = out.chunk(2, dim=1)
         return Diagonal(location + loc, scale * log_scale.exp())
 
@@ -210,9 +214,9 @@ class FullGaussian(_Amortised):
     def _outputs(self, latent: int) -> int:
         return triangular_size(latent)
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Triangular:
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> Triangular:
         """The Gaussian at x_t."""
-        return triangular(*self._head(x_t, alpha, sigma), self.latent)
+        return triangular(*self._head(x_t, alpha, sigma, condition), self.latent)
 
 
 class MixtureOfGaussians(_Amortised):
@@ -252,9 +256,9 @@ class MixtureOfGaussians(_Amortised):
         of_logits = weight.data.view(self.components, -1, weight.shape[1])[:, 0]
         nn.init.normal_(of_logits, std=weight.shape[1] ** -0.5)
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> MixtureSameFamily:
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> MixtureSameFamily:
         """The mixture at x_t."""
-        out, scale, location = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma, condition)
         logits, loc, log_scale = out.unflatten(1, (self.components, -1)).split([1, self.latent, self.latent], -1)
         gaussians = Normal(location[:, None] + loc, scale[:, None] * log_scale.exp(), validate_args=False)
         weights = Categorical(logits=logits.squeeze(-1), validate_args=False)
@@ -306,9 +310,9 @@ class NeuralSplineFlow(_Amortised):
         weight = list(self.network.parameters())[-2]
         nn.init.normal_(weight.data[-self.context :], std=weight.shape[1] ** -0.5)
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> WhitenedFlow:
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> WhitenedFlow:
         """The flow at x_t."""
-        out, scale, location = self._head(x_t, alpha, sigma)
+        out, scale, location = self._head(x_t, alpha, sigma, condition)
         parameters, context = out[:, : -self.context], out[:, -self.context :]
         return WhitenedFlow(triangular(parameters, scale, location, self.latent), self.flow(context))
 

@@ -22,7 +22,7 @@ from vardistill.levels import LogNormal, PowerLaw
 PosteriorName = Literal["diagonal", "full", "mixture", "nsf"]
 """The learned posteriors."""
 
-C = TypeVar("C", Config, TeachConfig)
+C = TypeVar("C", covariant=True)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ All that a denoiser can tell depends on t only through the *ratio* r_t = σ_t/α
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vardistill.errors import UsageError
 
 if TYPE_CHECKING:  # configurations name schedules without importing torch
+    import torch
     from torch import Tensor
 
 
@@ -120,6 +121,63 @@ class Rectified:
     def time(self, ratio: Tensor) -> Tensor:
         """t = r/(1 + r)."""
         return ratio / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A discrete diffusion's ᾱ_0 > ᾱ_1 > ... > ᾱ_{T−1} (Ho et al. 2020, arXiv 2006.11239), in continuous time.
+
+    α_t = cos φ and σ_t = sin φ. The angle φ_i = atan2(√(1 − ᾱ_i), √ᾱ_i) is interpolated linearly between the indices
+    i = (T − 1) t, so α_t² = ᾱ_i and σ_t² = 1 − ᾱ_i at every i. A last ᾱ of 0 (zero terminal SNR, arXiv 2305.08891) is
+    the angle π/2. Times and ratios outside the table are moved to its ends.
+
+    Args:
+        alphas_cumprod: (T,) ᾱ_i, strictly decreasing, in [0, 1).
+
+    Raises:
+        UsageError: for fewer than two entries, or entries that do not decrease or lie outside [0, 1).
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    _angles: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = self.alphas_cumprod
+        decreasing = all(a > b for a, b in zip(values, values[1:], strict=False))
+        if len(values) < 2 or not (decreasing and values[0] < 1 and values[-1] >= 0):
+            raise UsageError("alphas_cumprod must be at least two numbers in [0, 1), each below the one before it")
+
+    def __repr__(self) -> str:
+        return f"Table({len(self.alphas_cumprod)} from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g})"
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t."""
+        angles = self.angles(t.device)
+        index = (t.to(angles.dtype) * (len(angles) - 1)).clamp(0, len(angles) - 1)
+        low = index.long().clamp_max(len(angles) - 2)
+        angle = angles[low].lerp(angles[low + 1], index - low)
+        return angle.cos().clamp_min(0).to(t.dtype), angle.sin().to(t.dtype)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t at the angle φ = arctan r."""
+        import torch
+
+        angles = self.angles(ratio.device)
+        angle = ratio.to(angles.dtype).atan().clamp(angles[0], angles[-1])
+        low = (torch.searchsorted(angles, angle) - 1).clamp(0, len(angles) - 2)
+        index = low + (angle - angles[low]) / (angles[low + 1] - angles[low])
+        return (index / (len(angles) - 1)).to(ratio.dtype)
+
+    def angles(self, device: torch.device) -> Tensor:
+        """(T,) φ_i on `device`, in double precision where it has one."""
+        import torch
+
+        if device not in self._angles:
+            with torch.inference_mode(False):
+                alpha2 = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+                angles = torch.atan2((1 - alpha2).sqrt(), alpha2.sqrt())
+                self._angles[device] = angles.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return self._angles[device]
 
 
 SCHEDULES: dict[str, type[VE] | type[VP] | type[Cosine] | type[Rectified]] = {

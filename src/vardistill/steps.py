@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.config import TrainingConfig
-from vardistill.data import Samples, StoredSamples, check_samples
+from vardistill.data import Conditions, Labels, Samples, StoredSamples, check_samples
 from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
@@ -18,7 +18,7 @@ from vardistill.objectives import Objective
 
 
 class Drawn(NamedTuple):
-    """The random part of a step; see `Draw`. Here z and real have N entries, and eta is (K, G, N, *latent)."""
+    """The random part of a step; see `Draw`. Here z, real and condition have N entries; eta is (K, G, N, *latent)."""
 
     z: Tensor
     noise: Noise
@@ -27,6 +27,7 @@ class Drawn(NamedTuple):
     real: Tensor | None
     progress: float
     other_noise: tuple[Noise, ...]
+    condition: Mapping[str, Tensor]
 
     def shard(self, part: int, parts: int) -> Drawn:
         """The `part`-th of `parts` equal, contiguous parts of the latents and of all that goes with them."""
@@ -41,18 +42,26 @@ class Drawn(NamedTuple):
             pool=share(self.pool),
             real=share(self.real),
             other_noise=tuple(noise.shard(part, parts) for noise in self.other_noise),
+            condition={name: v.tensor_split(parts)[part] for name, v in self.condition.items()},
         )
 
-    def complete(self, x: Tensor, generator: Callable[[Tensor], Tensor]) -> Draw:
-        """The draw with the latents' samples x (N, *data)."""
+    def complete(self, generator: Callable[..., Tensor]) -> Draw:
+        """The draw with the latents' samples x = g(z, c), (N, *data)."""
+        batch = {name: self.noise.rows(v) for name, v in self.condition.items()}
+
+        def of_rows(z: Tensor) -> Tensor:
+            times = len(z) // self.noise.t.numel()
+            return generator(z, **{name: v.repeat(times, *[1] * (v.ndim - 1)) for name, v in batch.items()})
+
         return Draw(
             self.noise.rows(self.z),
-            self.noise.rows(x),
+            self.noise.rows(generator(self.z, **self.condition)),
             self.noise,
-            generator,
+            of_rows,
             None if self.eta is None else self.eta.flatten(1, 2),
             self.pool,
-            real=None if self.real is None else self.noise.rows(self.real.to(x)),
+            batch,
+            real=None if self.real is None else self.noise.rows(self.real.to(self.z)),
             progress=self.progress,
             other_noise=self.other_noise,
         )
@@ -70,16 +79,15 @@ class Step(nn.Module):
     def forward(self, drawn: Drawn, critic: bool) -> Tensor:
         """The mean loss over this process's rows."""
         with torch.set_grad_enabled(not critic):
-            x = self._generate(drawn.z)
-        draw = drawn.complete(x, self._generate)
+            draw = drawn.complete(self._generate)
         loss = self.objective.critic_loss(draw) if critic else self.objective.generator_loss(draw)
         if loss.shape != draw.noise.t.shape:
             raise UsageError(f"an objective returns one value per row, ({len(draw.z)},), but got {tuple(loss.shape)}")
         return loss.mean()
 
-    def _generate(self, z: Tensor) -> Tensor:
+    def _generate(self, z: Tensor, **condition: Tensor) -> Tensor:
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.mixed):
-            x: Tensor = self.generator(z)
+            x: Tensor = self.generator(z, **condition)
         return x.to(z.dtype)
 
 
@@ -123,8 +131,32 @@ def check_accumulation(training: TrainingConfig, processes: int, objective: Obje
         raise UsageError(f"batch must be divisible by {parts}, accumulate times processes, but is {training.batch}")
 
 
+def check_conditions(conditions: Conditions | None, generator: Generator, objective: Objective) -> None:
+    """Raise UsageError unless conditions are given to a conditional generator alone, and the objective takes them."""
+    if (conditions is None) != (not generator.classes):
+        raise UsageError(
+            "the generator is conditional: give conditions, e.g. vardistill.data.Labels(torch.ones(classes))"
+            if generator.classes
+            else "conditions are for a conditional generator, but this one takes no labels"
+        )
+    classes = generator.classes
+    if isinstance(conditions, Labels) and len(conditions.frequencies) > classes:
+        raise UsageError(f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {classes}")
+    for part in objective.parts if conditions is not None else ():
+        if getattr(part, "candidates", 0) == "batch":
+            raise UsageError(
+                "candidates of the batch have other labels: use candidates=0 or K with a conditional generator"
+            )
+        if getattr(part, "classes", classes) < classes:
+            raise UsageError(f"the generator takes {classes} labels: tell {type(part).__name__}, classes={classes}")
+
+
 def real_samples(
-    data: Samples | Tensor | None, objective: Objective, generator: Generator, like: Tensor
+    data: Samples | Tensor | None,
+    objective: Objective,
+    generator: Generator,
+    like: Tensor,
+    conditions: Conditions | None = None,
 ) -> Samples | None:
     """Where an objective that needs real samples has them from; None for the others."""
     if not objective.needs_real:
@@ -134,9 +166,12 @@ def real_samples(
             f"{type(objective).__name__} compares with real samples: give data, a tensor of them or a function "
             "(vardistill.data.teacher_samples makes some of a teacher)"
         )
-    if isinstance(data, StoredSamples):
-        data = data.data
     if isinstance(data, Tensor):
-        data = StoredSamples(data.to(like))
-    check_samples(data, generator.data_shape, like.device)
+        data = StoredSamples(data)
+    if isinstance(data, StoredSamples):
+        data = data.to(like)
+        known = generator.classes if data.by_label is None else len(data.by_label.counts)
+        if known < generator.classes:
+            raise UsageError(f"the data have samples of {known} labels, but the generator takes {generator.classes}")
+    check_samples(data, generator.data_shape, like.device, conditions)
     return data

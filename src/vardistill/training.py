@@ -29,7 +29,7 @@ from vardistill import checkpoints
 from vardistill.bookkeeping import Books, StopRequest
 from vardistill.clock import Clock
 from vardistill.config import TrainingConfig
-from vardistill.data import Samples
+from vardistill.data import Conditions, Samples
 from vardistill.denoisers import Denoiser, check_denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
@@ -37,13 +37,24 @@ from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import Draw, NoiseLevels, named_weight
-from vardistill.objectives import Objective, VarDiU
+from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
 from vardistill.posteriors import Prior
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
 from vardistill.schedules import VE
-from vardistill.steps import Drawn, Step, check_accumulation, check_batch, check_schedules, real_samples
+from vardistill.steps import (
+    Drawn,
+    Step,
+    check_accumulation,
+    check_batch,
+    check_conditions,
+    check_schedules,
+    real_samples,
+)
+
+FEW_LATENTS = 4
+"""Up to which a batch's latents are near enough to each other to be candidates."""
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
@@ -74,13 +85,28 @@ class Run:
     path: Path | None = None
 
 
-def default_levels(denoiser: Denoiser | None, data_std: float, dimension: int, shared: int = 0) -> NoiseLevels:
+def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
+    """For few latents multi-sample `VarDiU` with the batch's candidates; for more, `DiffInstruct` from the teacher.
+
+    The first is the best of those that need no data on MoG-40, the second on pictures (docs/results.md). A teacher
+    without parameters has no weights that a critic could start from: then it is the first in any dimension.
+    """
+    trained = isinstance(teacher, nn.Module) and next(teacher.parameters(), None) is not None
+    if math.prod(generator.latent_shape) <= FEW_LATENTS or not trained:
+        return VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
+    return DiffInstruct(teacher, copy.deepcopy(teacher), sigma_data=float(getattr(generator, "data_std", 1.0)))
+
+
+def default_levels(
+    denoiser: Denoiser | None, data_std: float, dimension: int, shared: int = 0, start: float = math.inf
+) -> NoiseLevels:
     """Half the levels anneal from √(2d) to 0.05 standard deviations σ_d of the data, half stay log-uniform in between.
 
     √(2d) σ_d is what two points of the data are apart: noise of that size blurs all modes into one, in any dimension.
+    A student that starts as a teacher's step from the ratio `start` is right above it, and the levels begin there.
     Shared levels are for energy distances, whose gradient is of one size at every level: their weight is 1.
     """
-    largest, smallest = math.sqrt(2 * dimension) * data_std, 0.05 * data_std
+    largest, smallest = min(math.sqrt(2 * dimension) * data_std, start), 0.05 * data_std
     annealed = LogNormal(
         base_start=largest,
         base_end=smallest,
@@ -101,6 +127,7 @@ def distill(
     teacher: Denoiser | None = None,
     objective: Objective | None = None,
     data: Samples | Tensor | None = None,
+    conditions: Conditions | None = None,
     levels: NoiseLevels | None = None,
     training: TrainingConfig | None = None,
     evaluate: Evaluate | None = None,
@@ -111,11 +138,11 @@ def distill(
 
     Args:
         generator: the student; its weights are trained in place.
-        teacher: the denoiser to distil with the default objective, multi-sample `VarDiU` with the batch's candidates:
-            the best of those that need no data on MoG-40 (docs/results.md).
+        teacher: the denoiser to distil with `default_objective`.
         objective: instead of `teacher`, an objective that knows its own, or needs none.
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
             and a generator of random numbers (see `vardistill.data`).
+        conditions: what a conditional generator and its teacher are told, `vardistill.data.Labels` for example.
         levels: noise levels; default `default_levels` for the generator's `data_std`.
         training: optimisation settings.
         evaluate: metrics of the (averaged) generator, called at intervals.
@@ -134,18 +161,19 @@ def distill(
         raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
     if objective is None:
         assert teacher is not None
-        objective = VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
+        objective = default_objective(teacher, generator)
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
         shared = math.gcd(*shares, 8) if objective.compares_groups else 0
         data_std, dimension = float(getattr(generator, "data_std", 1.0)), math.prod(generator.data_shape)
-        levels = default_levels(objective.teacher, data_std, dimension, shared)
+        start = float(getattr(generator, "initial_ratio", math.inf))
+        levels = default_levels(objective.teacher, data_std, dimension, shared, start)
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
     if out is not None:
         folder = RunFolder(Path(out)) if resume else create(Path(out))
-    return Trainer(generator, objective, levels, training, evaluate, folder, data).run(resume)
+    return Trainer(generator, objective, levels, training, evaluate, folder, data, conditions).run(resume)
 
 
 class Trainer:
@@ -160,6 +188,7 @@ class Trainer:
         evaluate: Evaluate | None = None,
         folder: RunFolder | None = None,
         data: Samples | Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
@@ -168,17 +197,19 @@ class Trainer:
         parameter = next(generator.parameters())
         check_batch(training.batch, self.accelerator.num_processes, objective, levels)
         check_accumulation(training, self.accelerator.num_processes, objective)
+        check_conditions(conditions, generator, objective)
         if objective.teacher is not None:
             for some in (levels, *objective.other_levels):
                 check_schedules(objective.teacher, some)
-            check_denoiser(objective.teacher, generator.data_shape, parameter)
-        self.data = real_samples(data, objective, generator, parameter)
+            check_denoiser(objective.teacher, generator.data_shape, parameter, conditions)
+        self.conditions = conditions
+        self.data = real_samples(data, objective, generator, parameter, conditions)
         if training.compile:
             for module in (generator, *(child for part in objective.parts for child in part.children())):
                 module.compile()
         step = Step(generator, objective, training.precision)
         self.step_module = self.accelerator.prepare_model(step, device_placement=False)
-        self.average = copy.deepcopy(generator).eval().requires_grad_(False) if training.ema else generator
+        self.average = average_of(generator) if training.ema else generator
         self.optimizers = {"generator": adam(generator.parameters(), training)}
         self.peaks = {"generator": training.lr, "objective": training.auxiliary_lr}
         if auxiliary := objective.auxiliary_parameters():
@@ -272,21 +303,23 @@ class Trainer:
             levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype, real=objective.needs_real)
             for levels in (self.levels, *objective.other_levels)
         ]
-        real = None if self.data is None else self.data(batch, self.rng)
+        condition = {} if self.conditions is None else self.conditions(batch, self.rng)
+        real = None if self.data is None else self.data(batch, self.rng, **condition)
         eta = pool = None
         if k := objective.fresh_latents:
             shape = (k, self.levels.draws, batch, *generator.latent_shape)
             eta = torch.randn(shape, generator=self.rng, device=self.rng.device, dtype=self.dtype)
         if m := objective.pool_latents:
             pool = generator.latents(m, self.rng)
-        drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise))
+        drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
         return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        pairs = list(zip(self.average.parameters(), self.generator.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+        pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
+        moving, current = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+        torch._foreach_lerp_(moving, current, 1 - decay)
         for a, b in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             a.copy_(b)
 
@@ -353,7 +386,7 @@ class Trainer:
             drawn = self.draw(progress)
         finally:
             self.rng = rng
-        return drawn.complete(self.generator(drawn.z), self.generator)
+        return drawn.complete(self.generator)
 
     def _evaluate(self) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
@@ -416,6 +449,12 @@ class Trainer:
             save_generator(generator, self.folder.generator)
         self.accelerator.wait_for_everyone()
         return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
+
+
+def average_of(generator: Generator) -> Generator:
+    """A copy to hold the moving average; it shares the parameters that are not trained."""
+    frozen = {id(p): p for p in generator.parameters() if not p.requires_grad}
+    return copy.deepcopy(generator, frozen).eval().requires_grad_(False)
 
 
 def save_generator(generator: Generator, path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_presets_help_lists_its_flags(capsys: pytest.CaptureFixture[str]) -> N
     assert "--max-minutes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "mog40-vardiu", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "mog40-vardiu", "--help"], ["export", "--help"]])
 def test_help_does_not_import_torch(words: list[str]) -> None:
     code = (
         "import sys\nfrom vardistill.cli.main import run\n"

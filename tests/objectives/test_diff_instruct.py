@@ -16,18 +16,23 @@ from torch import Tensor
 
 import small_runs
 from linear_gaussian import (
+    ByLabel,
     GaussianDenoiser,
     Linear,
     diffusive_kl,
     exact_critic,
     gradients,
+    labelled_drawn,
+    of_label,
     predicted_bias,
     quadrature,
     random_draw,
     student,
     student_marginal,
+    students,
     target,
     target_marginal,
+    targets,
     wrong_critic,
 )
 from vardistill.denoisers import Preconditioned, score
@@ -167,6 +172,24 @@ class TestCritic:
         assert all(torch.equal(trained, evaluated) for _, trained, evaluated in seen)
         z, trained, _ = seen[-1]  # the books' draw after the last step
         assert torch.equal(run.generator(z), trained)
+
+
+def test_under_labels_losses_and_gradients_are_those_of_each_class_alone(rng: torch.Generator) -> None:
+    schedule, generator, teacher = VP(), students(), targets(VP())
+    critics = [wrong_critic(generator.of(c), schedule, shift=0.1 + c) for c in range(2)]
+    both = DiffInstruct(teacher, ByLabel(critics))
+    draw = labelled_drawn(generator, schedule, (0.2, 0.6), 16, rng, draws=2).complete(generator)
+    loss, critic_loss = both.generator_loss(draw), both.critic_loss(draw)
+    of_A, of_b = torch.autograd.grad(loss.sum(), list(generator.parameters()))
+    for c, (critic, denoiser) in enumerate(zip(critics, teacher.of_label, strict=True)):
+        alone, objective = generator.of(c), DiffInstruct(denoiser, copy.deepcopy(critic))
+        own, rows = of_label(draw, c, alone)
+        assert 0 < len(rows) < 32
+        torch.testing.assert_close(loss[rows], objective.generator_loss(own), rtol=1e-10, atol=1e-10)
+        expected = gradients(objective.generator_loss(own), *alone.parameters())
+        torch.testing.assert_close(torch.cat([of_A[c].flatten(), of_b[c]]), expected, rtol=1e-10, atol=1e-10)
+        expected = gradients(objective.critic_loss(own), *objective.critic.parameters())
+        torch.testing.assert_close(gradients(critic_loss, *critic.parameters()), expected, rtol=1e-9, atol=1e-9)
 
 
 def learned() -> Preconditioned:

@@ -22,12 +22,17 @@ from linear_gaussian import (
     gauss_hermite,
     gradient_rows,
     gradients,
+    labelled_drawn,
+    of_label,
+    pick,
     quadrature,
     random_draw,
     student,
     student_marginal,
+    students,
     target,
     target_marginal,
+    targets,
     z_limit,
     z_scores,
 )
@@ -572,6 +577,42 @@ def test_one_loss_a_row_of_the_generator_times_its_weight(
     assert objective.generator_loss(draw).shape == objective.critic_loss(draw).shape == (8,)
     torch.testing.assert_close(objective.generator_loss(weighted), weight * objective.generator_loss(draw))
     torch.testing.assert_close(objective.critic_loss(weighted), objective.critic_loss(draw))  # best at every level
+
+
+class PosteriorOfLabels(Posterior):
+    """q(z | x_t, c) = q_c(z | x_t)."""
+
+    def __init__(self, posteriors: list[LinearPosterior]) -> None:
+        super().__init__()
+        self.of_label = nn.ModuleList(posteriors)
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Gaussian:
+        gaussians = [posterior(x_t, alpha, sigma) for posterior in self.of_label]
+        return Gaussian(pick([q.loc for q in gaussians], labels), pick([q.covariance for q in gaussians], labels))
+
+
+@every_schedule
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_under_labels_losses_and_gradients_are_those_of_each_class_alone(
+    candidates: int, schedule: Schedule, rng: torch.Generator
+) -> None:
+    generator, teacher = students(), targets(schedule)
+    posteriors = [wrong_posterior(generator.of(c)) for c in range(2)]
+    both = VarDiU(teacher, PosteriorOfLabels(posteriors), candidates)
+    draw = labelled_drawn(generator, schedule, (0.2, 0.6), 12, rng, candidates, draws=2, antithetic=True).complete(
+        generator
+    )
+    loss, bound = both.generator_loss(draw), both.bound(draw)
+    of_A, of_b = torch.autograd.grad(loss.sum(), list(generator.parameters()), retain_graph=True)
+    for c, (posterior, denoiser) in enumerate(zip(posteriors, teacher.of_label, strict=True)):
+        alone, objective = generator.of(c), VarDiU(denoiser, posterior, candidates)
+        own, rows = of_label(draw, c, alone)
+        assert 0 < len(rows) < 24
+        torch.testing.assert_close(loss[rows], objective.generator_loss(own), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(bound[rows], objective.bound(own), rtol=1e-10, atol=1e-10)
+        expected = gradients(objective.generator_loss(own), *alone.parameters(), posterior.shift)
+        actual = [of_A[c].flatten(), of_b[c], gradients(loss, posterior.shift)]
+        torch.testing.assert_close(torch.cat(actual), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_loss_is_the_formula_of_the_paper(generator: Linear, rng: torch.Generator) -> None:

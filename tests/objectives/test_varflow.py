@@ -6,9 +6,10 @@ fails with probability 1e-4 at most, over all comparisons of a test together. Th
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +18,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import small_runs
-from linear_gaussian import Linear, gradient_rows, gradients, random_draw, z_limit, z_scores
+from linear_gaussian import (
+    Linear,
+    Linears,
+    gradient_rows,
+    gradients,
+    labelled_drawn,
+    random_draw,
+    z_limit,
+    z_scores,
+)
 from vardistill import training as training_module
 from vardistill.errors import UsageError
 from vardistill.noise_levels import Draw, NoiseLevels
@@ -201,13 +211,13 @@ class TestFeatures:
         noise = replace(draw.noise, eps=draw.noise.eps @ M, real_eps=draw.noise.real_eps @ M)
         mapped = replace(draw, x=draw.x @ M, real=draw.real @ M, noise=noise)
         expected = VarFlow().generator_loss(mapped)
-        torch.testing.assert_close(VarFlow(features=lambda v: v @ M).generator_loss(draw), expected)
+        torch.testing.assert_close(VarFlow(features=lambda v, t: v @ M).generator_loss(draw), expected)
         none = VarFlow().generator_loss(draw)
-        assert torch.equal(VarFlow(features=nn.Identity()).generator_loss(draw), none)
+        assert torch.equal(VarFlow(features=lambda v, t: v).generator_loss(draw), none)
         assert (expected - none).abs().min() > 1e-3
 
     def test_their_map_is_frozen_and_not_kept(self, rng: torch.Generator) -> None:
-        features = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))
+        features = small_runs.OfSamples(nn.Linear(3, 4), nn.Dropout(0.5))
         objective = VarFlow(features=features).train()
         generator = isotropic(3)
         draw = random_draw(generator, VE(), (0.5,), 8, rng, data=data(3), shared=2)
@@ -217,6 +227,140 @@ class TestFeatures:
         assert objective.auxiliary_parameters() == []
         assert objective.auxiliary_state() == {}
         assert generator.A.grad is not None
+
+
+LABEL_DISTANCE = 0.5
+
+
+def corners(labels: Tensor) -> Tensor:
+    """√(λ/2) e_c, written out."""
+    return math.sqrt(LABEL_DISTANCE / 2) * torch.eye(2)[labels]
+
+
+class TestLabels:
+    """The joint law of samples and labels; the data of label c are N(m_c, s_c² I)."""
+
+    means = torch.tensor([[0.9, 0.1], [-0.7, 0.4]])
+    stds = torch.tensor([0.8, 0.5])
+
+    def data(self, d: int) -> Any:
+        return lambda n, rng, labels: (
+            self.means[labels, :d] + self.stds[labels, None] * torch.randn(n, d, generator=rng)
+        )
+
+    def at_the_data(self, d: int = 2) -> Linears:
+        return Linears(self.stds[:, None, None] * torch.eye(d), self.means[:, :d].clone())
+
+    def away(self, d: int) -> Linears:
+        return Linears(
+            torch.tensor([1.1, 0.7])[:, None, None] * torch.eye(d), torch.tensor([[0.2], [0.5]]).repeat(1, d)
+        )
+
+    def draw(self, generator: Linears, rng: torch.Generator, groups: int = 4000, size: int = 3) -> Draw:
+        data = self.data(len(generator.b[0]))
+        return labelled_drawn(generator, VE(), (T,), groups * size, rng, data=data, shared=groups).complete(generator)
+
+    @staticmethod
+    def objective(beta: float = 1.0, cross: Cross = "all") -> VarFlow:
+        return VarFlow(beta, cross, classes=2, label_distance=LABEL_DISTANCE)
+
+    @staticmethod
+    def plain(x: Tensor, y: Tensor, beta: float, cross: Cross) -> Tensor:
+        """For points by groups, (G, K, d), (G, K)."""
+        K = x.shape[1]
+        others = [[j for j in range(K) if j != i] for i in range(K)]
+        chosen = others if cross == "all" else [[(i + 1) % K] for i in range(K)]
+        between = torch.stack([(x[:, [i]] - y[:, chosen[i]]).norm(dim=2).pow(beta).mean(1) for i in range(K)], 1)
+        within = torch.stack([(x[:, [i]] - x[:, others[i]]).norm(dim=2).pow(beta).mean(1) for i in range(K)], 1)
+        return between - 0.5 * within
+
+    @every_cross
+    @pytest.mark.parametrize("beta", [0.7, 1.0])
+    def test_distances_are_between_points_with_a_corner_for_the_label(
+        self, beta: float, cross: Cross, rng: torch.Generator
+    ) -> None:
+        """The plain expression, where no row meets the real sample that was drawn under its own label."""
+        generator = self.away(2)
+        drawn = labelled_drawn(
+            generator, VE(), (0.3, 0.6), 20, rng, data=self.data(2), shared=4, draws=2, antithetic=True
+        )
+        draw = drawn.complete(generator)
+        corner = corners(draw.batch["labels"])
+        x, y = (draw.noise.groups(torch.cat([v, corner], 1)) for v in (draw.x_t, draw.real_t))
+        expected = self.plain(x, y, beta, cross)
+        loss = self.objective(beta, cross).generator_loss(draw)
+        torch.testing.assert_close(loss, draw.noise.ungroup(expected), rtol=1e-10, atol=1e-10)
+        actual = gradients(loss, *generator.parameters())
+        torch.testing.assert_close(actual, gradients(expected, *generator.parameters()), rtol=1e-9, atol=1e-9)
+
+    def test_other_pairs_are_those_of_plain_varflow_on_the_same_points(self, rng: torch.Generator) -> None:
+        """All K² pairs are those that count here and the K pairs of one label, K A = (K − 1) B + P."""
+        draw = self.draw(self.away(2), rng, groups=4, size=5)
+        made = replace(draw, batch={})
+
+        def points(v: Tensor, t: Tensor) -> Tensor:
+            assert torch.equal(t, draw.noise.t)
+            return torch.cat([v, corners(draw.batch["labels"])], 1)
+
+        of_all, of_pairs = (VarFlow(cross=cross, features=points).generator_loss(made) for cross in get_args(Cross))
+        torch.testing.assert_close(self.objective().generator_loss(draw), (5 * of_all - of_pairs) / 4)
+
+    @every_cross
+    @pytest.mark.parametrize("beta", [0.7, 1.0, 1.7])
+    def test_both_estimators_are_unbiased(self, beta: float, cross: Cross, rng: torch.Generator) -> None:
+        """Against E (u² + λ [c ≠ c′])^{β/2} of u ~ N(m, v), by the trapezoidal rule."""
+        generator = self.away(1)
+        draw = self.draw(generator, rng)
+        of_groups = draw.noise.groups(self.objective(beta, cross).generator_loss(draw)).mean(1)
+        sigma2 = VE()(torch.tensor(T))[1] ** 2
+        student = list(zip(generator.b[:, 0].detach(), generator.A[:, 0, 0].detach() ** 2 + sigma2, strict=True))
+        real = list(zip(self.means[:, 0], self.stds**2 + sigma2, strict=True))
+
+        def mean_power(first: list[Any], second: list[Any]) -> Tensor:
+            u = torch.linspace(-12, 12, 20_001)
+            density = torch.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
+            total = torch.zeros(())
+            for c, k in itertools.product(range(2), range(2)):
+                (m, v), (n, w) = first[c], second[k]
+                distance2 = (m - n + (v + w).sqrt() * u) ** 2 + LABEL_DISTANCE * (c != k)
+                total = total + torch.trapezoid(density * distance2 ** (beta / 2), u) / 4
+            return total
+
+        expected = mean_power(student, real) - 0.5 * mean_power(student, student)
+        assert z_scores(of_groups, expected).abs() < z_limit(1)
+
+    @every_cross
+    def test_the_gradient_vanishes_where_the_joint_laws_agree(self, cross: Cross, rng: torch.Generator) -> None:
+        """Of groups of three, in every class's offset and scale."""
+        generator = self.at_the_data()
+        draw = self.draw(generator, rng)
+        (g,) = torch.autograd.grad(self.objective(cross=cross).generator_loss(draw).sum(), draw.x)
+        rows = torch.cat([g, (g * draw.z).sum(1, keepdim=True)], 1)
+        of_labels = torch.eye(2)[draw.batch["labels"]][:, :, None] * rows[:, None]
+        z = z_scores(draw.noise.groups(of_labels.flatten(1)).mean(1), 0.0)
+        assert z.abs().max() < z_limit(z.numel())
+
+    def test_the_distance_vanishes_where_the_joint_laws_agree_alone(self, rng: torch.Generator) -> None:
+        """With the labels exchanged the student has the data's law, but not together with its labels."""
+
+        def logged(generator: Linears) -> Tensor:
+            draws = [self.draw(generator, rng, groups=8, size=6) for _ in range(300)]
+            return torch.stack([self.objective().diagnostics(draw)["half_energy_distance"] for draw in draws])
+
+        right = self.at_the_data()
+        exchanged = Linears(right.A.detach().flip(0), right.b.detach().flip(0))
+        assert z_scores(logged(right), 0.0).abs() < z_limit(1)
+        assert z_scores(logged(exchanged), 0.0) > z_limit(1)
+
+    @pytest.mark.parametrize("label_distance", [0.0, -1.0, math.nan, math.inf])
+    def test_distances_between_labels_that_are_none(self, label_distance: float) -> None:
+        with pytest.raises(UsageError, match="label_distance must be positive and finite, but is") as caught:
+            VarFlow(classes=2, label_distance=label_distance)
+        assert "\n" not in str(caught.value)
+
+    def test_labels_without_their_number(self, rng: torch.Generator) -> None:
+        with pytest.raises(UsageError, match="steps draw labels: tell VarFlow their number, classes=K"):
+            VarFlow().generator_loss(self.draw(self.away(2), rng, groups=2))
 
 
 def test_the_distance_is_logged_and_vanishes_where_student_and_data_agree(rng: torch.Generator) -> None:

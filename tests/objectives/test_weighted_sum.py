@@ -167,7 +167,7 @@ class TestState:
 
     def test_the_teacher_stays_frozen_and_the_map_of_features_too(self) -> None:
         teacher = critic()
-        features = torch.nn.Linear(3, 4)
+        features = small_runs.OfSamples(torch.nn.Linear(3, 4))
         both = WeightedSum([Part(VarDiU(teacher, posterior())), Part(VarFlow(features=features))]).train()
         assert not any(module.training for module in (*teacher.modules(), features))
         assert both.parts[0].posterior.training
@@ -193,7 +193,7 @@ def with_features() -> WeightedSum:
     own = small_runs.levels(shared=4, draws=4)
     return WeightedSum([
         Part(vardiu), Part(DiffInstruct(teacher, of_critic, critic_steps=3)),
-        Part(VarFlow(features=torch.nn.Linear(2, 3)), 1.0, own),
+        Part(VarFlow(features=small_runs.OfSamples(torch.nn.Linear(2, 3))), 1.0, own),
     ])  # fmt: skip
 
 

@@ -97,8 +97,8 @@ ABLATION = (
     | {f"K = {k}": with_levels(VARFLOW, shared=VARFLOW.training.batch // k) for k in (4, 8, 16, 32, 128, 256, 1024)}
     | {"paired": with_objective(VARFLOW, cross="paired")}
 )
-"""VarFlow's choices one at a time, beside its preset: β = 0.5, weight 1, groups of K = 64, all pairs. The rows of a step
-are always 1024: they make 1024/K groups."""
+"""VarFlow's choices one at a time, beside its preset: β = 0.5, weight 1, groups of K = 64, all pairs. The rows of a
+step are always 1024: they make 1024/K groups."""
 
 HIGH = {
     "VarDiU, batch candidates": DEMO,

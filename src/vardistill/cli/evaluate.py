@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
+from vardistill.config import is_image_run
 from vardistill.errors import UsageError
 
 
@@ -17,7 +18,7 @@ class Arguments:
     json: bool = False
     """Print one JSON object instead of a table."""
     num: int = 10_000
-    """Number of samples on each side."""
+    """Number of samples; of points, on each side."""
     seed: int = 3
     """Fixes the samples of both sides."""
 
@@ -29,11 +30,19 @@ def main(arguments: list[str]) -> int:
     if run is None:
         raise UsageError("evaluate needs a run folder before its flags: vardistill evaluate RUN")
 
+    if is_image_run(Path(run)):
+        _pictures(Path(run), parsed)
+    else:
+        _points(Path(run), parsed)
+    return 0
+
+
+def _points(run: Path, parsed: Arguments) -> None:
     from vardistill.build import build_problem
     from vardistill.cli.tables import print_evaluation
     from vardistill.experiments import load_run, write_evaluation
 
-    folder, config, generator = load_run(Path(run))
+    folder, config, generator = load_run(run)
     problem = build_problem(config.problem, config.levels.schedule)
     samples = generator.sample(parsed.num, seed=parsed.seed)
     table = write_evaluation(folder, samples, problem, parsed.seed + 1)
@@ -41,4 +50,14 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(table))
     else:
         print_evaluation(table, problem)
-    return 0
+
+
+def _pictures(run: Path, parsed: Arguments) -> None:
+    from vardistill.cli.tables import print_image_evaluation
+    from vardistill.images.experiment import evaluate_run
+
+    table, config = evaluate_run(run, parsed.num, parsed.seed)
+    if parsed.json:
+        print(json.dumps(table))
+    else:
+        print_image_evaluation(table, config)

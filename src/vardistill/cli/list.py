@@ -8,6 +8,7 @@ from typing import Any
 
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
+from vardistill.cli.teach import PICTURES, POINTS
 from vardistill.config import (
     Config,
     GeneratorConfig,
@@ -17,8 +18,10 @@ from vardistill.config import (
     VarDiUConfig,
     kind_of,
 )
+from vardistill.images.config import ImageObjectiveConfig, ImageVarDiUConfig, ImageVarFlowConfig
+from vardistill.images.presets import IMAGE_PRESETS
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
-from vardistill.presets import PRESETS, TEACHERS
+from vardistill.presets import PRESETS
 from vardistill.schedules import SCHEDULES
 from vardistill.warning_signs import RULES
 
@@ -32,8 +35,8 @@ def main(arguments: list[str]) -> int:
     """Print the names."""
     parse(Arguments, arguments, "list", "What there is to choose from.")
     described = {
-        "presets": {name: preset.about for name, preset in PRESETS.items()},
-        "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
+        "presets": {name: preset.about for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()},
+        "teacher presets": {name: preset.about for name, preset in {**PICTURES, **POINTS}.items()},
         "benches": {name: bench.about for name, bench in BENCHES.items()},
     }
     for title, abouts in described.items():
@@ -45,6 +48,9 @@ def main(arguments: list[str]) -> int:
         "objectives": [kind_of(kind) for kind in typing.get_args(typing.get_args(ObjectiveConfig)[0])],
         "teachers": _options(TeacherConfig, "teacher"),
         "posteriors": _options(VarDiUConfig, "posterior"),
+        "objectives of pictures": [kind_of(kind) for kind in typing.get_args(typing.get_args(ImageObjectiveConfig)[0])],
+        "posteriors of pictures": _options(ImageVarDiUConfig, "posterior"),
+        "spaces of VarFlow's distances between pictures": _options(ImageVarFlowConfig, "space"),
         "control variates": _options(VarDiUConfig, "control_variate"),
         "schedules": list(SCHEDULES),
         "level distributions (in a configuration file)": [

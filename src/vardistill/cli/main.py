@@ -15,6 +15,8 @@ COMMANDS = {
     "teach": "fit a teacher denoiser to data",
     "sample": "draw samples of a run's generator as .npz or .png",
     "evaluate": "measure a run's generator against its problem",
+    "export": "write a run's generator for diffusers or as an ONNX file",
+    "view": "look at a student of pictures beside its teacher in the browser",
     "bench": "compare objectives, teachers and posteriors side by side, over seeds, under one budget",
     "report": "write a run's or a bench's report.html anew",
     "list": "presets, benches, objectives, problems, teachers, posteriors, ...",

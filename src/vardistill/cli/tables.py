@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from vardistill import config as configs
 from vardistill.build import build_problem
 from vardistill.config import Config
+from vardistill.images.config import ImagesConfig
 from vardistill.problems import Problem
 from vardistill.runs import RunFolder
 from vardistill.verdict import Standard, standards
@@ -20,9 +21,12 @@ from vardistill.verdict import Standard, standards
 
 def print_run(folder: RunFolder) -> None:
     """A finished run's metrics and where to look."""
-    config: Config = configs.read(Config, folder.config)
+    config = configs.read((Config, ImagesConfig), folder.config)
     table = json.loads((folder.path / "evaluation.json").read_text())
-    print_evaluation(table, build_problem(config.problem, config.levels.schedule))
+    if isinstance(config, ImagesConfig):
+        print_image_evaluation(table, config)
+    else:
+        print_evaluation(table, build_problem(config.problem, config.levels.schedule))
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")
 
@@ -34,6 +38,32 @@ def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
     for name, value in values.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", perfect.get(name, ""))
     Console().print(table)
+
+
+def print_image_evaluation(values: Mapping[str, Any], config: ImagesConfig) -> None:
+    """A student's metrics beside its teacher's own."""
+    teachers = Path(config.teacher) / "evaluation.json"
+    theirs: dict[str, Any] = json.loads(teachers.read_text()) if teachers.is_file() else {}
+    titles = (f"teacher, {name}" if name.endswith("steps") else name for name in theirs)
+    table = Table("metric", "student, 1 step", *titles, title="pictures")
+    add_rows(table, [values, *theirs.values()])
+    Console().print(table)
+
+
+def print_image_teacher(folder: RunFolder) -> None:
+    """A teacher's metrics by its sampler's steps, and where it is."""
+    columns: dict[str, Any] = json.loads((folder.path / "evaluation.json").read_text())
+    table = Table("metric", *columns, title=f"teacher {folder.path}")
+    add_rows(table, list(columns.values()))
+    Console().print(table)
+    print(f"pipeline: {folder.path / 'pipeline'}")
+
+
+def add_rows(table: Table, columns: Sequence[Mapping[str, float]]) -> None:
+    """A row for each metric of the first column; other columns may lack it."""
+    for name in columns[0]:
+        values = (column.get(name) for column in columns)
+        table.add_row(name, *("" if v is None else f"{v:.4g}" for v in values))
 
 
 def perfect_student(problem: Problem, n: int) -> dict[str, str]:

@@ -1,24 +1,34 @@
-"""`vardistill teach PRESET [--flags]`."""
+"""`vardistill teach PRESET|DATA|--resume RUN [--flags]`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.cli.train import free_folder
-from vardistill.config import TeachConfig
+from vardistill.config import TeachConfig, read
 from vardistill.errors import UsageError, unknown
+from vardistill.images.config import ImagesTeachConfig
+from vardistill.images.presets import IMAGE_TEACHERS
 from vardistill.presets import TEACHERS
+
+PICTURES = {**IMAGE_TEACHERS}
+POINTS = {name if name not in PICTURES else f"{name}-points": preset for name, preset in TEACHERS.items()}
 
 USAGE = "\n".join(
     [
         "usage: vardistill teach PRESET [--flags]        `vardistill teach PRESET --help` lists the flags",
+        "       vardistill teach DATA [--flags]          pictures: FILE.npz, FOLDER, hf:NAME",
+        "       vardistill teach --resume RUN            go on with a teacher of pictures that was interrupted",
         "",
         "presets:",
-        *(f"  {name:<24}{preset.about}" for name, preset in TEACHERS.items()),
+        *(f"  {name:<24}{preset.about}" for name, preset in {**PICTURES, **POINTS}.items()),
     ]
 )
+
+ABOUT = "Fit a teacher denoiser by denoising score matching."
 
 
 @dataclass(frozen=True)
@@ -30,23 +40,74 @@ class Arguments:
     run: TeachConfig = field(default_factory=TeachConfig)
 
 
+@dataclass(frozen=True)
+class ImageArguments:
+    """Fit a teacher denoiser of pictures."""
+
+    out: Path | None = None
+    """Run folder, new or empty; default: the first free runs/teacher-PRESET-NUMBER."""
+    run: ImagesTeachConfig = field(default_factory=ImagesTeachConfig)
+
+
 def main(arguments: list[str]) -> int:
-    """Fit the teacher, and say where it is and how far its score is from the exact one."""
+    """Fit the teacher, and say where it is and how good."""
     if not arguments or arguments in (["--help"], ["-h"]):
         print(USAGE)
         return 0 if arguments else 2
+    if arguments[0] == "--resume":
+        return _resume(arguments[1:])
     name, rest = take_positional(arguments)
     if name is None:
-        raise UsageError("teach needs a preset before its flags; `vardistill teach --help` lists them")
-    if name not in TEACHERS:
-        raise unknown("preset", name, TEACHERS)
-    about = "Fit a teacher denoiser by denoising score matching."
-    parsed = parse(Arguments, rest, f"teach {name}", about, Arguments(run=TEACHERS[name].config))
-    out = parsed.out or free_folder(f"teacher-{name}")
+        raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
+    if name in POINTS:
+        parsed = parse(Arguments, rest, f"teach {name}", ABOUT, Arguments(run=POINTS[name].config))
+        return _teach_points(parsed.run, parsed.out or free_folder(f"teacher-{name}"))
+    config = _pictures(name)
+    pictures = parse(ImageArguments, rest, f"teach {name}", ABOUT, ImageArguments(run=config))
+    return _teach_pictures(pictures.run, pictures.out or free_folder(f"teacher-{Path(name).stem}"))
 
+
+def _pictures(name: str) -> ImagesTeachConfig:
+    """The preset of this name, or that of MNIST for other pictures."""
+    if name in PICTURES:
+        return PICTURES[name].config
+    if name.startswith("hf:") or Path(name).exists():
+        return replace(PICTURES["mnist"].config, data=name)
+    raise unknown("preset or data", name, {**PICTURES, **POINTS})
+
+
+def _teach_points(config: TeachConfig, out: Path) -> int:
     from vardistill.cli.tables import print_teacher
     from vardistill.teach import teach
 
-    teach(parsed.run, out)
+    teach(config, out)
     print_teacher(out)
     return 0
+
+
+def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) -> int:
+    import torch
+
+    from vardistill.cli.tables import print_image_teacher
+    from vardistill.images.teach import teach_images
+    from vardistill.training import Interrupted
+
+    torch.set_flush_denormal(True)
+    try:
+        folder = teach_images(config, out, resume)
+    except Interrupted as stop:
+        print(f"{stop}; go on with: vardistill teach --resume {out}", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_flush_denormal(False)
+    print_image_teacher(folder)
+    return 0
+
+
+def _resume(rest: list[str]) -> int:
+    if len(rest) != 1:
+        raise UsageError("--resume takes one run folder, and no flags: a teacher goes on as it was configured")
+    from vardistill.runs import open_run
+
+    folder = open_run(Path(rest[0]))
+    return _teach_pictures(read(ImagesTeachConfig, folder.config), folder.path, resume=True)

@@ -6,11 +6,17 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.config import Config, read
 from vardistill.errors import UsageError, unknown
+from vardistill.images.config import ImagesConfig
+from vardistill.images.presets import IMAGE_PRESETS
 from vardistill.presets import PRESETS, SCALES, adapted
+
+if TYPE_CHECKING:
+    from vardistill.runs import RunFolder
 
 USAGE = "\n".join(
     [
@@ -19,7 +25,7 @@ USAGE = "\n".join(
         "       vardistill train --resume RUN            go on with a run that was interrupted",
         "",
         "presets:",
-        *(f"  {name:<24}{preset.about}" for name, preset in PRESETS.items()),
+        *(f"  {name:<24}{preset.about}" for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()),
     ]
 )
 
@@ -33,6 +39,15 @@ class Arguments:
     run: Config = field(default_factory=Config)
 
 
+@dataclass(frozen=True)
+class ImageArguments:
+    """Train a one-step generator of pictures."""
+
+    out: Path | None = None
+    """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
+    run: ImagesConfig = field(default_factory=ImagesConfig)
+
+
 def main(arguments: list[str]) -> int:
     """Train, and say where the result is."""
     if not arguments or arguments in (["--help"], ["-h"]):
@@ -41,21 +56,25 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--resume":
         return _resume(arguments[1:])
     name, config, rest = _start(arguments)
-    parsed = parse(Arguments, rest, f"train {name}", "Train a one-step generator.", Arguments(run=config))
+    about = "Train a one-step generator."
+    parsed: Arguments | ImageArguments
+    if isinstance(config, ImagesConfig):
+        parsed = parse(ImageArguments, rest, f"train {name}", about, ImageArguments(run=config))
+    else:
+        parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
     return train(parsed.run, parsed.out or free_folder(name))
 
 
-def train(config: Config, out: Path, resume: bool = False) -> int:
+def train(config: Config | ImagesConfig, out: Path, resume: bool = False) -> int:
     """Run an experiment with its ends told to the user; returns the exit code."""
     import torch
 
     from vardistill.cli.tables import print_run
-    from vardistill.experiments import run_experiment
     from vardistill.training import Diverged, Interrupted
 
     torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
     try:
-        folder = run_experiment(config, out, resume)
+        folder = _run(config, out, resume)
     except Interrupted as stop:
         print(f"{stop}; go on with: vardistill train --resume {out}", file=sys.stderr)
         return 130
@@ -69,6 +88,16 @@ def train(config: Config, out: Path, resume: bool = False) -> int:
     return 0
 
 
+def _run(config: Config | ImagesConfig, out: Path, resume: bool) -> RunFolder:
+    if isinstance(config, ImagesConfig):
+        from vardistill.images.experiment import run_images
+
+        return run_images(config, out, resume)
+    from vardistill.experiments import run_experiment
+
+    return run_experiment(config, out, resume)
+
+
 def free_folder(name: str) -> Path:
     """The first of runs/NAME-001, runs/NAME-002, ... that does not exist."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -79,18 +108,20 @@ def free_folder(name: str) -> Path:
     return path
 
 
-def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
+def _start(arguments: list[str]) -> tuple[str, Config | ImagesConfig, list[str]]:
     """The run's name, the configuration to start from and the flags that change it."""
     if arguments[0] == "--config":
         if len(arguments) < 2:
             raise UsageError("--config needs a file: the config.yaml of a run")
         path = Path(arguments[1])
-        return path.resolve().parent.name, read(Config, path), arguments[2:]
+        return path.resolve().parent.name, read((Config, ImagesConfig), path), arguments[2:]
     name, rest = take_positional(arguments)
     if name is None:
         raise UsageError("train needs a preset before its flags; `vardistill train --help` lists them")
+    if name in IMAGE_PRESETS:
+        return name, IMAGE_PRESETS[name].config, rest
     if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+        raise unknown("preset", name, {**PRESETS, **IMAGE_PRESETS})
     config = PRESETS[name].config
     problem = _problem(rest)
     return name, adapted(config, problem) if problem in SCALES and problem != config.problem else config, rest
@@ -111,4 +142,4 @@ def _resume(rest: list[str]) -> int:
     from vardistill.runs import open_run
 
     folder = open_run(Path(rest[0]))
-    return train(read(Config, folder.config), folder.path, resume=True)
+    return train(read((Config, ImagesConfig), folder.config), folder.path, resume=True)

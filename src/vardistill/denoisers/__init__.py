@@ -10,6 +10,10 @@ from vardistill.denoisers.base import (
     reschedule,
     score,
 )
+from vardistill.denoisers.from_azula import from_azula
+from vardistill.denoisers.from_diffusers import DiffusersDenoiser, from_diffusers
+from vardistill.denoisers.from_edm import from_edm
+from vardistill.denoisers.guidance import Guided
 from vardistill.denoisers.mixture import Empirical, GaussianMixture
 from vardistill.denoisers.network import Preconditioned, dsm_loss
 from vardistill.denoisers.parametrisations import PREDICTIONS, from_x, to_x
@@ -18,13 +22,18 @@ __all__ = [
     "PREDICTIONS",
     "Denoiser",
     "DensityDenoiser",
+    "DiffusersDenoiser",
     "Empirical",
     "FromModule",
     "GaussianMixture",
+    "Guided",
     "Preconditioned",
     "Rescheduled",
     "check_denoiser",
     "dsm_loss",
+    "from_azula",
+    "from_diffusers",
+    "from_edm",
     "from_module",
     "from_x",
     "reschedule",

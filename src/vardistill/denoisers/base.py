@@ -6,7 +6,7 @@ score is Tweedie's s(x_t, t) = (α_t D(x_t, t) − x_t)/σ_t².
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -131,17 +131,23 @@ def from_module(
     return FromModule(module, schedule, predicts, time)
 
 
-def check_denoiser(denoiser: Denoiser, data_shape: torch.Size | tuple[int, ...], like: Tensor) -> None:
+def check_denoiser(
+    denoiser: Denoiser,
+    data_shape: torch.Size | tuple[int, ...],
+    like: Tensor,
+    conditions: Callable[[int, torch.Generator], Mapping[str, Tensor]] | None = None,
+) -> None:
     """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite."""
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
+    condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:
         with torch.no_grad():
-            out = denoiser(x_t, t)
-    except (RuntimeError, UsageError) as error:
-        reason = str(error).splitlines()[0]
+            out = denoiser(x_t, t, **condition)
+    except (RuntimeError, TypeError, UsageError) as error:
+        reason, names = str(error).splitlines()[0], "".join(f" with {name}" for name in condition)
         raise UsageError(
-            f"the teacher does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}: {reason}"
+            f"the teacher does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
         ) from error
     if out.shape != x_t.shape or out.dtype != x_t.dtype:
         raise UsageError(

@@ -50,23 +50,38 @@ def precision_recall(samples: Tensor, truth: Tensor, k: int = 5) -> PrecisionRec
     Raises:
         UsageError: for k out of range, or samples that are not finite or of different shape.
     """
+    x, y = comparable(samples, truth, k)
+    return PrecisionRecall(precision=_share_within(x, y, k), recall=_share_within(y, x, k))
+
+
+def comparable(samples: Tensor, truth: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Samples and truth as matrices (n, d) and (m, d).
+
+    Raises:
+        UsageError: for k out of range, or samples that are not finite or of different shape.
+    """
     if samples.shape[1:] != truth.shape[1:]:
         shapes = f"{tuple(samples.shape)} and {tuple(truth.shape)}"
         raise UsageError(f"samples and truth must have the same data shape, but are {shapes}")
     x, y = sample_matrix(samples, "samples"), sample_matrix(truth, "truth").to(samples)
     if not 1 <= k < min(len(x), len(y)):
         raise UsageError(f"k must be at least 1 and less than both sets' sizes, {len(x)} and {len(y)}, but is {k}")
-    return PrecisionRecall(precision=_share_within(x, y, k), recall=_share_within(y, x, k))
+    return x, y
+
+
+def radii(points: Tensor, k: int) -> Tensor:
+    """Distances (n,) of points (n, d) to their k-th nearest neighbours among them."""
+    return torch.cat([rows.kthvalue(k + 1).values for rows in distances(points, points)])  # itself is the first
+
+
+def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """‖x_i − y_j‖, (rows, m) at a time."""
+    for rows in torch.split(x, ROWS):
+        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
     """The share of the points that are within the manifold."""
-    radius = torch.cat([rows.kthvalue(k + 1).values for rows in _distances(manifold, manifold)])  # itself is the first
-    within = torch.cat([(rows <= radius).any(1) for rows in _distances(points, manifold)])
+    radius = radii(manifold, k)
+    within = torch.cat([(rows <= radius).any(1) for rows in distances(points, manifold)])
     return float(within.double().mean())
-
-
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """‖x_i − y_j‖, (rows, m) at a time."""
-    for rows in torch.split(x, ROWS):
-        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -161,7 +161,7 @@ class VarDiU(Objective):
 
     def _latent_terms(self, draw: Draw, x_t: Tensor) -> Tensor:
         """−log q_φ(z | x_t, t) + log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0), (R,)."""
-        q: Conditional = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma)
+        q: Conditional = self.posterior(x_t, draw.noise.alpha, draw.noise.sigma, **draw.batch)
         log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
             return shared_correction(draw, x_t, self.pool_latents) - log_q

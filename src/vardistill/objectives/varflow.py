@@ -7,20 +7,26 @@ For x_t^S = α_t g_θ(z) + σ_t ε and x_t^T = α_t y + σ_t ε′, y ~ p_d, all
 which is half the squared energy distance (Székely & Rizzo 2013) up to the data's own term. The second mean is over the
 K(K − 1) ordered pairs i ≠ j, the first over all K² pairs (a U-statistic) or over the K pairs i = j: both are unbiased,
 and so are their gradients. Over several processes the groups are gathered, so K is that of the global batch.
+
+Under labels the points are pairs (x_t, c), and the real sample of a latent is drawn under the latent's label. Only real
+samples of other latents have a label that is independent of the row's, as the distance between the joint laws asks for:
+the first mean is then over i ≠ j, or over the K pairs j = i + 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vardistill.denoisers import Denoiser
 from vardistill.energy import check_beta, mean_distances, paired_distances
-from vardistill.errors import unknown
-from vardistill.noise_levels import Draw, Noise
+from vardistill.errors import UsageError, unknown
+from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective
 from vardistill.processes import gather, gather_with_gradient, rank
 
@@ -35,11 +41,15 @@ class VarFlow(Objective):
     Args:
         beta: the power β of the distance.
         cross: `all` K² pairs of student and real samples, or only the K `paired` ones.
-        features: a frozen map of noisy samples (R, *data) → (R, *features) in which distances are taken; default none.
+        features: a frozen map of noisy samples (R, *data) and their times (R,) → (R, *features) in which distances are
+            taken; default none.
+        classes: K, where steps draw labels 0..K−1: distances are then between the joint distributions of samples and
+            labels, with the points (φ(x_t), √(λ/2) e_c).
+        label_distance: λ, what different labels add to the squared distance; positive.
         teacher: only where another part of a run wants to know whom the real samples come from.
 
     Raises:
-        UsageError: for β outside (0, 2) or an unknown cross term.
+        UsageError: for β outside (0, 2), an unknown cross term, or a λ that is not positive and finite.
     """
 
     needs_real = True
@@ -50,7 +60,9 @@ class VarFlow(Objective):
         self,
         beta: float = 1.0,
         cross: Cross = "all",
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Tensor, Tensor], Tensor] | None = None,
+        classes: int = 0,
+        label_distance: float = 1.0,
         teacher: Denoiser | None = None,
     ) -> None:
         super().__init__(teacher)
@@ -58,6 +70,9 @@ class VarFlow(Objective):
         if cross not in get_args(Cross):
             raise unknown("cross term", cross, get_args(Cross))
         self.beta, self.cross = beta, cross
+        if not 0 < label_distance < math.inf:
+            raise UsageError(f"label_distance must be positive and finite, but is {label_distance:g}")
+        self.classes, self.label_distance = classes, label_distance
         self.features = features
         if isinstance(features, nn.Module):
             features.requires_grad_(False).eval()
@@ -75,8 +90,9 @@ class VarFlow(Objective):
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) [ mean_j ‖x_i − y_j‖^β − ½ mean_{j≠i} ‖x_i − x_j‖^β ] of each row i, (R,)."""
-        x, y = self._groups(draw.noise, draw.x_t), self._groups(draw.noise, draw.real_t)
-        return draw.noise.weight * draw.noise.ungroup(self._cross(x, y) - 0.5 * self._within(x))
+        x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
+        cross = self._paired if self.cross == "paired" else self._between
+        return draw.noise.weight * draw.noise.ungroup(cross(x, y, "labels" in draw.batch) - 0.5 * self._within(x))
 
     def evaluations(self, latents: int, draws: int, critic: bool) -> int:
         """The feature map at student and real samples."""
@@ -85,19 +101,33 @@ class VarFlow(Objective):
     @torch.no_grad()
     def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
         """Half the energy distance, meaned over the step's levels: 0 in the mean where student and data agree."""
-        x, y = self._groups(draw.noise, draw.x_t), self._groups(draw.noise, draw.real_t)
-        distance = mean_distances(x, gathered(y), self.beta) - 0.5 * self._within(x) - 0.5 * self._within(y)
+        x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
+        distance = self._between(x, y, "labels" in draw.batch) - 0.5 * self._within(x) - 0.5 * self._within(y)
         return {"half_energy_distance": distance.mean()}
 
-    def _groups(self, noise: Noise, v: Tensor) -> Tensor:
-        """Samples or their features by groups of one level, (G·L, K, d)."""
-        features = v if self.features is None else self.features(v)
-        return noise.groups(features.flatten(1))
+    def _groups(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """The points that distances are taken between, by groups of one level, (G·L, K, d)."""
+        points = (x_t if self.features is None else self.features(x_t, draw.noise.t)).flatten(1)
+        if "labels" in draw.batch:
+            points = torch.cat([points, self._corners(draw.batch["labels"]).to(points)], dim=1)
+        return draw.noise.groups(points)
 
-    def _cross(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.cross == "paired":
-            return paired_distances(x, y, self.beta)
-        return mean_distances(x, gathered(y), self.beta)
+    def _corners(self, labels: Tensor) -> Tensor:
+        """√(λ/2) e_c, (R, K): corners of a simplex of squared side λ."""
+        if not self.classes:
+            raise UsageError("steps draw labels: tell VarFlow their number, classes=K")
+        return functional.one_hot(labels, self.classes) * math.sqrt(self.label_distance / 2)
+
+    def _between(self, x: Tensor, y: Tensor, labelled: bool) -> Tensor:
+        """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample shares its label with the row."""
+        everyone = gathered(y)
+        mean, n = mean_distances(x, everyone, self.beta), everyone.shape[1]
+        return (n * mean - paired_distances(x, y, self.beta)) / (n - 1) if labelled else mean
+
+    def _paired(self, x: Tensor, y: Tensor, labelled: bool) -> Tensor:
+        """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample shares its label with the row."""
+        own = slice(rank() * x.shape[1], (rank() + 1) * x.shape[1])
+        return paired_distances(x, gathered(y).roll(-1, dims=1)[:, own] if labelled else y, self.beta)
 
     def _within(self, x: Tensor) -> Tensor:
         return mean_distances(x, gathered(x), self.beta, own=rank() * x.shape[1])

@@ -14,6 +14,7 @@ of their own are.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,9 +53,8 @@ class Digits(Problem):
     held_out: Tensor
 
     def __init__(self, schedule: Schedule | None = None) -> None:
-        x = pictures()
-        order = np.random.RandomState(0).permutation(len(x))  # its stream never changes
-        self.data, self.held_out = x[order[:TRAINING]], x[order[TRAINING:]]
+        training, held_out = split()
+        self.data, self.held_out = pictures()[training], pictures()[held_out]
         self.data_mean = self.data.mean(0)
         self.data_std = float(self.data.var(0, correction=0).mean().sqrt())
 
@@ -70,8 +70,28 @@ def pictures() -> Tensor:
     Raises:
         UsageError: without scikit-learn.
     """
+    return torch.from_numpy(_load("data") / 8 - 1).float()
+
+
+@cache
+def labels() -> Tensor:
+    """The digit 0..9 that each picture shows, (1797,) int64.
+
+    Raises:
+        UsageError: without scikit-learn.
+    """
+    return torch.from_numpy(_load("target")).long()
+
+
+def split() -> tuple[Tensor, Tensor]:
+    """The indices of the training set (1500,) and of the held-out set (297,)."""
+    order = torch.from_numpy(np.random.RandomState(0).permutation(1797))  # its stream never changes
+    return order[:TRAINING], order[TRAINING:]
+
+
+def _load(key: str) -> Any:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError("the digits come with scikit-learn: pip install 'vardistill[digits]'") from error
-    return torch.from_numpy(load_digits().data / 8 - 1).float()
+    return load_digits()[key]

@@ -1,0 +1,75 @@
+"""`vardistill export RUN --to diffusers|onnx --out PATH`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vardistill.cli.arguments import parse, take_positional
+from vardistill.config import is_image_run
+from vardistill.errors import UsageError
+
+if TYPE_CHECKING:
+    from vardistill.generators import Generator
+    from vardistill.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a run's generator for other programs."""
+
+    to: Literal["diffusers", "onnx"] = "diffusers"
+    """A folder that diffusers loads alone, or an ONNX file."""
+    out: Path | None = None
+    """The folder, new or empty, or the file; default: `diffusers` or `generator.onnx` in the run folder."""
+
+
+def main(arguments: list[str]) -> int:
+    """Export, and say how to load the result."""
+    run, rest = take_positional(arguments)
+    parsed = parse(Arguments, rest, "export RUN", "Write a run's generator for other programs.")
+    if run is None:
+        raise UsageError("export needs a run folder before its flags: vardistill export RUN")
+    folder, generator = _load(Path(run))
+    if parsed.to == "onnx":
+        return _onnx(generator, parsed.out or folder.path / "generator.onnx")
+    return _diffusers(folder, generator, parsed.out or folder.path / "diffusers")
+
+
+def _load(run: Path) -> tuple[RunFolder, Generator]:
+    if is_image_run(run):
+        from vardistill.images.experiment import load_image_run
+
+        folder, _, student = load_image_run(run)
+        return folder, student
+
+    from vardistill.experiments import load_run
+
+    folder, _, generator = load_run(run)
+    return folder, generator
+
+
+def _diffusers(folder: RunFolder, generator: Generator, out: Path) -> int:
+    from vardistill.card import model_card
+    from vardistill.export import export_diffusers
+
+    usage = export_diffusers(generator, out, model_card(folder, "diffusers"))
+    print(f"{out} loads without vardistill:\n\n{usage}")
+    return 0
+
+
+def _onnx(generator: Generator, out: Path) -> int:
+    from vardistill.export import CHECKED, export_onnx
+
+    try:
+        error = export_onnx(generator, out)
+    except RuntimeError as failure:
+        print(f"vardistill: {failure}", file=sys.stderr)
+        return 1
+    sizes = " and ".join(map(str, CHECKED))
+    print(f"{out}; at batches of {sizes}, x differs from the generator's by at most {error:.2g}:\n")
+    feed = '{"z": z, "labels": labels}' if generator.classes else '{"z": z}'
+    print(f'import onnxruntime\nsession = onnxruntime.InferenceSession("{out}")\n(x,) = session.run(None, {feed})')
+    return 0

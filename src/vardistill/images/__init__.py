@@ -1,0 +1,1 @@
+"""Pictures: data, and what needs them."""

@@ -1,0 +1,262 @@
+"""From a configuration of a run on pictures to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vardistill import config as configs
+from vardistill.build import Geometric, build_noise, initial_weights
+from vardistill.data import Conditions, Labels, Samples, teacher_samples
+from vardistill.denoisers import Denoiser, Guided
+from vardistill.denoisers.from_diffusers import DiffusersDenoiser, from_diffusers, network_name
+from vardistill.errors import UsageError
+from vardistill.image_posteriors import ConvGaussian, CouplingFlow
+from vardistill.images.config import (
+    ImageDiffInstructConfig,
+    ImagesConfig,
+    ImagesTeachConfig,
+    ImageSumConfig,
+    ImageVarDiUConfig,
+    ImageVarFlowConfig,
+)
+from vardistill.images.data import ImageData, image_samples, label_frequencies, load_images
+from vardistill.images.features import ClassifierFeatures, Features
+from vardistill.images.spaces import ClassifierSpace, EncoderSpace
+from vardistill.noise_levels import NoiseLevels
+from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.one_step import OneStep
+from vardistill.pipelines import PARTS
+from vardistill.runs import RunFolder
+
+SIGMA_DATA = 0.5
+"""Standard deviation of pictures in [−1, 1] where neither data nor teacher tell."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher and what comes with it.
+
+    Attributes:
+        denoiser: E[x | x_t].
+        data: the source of its own pictures; None for a pipeline of others.
+        classifier: the folder of its pictures' classifier, or None.
+    """
+
+    denoiser: DiffusersDenoiser
+    data: str | None = None
+    classifier: Path | None = None
+
+
+def load_teacher(source: str) -> Teacher:
+    """The teacher of a run of `vardistill teach`, of a diffusers pipeline's folder, or of a hub id.
+
+    Raises:
+        UsageError: where it cannot be read.
+    """
+    if not source:
+        raise UsageError("no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline")
+    run = RunFolder(Path(source))
+    if not run.config.is_file():
+        return Teacher(load_denoiser(source))
+    config: ImagesTeachConfig = configs.read(ImagesTeachConfig, run.config)
+    pipeline, classifier = run.path / "pipeline", run.path / "classifier"
+    if not pipeline.is_dir():
+        raise UsageError(f"{source} has no finished teacher yet: go on with `vardistill teach --resume {source}`")
+    return Teacher(load_denoiser(str(pipeline)), config.data, classifier if classifier.is_dir() else None)
+
+
+def load_denoiser(source: str) -> DiffusersDenoiser:
+    """`from_diffusers`, for a network that takes nothing but labels."""
+    denoiser = from_diffusers(source)
+    if (name := network_name(denoiser.network)) not in PARTS:
+        raise UsageError(f"{source} is a {name}, which takes more than labels: give one of {', '.join(PARTS)}")
+    return denoiser
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the objective and the student of a run are built from.
+
+    Attributes:
+        config: of the run.
+        teacher: with what comes with it.
+        data: the pictures, or None.
+        classes: labels 0..classes − 1 that the student takes; 0 for an unconditional one.
+        std: σ_d, standard deviation of the pictures.
+    """
+
+    config: ImagesConfig
+    teacher: Teacher
+    data: ImageData | None
+    classes: int
+    std: float
+
+
+def build_setting(config: ImagesConfig) -> Setting:
+    """Load teacher and data; raises UsageError where they do not fit each other or the objective."""
+    teacher = load_teacher(config.teacher)
+    source = config.data or teacher.data
+    data = None if source is None else load_images(source)
+    if data is not None and data.shape != teacher.denoiser.data_shape:
+        raise UsageError(
+            f"{data.name} has pictures of {data.shape}, but the teacher's are {teacher.denoiser.data_shape}"
+        )
+    classes = known = teacher.denoiser.classes
+    if data is not None and known:
+        if data.classes > known:
+            raise UsageError(f"{data.name} has {data.classes} classes, but the teacher knows {known}")
+        classes = data.classes or known
+    std = data.std if data is not None else getattr(teacher.denoiser.scheduler.config, "sigma_data", SIGMA_DATA)
+    return Setting(config, teacher, data, classes, std)
+
+
+def build_conditions(setting: Setting) -> Conditions | None:
+    """The labels that steps draw: as frequent as in the data, else equally."""
+    if not setting.classes:
+        return None
+    labelled = setting.data is not None and setting.data.classes == setting.classes
+    return Labels(label_frequencies(cast(ImageData, setting.data).train) if labelled else torch.ones(setting.classes))
+
+
+def build_guided(setting: Setting) -> Denoiser:
+    """The teacher as it is distilled, with its guidance."""
+    denoiser, scale, null = setting.teacher.denoiser, setting.config.guidance, null_label(setting)
+    if scale == 1:
+        return denoiser
+    if null is None:
+        raise UsageError("guidance needs a conditional teacher with a label for no class, after those of the data")
+    return Guided(denoiser, scale, {"labels": null})
+
+
+def null_label(setting: Setting) -> int | None:
+    """What stands for no class: one past a DiT's classes, the one after the data's of a U-Net; None without any."""
+    denoiser = setting.teacher.denoiser
+    if network_name(denoiser.network) == "DiTTransformer2DModel":
+        return denoiser.classes
+    return setting.classes if 0 < setting.classes == denoiser.classes - 1 else None
+
+
+def build_student(setting: Setting) -> OneStep:
+    """The student with its initial weights."""
+    g, seed = setting.config.generator, setting.config.training.seed
+    with initial_weights(seed):
+        student = OneStep.from_teacher(setting.teacher.denoiser, g.ratio, setting.classes, setting.std)
+        if g.start == "fresh":
+            fresh = OneStep(**student.configuration())
+            student.load_state_dict(fresh.state_dict())
+        return student.add_adapters(g.lora_rank) if g.lora_rank else student
+
+
+def build_levels(setting: Setting) -> NoiseLevels:
+    """How steps draw their noise, under the teacher's schedule."""
+    return build_noise(setting.config.levels, setting.teacher.denoiser.schedule, setting.std)
+
+
+def build_objective(setting: Setting, teacher: Denoiser, features: Features | None, student: OneStep) -> Objective:
+    """The objective with its auxiliary networks; a posterior starts at the scale of what x tells of z."""
+    o = setting.config.objective
+    if isinstance(o, ImageSumConfig):
+        levels = replace(setting.config.levels, weight="one", shared=o.varflow_shared, draws=1, antithetic=False)
+        own = build_noise(levels, teacher.schedule, setting.std)
+        weight = Geometric(o.varflow_weight, o.varflow_weight_end)
+        first, varflow = (
+            build_part(o.first, setting, teacher, student),
+            build_varflow(o.varflow, setting, teacher, features),
+        )
+        return WeightedSum([Part(first), Part(varflow, weight, own)])
+    if isinstance(o, ImageVarFlowConfig):
+        return build_varflow(o, setting, teacher, features)
+    return build_part(o, setting, teacher, student)
+
+
+def build_part(
+    o: ImageVarDiUConfig | ImageDiffInstructConfig, setting: Setting, teacher: Denoiser, student: OneStep
+) -> Objective:
+    """VarDiU with a fresh posterior, or Diff-Instruct with the teacher's copy as critic."""
+    if isinstance(o, ImageDiffInstructConfig):
+        critic = deepcopy(setting.teacher.denoiser).train()
+        return DiffInstruct(teacher, critic, o.critic_steps, sigma_data=setting.std)
+    shape = setting.teacher.denoiser.data_shape
+    family = {"gaussian": ConvGaussian, "coupling": CouplingFlow}[o.posterior]
+    with initial_weights(setting.config.training.seed + 1):
+        posterior = family(
+            shape, shape, setting.std, o.width, classes=setting.classes, rank=o.rank, spread=spread_of(student)
+        )
+    return VarDiU(
+        teacher,
+        posterior,
+        candidates=o.candidates,
+        control_variate=o.control_variate,
+        sigma_data=setting.std,
+        posterior_steps=o.posterior_steps,
+    )
+
+
+@torch.no_grad()
+def spread_of(student: OneStep, n: int = 16, step: float = 1e-2) -> float:
+    """√ of the mean squared singular value of ∂x/∂z, E‖J v‖²/d over v ~ N(0, I), by differences."""
+    parameter = next(student.parameters())
+    rng = torch.Generator(parameter.device).manual_seed(0)
+    z, v = student.latents(n, rng), student.latents(n, rng)
+    labels = {"labels": torch.arange(n, device=parameter.device) % student.classes} if student.classes else {}
+    change = (student(z + step * v, **labels) - student(z - step * v, **labels)) / (2 * step)
+    return float(change.square().mean().sqrt())
+
+
+def build_varflow(o: ImageVarFlowConfig, setting: Setting, teacher: Denoiser, features: Features | None) -> VarFlow:
+    """VarFlow between pictures or their features."""
+    return VarFlow(
+        o.beta,
+        o.cross,
+        features=build_space(o, setting, features),
+        classes=setting.classes,
+        label_distance=o.label_distance,
+        teacher=teacher,
+    )
+
+
+def build_space(
+    o: ImageVarFlowConfig, setting: Setting, features: Features | None
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The map (x_t, t) → features in which VarFlow takes distances; None for pictures themselves."""
+    if o.space == "pixels":
+        return None
+    if o.space == "classifier":
+        if not isinstance(features, ClassifierFeatures):
+            raise UsageError("the classifier's space needs a classifier: give labelled --data, or another --space")
+        return ClassifierSpace(deepcopy(features.classifier))
+    denoiser, null = setting.teacher.denoiser, null_label(setting)
+    last = denoiser.classes - 1 if denoiser.classes else None
+    return EncoderSpace(denoiser, last if null is None else null)
+
+
+def build_real_samples(setting: Setting, teacher: Denoiser, conditions: Conditions | None) -> Samples | None:
+    """Where the objective's real samples come from; None for one that needs none."""
+    varflow, denoiser = varflow_of(setting.config), setting.teacher.denoiser
+    if varflow is None:
+        return None
+    if varflow.real == "data":
+        return build_pictures(setting)
+    rng = torch.Generator(next(denoiser.parameters()).device).manual_seed(setting.config.training.seed + 2)
+    return teacher_samples(teacher, denoiser.data_shape, varflow.real_samples, rng, varflow.real_steps, conditions)
+
+
+def varflow_of(config: ImagesConfig) -> ImageVarFlowConfig | None:
+    """The part of the objective that compares with real samples, if there is one."""
+    o = config.objective
+    varflow = o.varflow if isinstance(o, ImageSumConfig) else o
+    return varflow if isinstance(varflow, ImageVarFlowConfig) else None
+
+
+def build_pictures(setting: Setting) -> Samples:
+    """The data's training pictures as real samples."""
+    if setting.data is None:
+        raise UsageError("VarFlow learns from pictures: give --data, or --real teacher for the teacher's own samples")
+    return image_samples(setting.data.train)

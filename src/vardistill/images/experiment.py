@@ -1,0 +1,238 @@
+"""A whole run on pictures: from a configuration to a folder with its student, metrics, pictures and report.
+
+Beside what every run keeps (`runs`):
+
+classifier/     fitted to the data's labels, where the teacher brings none
+samples.npz     the student's pictures (`samples`) and the teacher's from the same noise (`teacher`)
+samples.png     some of both
+evaluation.json the student's metrics, and what a picture costs it and the teacher
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from vardistill import config as configs
+from vardistill.card import write_card
+from vardistill.data import check_samples
+from vardistill.denoisers import Denoiser
+from vardistill.devices import find_device
+from vardistill.errors import UsageError
+from vardistill.experiments import device_of, load_generator, prepare_folder
+from vardistill.generators import Generator
+from vardistill.images.build import (
+    Setting,
+    build_conditions,
+    build_guided,
+    build_levels,
+    build_objective,
+    build_pictures,
+    build_real_samples,
+    build_setting,
+    build_student,
+    varflow_of,
+)
+from vardistill.images.classifier import Classifier
+from vardistill.images.config import ImagesConfig
+from vardistill.images.evaluate import Reference, build_reference, measured
+from vardistill.images.features import ClassifierFeatures, Features, load_features
+from vardistill.images.figures import save_grids
+from vardistill.images.teach import check_measurable, has_classes, kept_classifier
+from vardistill.one_step import OneStep
+from vardistill.processes import alone, launched, several_on_cpu
+from vardistill.report import write_report
+from vardistill.runs import RunFolder, open_run, write_whole
+from vardistill.samplers import sample
+from vardistill.steps import check_accumulation, check_batch, check_conditions
+from vardistill.training import Evaluate, Run, Trainer
+
+TEACHER_STEPS = 18
+"""Of Heun's method, for the teacher's pictures beside the student's: EDM's number for small pictures."""
+
+SHOWN = 100
+"""Pictures beside the teacher's."""
+
+TIMED = 64
+"""Pictures that are timed together."""
+
+
+def run_images(config: ImagesConfig, out: Path, resume: bool = False) -> RunFolder:
+    """Train what `config` says in the run folder `out` and leave pictures, metrics and a report there.
+
+    Raises:
+        UsageError: for a teacher, data, a folder or a configuration that cannot be used.
+        Interrupted: after Ctrl-C, with a checkpoint kept.
+        Diverged: after too many skipped steps, with a checkpoint kept.
+    """
+    setting = build_setting(config)
+    check(setting)
+    with PartialState(cpu=several_on_cpu(config.training.device)).main_process_first():
+        folder = prepare_folder(config, out, resume)
+        features = build_features(setting, folder)
+    teacher, conditions = build_guided(setting), build_conditions(setting)
+    student, levels = build_student(setting), build_levels(setting)
+    objective = build_objective(setting, teacher, features, student)
+    data = build_real_samples(setting, teacher, conditions)
+    reference = None if setting.data is None or features is None else build_reference(setting.data, features)
+    metrics = None if reference is None else image_metrics(reference, config)
+    trainer = Trainer(student, objective, levels, config.training, metrics, folder, data, conditions)
+    run = trainer.run(resume and any(folder.checkpoints.glob("step-*")))
+    if trainer.accelerator.is_main_process:
+        with alone():
+            finish(setting, teacher, folder, run, reference)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def check(setting: Setting) -> None:
+    """Raise the UsageError that the run would end with, before a folder is made or a classifier fitted."""
+    training, data, features = setting.config.training, setting.data, ready_features(setting)
+    if data is not None:
+        check_measurable(data, training.eval_samples)
+        if features is None and has_classes(data):
+            features = ClassifierFeatures(Classifier(data.shape, data.class_names))  # in the place of one to be fitted
+        if features is not None:
+            features(data.train.take(torch.arange(1)))
+    student, levels, conditions = build_student(setting), build_levels(setting), build_conditions(setting)
+    objective = build_objective(setting, build_guided(setting), features, student)
+    check_batch(training.batch, launched(), objective, levels)
+    check_accumulation(training, launched(), objective)
+    check_conditions(conditions, student, objective)
+    if (varflow := varflow_of(setting.config)) is not None and varflow.real == "data":
+        check_samples(build_pictures(setting), student.data_shape, torch.device("cpu"), conditions)
+    find_device(training.device)
+
+
+def ready_features(setting: Setting) -> Features | None:
+    """What the run names to measure pictures with, or the teacher's classifier; None for neither."""
+    source = setting.config.features or setting.teacher.classifier
+    return None if source is None else load_features(source)
+
+
+def build_features(setting: Setting, folder: RunFolder) -> Features | None:
+    """`ready_features`, else a classifier fitted to the data and kept in the folder; None without labels."""
+    features = ready_features(setting)
+    if features is not None or setting.data is None or not has_classes(setting.data):
+        return features
+    kept_classifier(setting.data, folder.path / "classifier", setting.config.training.seed)
+    return load_features(folder.path / "classifier")
+
+
+def load_image_run(path: Path) -> tuple[RunFolder, ImagesConfig, OneStep]:
+    """A finished run on pictures: its folder, configuration and student.
+
+    Raises:
+        UsageError: where `path` is no such run, the run is not finished, or its student is not one.
+    """
+    folder = open_run(path)
+    config: ImagesConfig = configs.read(ImagesConfig, folder.config)
+    if not folder.generator.is_dir():
+        raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
+    student = load_generator(folder.generator, OneStep)
+    return folder, config, student
+
+
+def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, float], ImagesConfig]:
+    """Measure a finished run's student anew, keep the table as `evaluation.json` and return it.
+
+    Raises:
+        UsageError: where the run cannot be used, or has no data to measure against.
+    """
+    folder, config, student = load_image_run(path)
+    setting = build_setting(config)
+    features = build_features(setting, folder)
+    if setting.data is None or features is None:
+        raise UsageError(f"{path} was trained without labelled pictures: there is nothing to measure its own against")
+    labels = even_labels(n, student.classes)
+    table = measured(draw(student, n, seed, labels), build_reference(setting.data, features), labels)
+    table |= costs(student, build_guided(setting)) | {"samples": n}
+    write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
+    return table, config
+
+
+def image_metrics(reference: Reference, config: ImagesConfig) -> Evaluate:
+    """What a run measures as it goes, of the averaged student."""
+
+    def measure(average: Generator) -> dict[str, float]:
+        n, seed = config.training.eval_samples, config.training.seed + 1
+        labels = even_labels(n, average.classes)
+        return measured(draw(average, n, seed, labels), reference, labels, copies=False)
+
+    return measure
+
+
+def even_labels(n: int, classes: int) -> Tensor | None:
+    """0, 1, ..., classes − 1, 0, 1, ... (n,), or None without classes."""
+    return torch.arange(n) % classes if classes else None
+
+
+def draw(student: Generator, n: int, seed: int, labels: Tensor | None) -> Tensor:
+    """(n, C, H, W) on the CPU, in blocks that fit into a processor's memory."""
+    return student.sample(n, seed, block=256, labels=labels).cpu()
+
+
+def finish(setting: Setting, teacher: Denoiser, folder: RunFolder, run: Run, reference: Reference | None) -> None:
+    """Write what a reader of the run looks at."""
+    student, training = run.generator, setting.config.training
+    assert isinstance(student, OneStep)
+    labels = even_labels(training.eval_samples, student.classes)
+    pictures = draw(student, training.eval_samples, training.seed + 1, labels)
+    beside = teachers_pictures(student, teacher, SHOWN, training.seed + 1)
+    np.savez_compressed(folder.path / "samples.npz", samples=pictures.numpy(), teacher=beside.numpy())
+    grids = {"Student, 1 step": pictures[:SHOWN], f"Teacher, {TEACHER_STEPS} steps, same noise": beside}
+    save_grids(grids, folder.path / "samples.png")
+    table = {} if reference is None else measured(pictures, reference, labels)
+    table |= costs(student, teacher) | {"samples": len(pictures)}
+    write_report(folder, evaluation=table)
+    write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
+    write_card(folder)
+
+
+def teachers_pictures(student: OneStep, teacher: Denoiser, n: int, seed: int) -> Tensor:
+    """The teacher's pictures from the student's first n latents and labels, (n, C, H, W) on the CPU."""
+    device = device_of(student)
+    z = student.latents(n, torch.Generator(device).manual_seed(seed))
+    return sample(teacher, z, TEACHER_STEPS, **condition_of(even_labels(n, student.classes), device)).cpu()
+
+
+def condition_of(labels: Tensor | None, device: torch.device) -> dict[str, Any]:
+    """Labels as the condition of that name; nothing for None."""
+    return {} if labels is None else {"labels": labels.to(device)}
+
+
+@torch.no_grad()
+def costs(student: OneStep, teacher: Denoiser) -> dict[str, float]:
+    """Network evaluations and wall-clock seconds per picture, student and teacher in turn, in batches of `TIMED`."""
+    device = device_of(student)
+    z = student.latents(TIMED, torch.Generator(device).manual_seed(0))
+    condition = condition_of(even_labels(TIMED, student.classes), device)
+    own = seconds(lambda: student(z, **condition), device)
+    teachers = seconds(lambda: sample(teacher, z, TEACHER_STEPS, **condition), device)
+    evaluations = 2 * TEACHER_STEPS - 1
+    return {
+        "seconds_per_image": own / TIMED,
+        "teacher_seconds_per_image": teachers / TIMED,
+        "teacher_evaluations": float(evaluations),
+        "speedup": teachers / own,
+    }
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The least of three timings of a call, after one to warm up."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

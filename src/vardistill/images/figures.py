@@ -1,0 +1,66 @@
+"""Pictures side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vardistill.errors import UsageError
+
+
+def grid(pictures: Tensor, columns: int = 10) -> NDArray[np.uint8]:
+    """Pictures (n, C, H, W) in [−1, 1] as one of rows of `columns`, (height, width, 3), a pixel apart."""
+    x = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    n, _, height, width = x.shape
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, dtype=np.uint8)
+    for i, picture in enumerate(x):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        canvas[top : top + height, left : left + width] = picture.transpose(1, 2, 0)  # one channel is repeated
+    return canvas
+
+
+def grids_figure(grids: Mapping[str, Tensor]) -> Figure:
+    """Pictures (n, C, H, W) by title, side by side."""
+    figure = Figure(figsize=(4.6 * len(grids), 4.9), layout="constrained")
+    for axes, (title, pictures) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
+        axes.imshow(grid(pictures), interpolation="nearest")
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
+def save_grids(grids: Mapping[str, Tensor], path: Path) -> None:
+    """`grids_figure` as a file."""
+    grids_figure(grids).savefig(path, dpi=120)
+
+
+def save_grid(pictures: Tensor, path: Path) -> None:
+    """One grid as a file, each pixel four times as wide and high below 64 pixels."""
+    picture = Image.fromarray(grid(pictures, columns=max(1, round(math.sqrt(len(pictures))))))
+    factor = 4 if pictures.shape[-1] < 64 else 1
+    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path)
+
+
+def save_folder(pictures: Tensor, path: Path, labels: Tensor | None = None) -> None:
+    """Every picture as a file 00000.png, ..., in subfolders by label where there are any.
+
+    Raises:
+        UsageError: where the folder is not empty or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is there and not an empty folder: choose another --out")
+    try:
+        for i, picture in enumerate(pictures):
+            folder = path if labels is None else path / str(int(labels[i]))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid(picture[None], columns=1)).save(folder / f"{i:05d}.png")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,106 @@
+"""A class-conditional or continuous-time diffusion model of pictures, or a one-step student of one, for diffusers.
+
+    from diffusers import DiffusionPipeline
+    pipeline = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    pictures = pipeline(batch_size=16).images
+
+The start is Gaussian noise of the scheduler's first noise level; each step is the scheduler's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class ImagePipeline(DiffusionPipeline):
+    """Pictures from noise.
+
+    Args:
+        scheduler: of diffusers.
+        unet: the network, or
+        transformer: the network.
+        classes: labels 0..classes − 1 that it takes; 0 for an unconditional one.
+        steps: default of `num_inference_steps`; 1 for a one-step student.
+        sigma: noise level that a student of a rectified flow starts from.
+    """
+
+    _optional_components = ["unet", "transformer"]
+    model_cpu_offload_seq = "unet->transformer"
+
+    def __init__(
+        self,
+        scheduler: Any,
+        unet: Any = None,
+        transformer: Any = None,
+        classes: int = 0,
+        steps: int = 50,
+        sigma: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer)
+        self.register_to_config(classes=classes, steps=steps, sigma=sigma)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        class_labels: torch.Tensor | list[int] | int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw pictures.
+
+        Args:
+            batch_size: their number.
+            generator: fixes them.
+            num_inference_steps: evaluations of the network; default 1 for a one-step student.
+            class_labels: one for all pictures, or one for each; default all classes in turn.
+            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), in [0, 1]; "latent" for what the network makes.
+            return_dict: an object with the attribute `images`, rather than a tuple.
+        """
+        network, device = self.unet or self.transformer, self._execution_device
+        labels = self.labels(class_labels, batch_size, device)
+        steps = num_inference_steps or self.config.steps
+        if self.config.sigma is None:
+            self.scheduler.set_timesteps(steps, device=device)
+        else:
+            levels = torch.linspace(self.config.sigma, 0, steps + 1)[:-1]
+            self.scheduler.set_timesteps(sigmas=levels.tolist(), device=device)
+        size, channels = network.config.sample_size, network.config.in_channels
+        shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
+        first = self.scheduler.sigmas[0] if hasattr(self.scheduler, "sigmas") else 1.0
+        x = first * randn_tensor(shape, generator=generator, device=device, dtype=network.dtype)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
+            prediction = network(scaled, timestep=t.expand(batch_size), class_labels=labels, return_dict=False)[0]
+            x = self.scheduler.step(prediction[:, :channels], t, x).prev_sample
+        images = x if output_type == "latent" else self.pictures(x, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def labels(self, given: Any, batch_size: int, device: torch.device) -> torch.Tensor | None:
+        """(batch_size,) labels for a conditional network."""
+        classes = self.config.classes
+        if not classes:
+            if given is not None:
+                raise ValueError("the model is unconditional: it takes no class_labels")
+            return None
+        if given is None:
+            given = torch.arange(batch_size) % classes
+        labels = torch.as_tensor(given, device=device).expand(batch_size)
+        if not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError(f"class_labels must be in [0, {classes}), but are {labels.tolist()}")
+        return labels
+
+    def pictures(self, x: torch.Tensor, output_type: str) -> Any:
+        """From [−1, 1] to pictures."""
+        images = (x / 2 + 0.5).clamp(0, 1).float().cpu()
+        if output_type == "pt":
+            return images
+        arrays = images.permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
