@@ -38,6 +38,9 @@ UNREADABLE = (
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
 
+COSTS = ("cpu_seconds", "network_evaluations")
+"""What lines say of the run's cost so far."""
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -53,6 +56,7 @@ class Contents:
         final: metrics at the end.
         measured: whether `final` comes from `evaluation.json`, not from the last evaluation during training.
         samples: (n, *data) or None.
+        beside: of pictures, the teacher's from the same noise, or None.
         bound: the fields of `metrics.BoundGap`, or None.
         problem: the target, or None.
         truth: what as many true samples score.
@@ -67,6 +71,7 @@ class Contents:
     final: dict[str, float]
     measured: bool
     samples: Tensor | None
+    beside: Tensor | None
     bound: dict[str, NDArray[np.float64]] | None
     problem: Problem | None
     truth: dict[str, Standard]
@@ -111,6 +116,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     if problem is None and config.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[config["problem"]]()
     samples = _read(run.path / "samples.npz", _samples, None)
+    beside = _read(run.path / "samples.npz", lambda path: _samples(path, "teacher"), None)
     if evaluation is None:
         evaluation = _read(run.path / "evaluation.json", _json, {})
     measured = _mapping(evaluation)
@@ -130,6 +136,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         final=final,
         measured=bool(measured),
         samples=samples,
+        beside=beside,
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
         truth={} if problem is None else standards(problem, n),
@@ -159,9 +166,11 @@ def _read(path: Path, reader: Callable[[Path], Any], default: Any) -> Any:
         raise UsageError(f"cannot read {path}: {reason}") from error
 
 
-def _samples(path: Path) -> Tensor:
+def _samples(path: Path, name: str = "samples") -> Tensor | None:
     with path.open("rb") as file, np.load(file) as arrays:
-        samples = torch.from_numpy(arrays["samples"]).float()
+        if name != "samples" and name not in arrays:
+            return None
+        samples = torch.from_numpy(arrays[name]).float()
     if samples.ndim < 2:
         raise ValueError(f"samples must have shape (n, *data), but have {tuple(samples.shape)}")
     return samples

@@ -12,11 +12,13 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from vardistill import figures
-from vardistill.contents import LINE, Contents, read, steps_per_second
+from vardistill.contents import COSTS, LINE, Contents, read, steps_per_second
 from vardistill.figures import Curve, is_finite
 from vardistill.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
+from vardistill.images.figures import grids_figure
 from vardistill.metrics.modes import mode_radius
 from vardistill.pages import card, document, grid, masthead, pairs, scroll_table, swatch
 from vardistill.problems import Problem
@@ -25,8 +27,8 @@ from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, 
 from vardistill.warning_signs import Sign, signs
 
 CHARTS = (
-    "log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "energy_distance_held_out", "precision", "recall",
-    "diu", "dikl", "gap",
+    "log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "energy_distance_held_out", "fd", "precision",
+    "recall", "diu", "dikl", "gap",
 )  # fmt: skip
 
 GRADES = {
@@ -36,6 +38,9 @@ GRADES = {
     Grade.FAR: ("far", "✕ far", "Far from the target"),
 }
 """Class in the page, mark of a metric, heading of a run."""
+
+PICTURES = 100
+"""Shown of a student and of its teacher."""
 
 
 def write_report(
@@ -104,6 +109,8 @@ def summary(run: Contents) -> str:
     if problem is None or not grades(v, run.truth):
         if not run.steps:
             return "The run has logged nothing yet."
+        if "fd" in v:
+            return summary_of_pictures(v)
         time = f"{run.steps:,} steps in {duration(run.seconds)}"
         return f"Trained for {time}; there is no evaluation against a known target."
     parts = []
@@ -125,6 +132,19 @@ def summary(run: Contents) -> str:
         told = "tells them from true samples" if v["mmd_p_value"] < LEVEL else "cannot tell them from true samples"
         sentence += f" A two-sample test {told} (p = {v['mmd_p_value']:.3f})."
     return sentence
+
+
+def summary_of_pictures(v: Mapping[str, float]) -> str:
+    """The metrics of pictures in two sentences."""
+    sentence = f"Its pictures are at a Fréchet distance of {v['fd']:.3g} from the training set"
+    if "precision" in v and "recall" in v:
+        sentence += (
+            f"; {percent(v['precision'])} of them lie within the held-out pictures' manifold, and "
+            f"{percent(v['recall'])} of those within theirs"
+        )
+    if "speedup" in v:
+        sentence += f". A picture takes one network evaluation, {v['speedup']:.0f} times less time than the teacher's"
+    return f"{sentence}."
 
 
 def notes(run: Contents) -> list[str]:
@@ -204,6 +224,8 @@ def warning_row(sign: Sign) -> str:
 def samples(run: Contents) -> str:
     """Samples beside true samples, over the density's contours where there is a density."""
     x, problem = run.samples, run.problem
+    if x is not None and x.ndim == 4:
+        return pictures(x, run.beside)
     if x is None or tuple(x.shape[1:]) != ((2,) if problem is None else problem.data_shape):
         return ""
     caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, one network evaluation each."
@@ -211,6 +233,16 @@ def samples(run: Contents) -> str:
         caption = caption_of_points(problem) if problem.image_shape is None else "The first samples of each."
     picture = card("", figures.samples_figure(x, problem), caption, "Samples of the student")
     return f"<h2>Samples</h2>\n{picture}"
+
+
+def pictures(x: Tensor, beside: Tensor | None) -> str:
+    """A student's pictures, and its teacher's from the same noise."""
+    grids = {"Student": x[:PICTURES]} | ({} if beside is None else {"Teacher": beside[:PICTURES]})
+    caption = "One network evaluation each" + (
+        "." if beside is None else "; the teacher's, many steps each, are from the same noise and classes."
+    )
+    picture = card("", grids_figure(grids), caption, "Pictures of the student, and of its teacher")
+    return f"<h2>Pictures</h2>\n{picture}"
 
 
 def caption_of_points(problem: Problem) -> str:
@@ -232,7 +264,7 @@ def caption_of_points(problem: Problem) -> str:
 
 def quality(run: Contents) -> str:
     """Evaluations over training."""
-    own = {name for line in run.evals for name in line} - set(METRICS) - set(LINE)
+    own = {name for line in run.evals for name in line} - {*METRICS, *LINE, *COSTS}
     curves = {name: Curve.of(run.evals, name) for name in (*CHARTS, *sorted(own))}
     cards = []
     for name, curve in curves.items():

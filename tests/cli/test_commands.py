@@ -200,7 +200,7 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "--resume"], "one run folder"),
         (["train", "--resume", "no-such-run"], "no-such-run is not a run folder"),
-        (["teach", "mnist"], "unknown preset 'mnist'"),
+        (["teach", "mog4"], "unknown preset or data 'mog4': did you mean mog40"),
         (["teach", "mog40", "--max-minutes", "0"], "max_minutes must be positive"),
         (["teach", "mog40", "--samples", "0"], "samples must be positive"),
         (["sample", "no-such-run"], "no-such-run is not a run folder"),

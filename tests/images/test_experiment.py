@@ -97,6 +97,23 @@ def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "generator" / "model.safetensors")
 
 
+def run_killed_at(step: int, config: ImagesConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed after as many updates, and then gone on with."""
+    advance = Trainer.advance
+
+    def advance_or_stop(trainer: Trainer, progress: float) -> None:
+        if trainer.step == step:
+            raise Killed
+        advance(trainer, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance_or_stop)
+        with pytest.raises(Killed):
+            run_images(config, out)
+    assert not (out / "generator").exists()
+    run_images(config, out, resume=True)
+
+
 def refused(match: str, config: ImagesConfig, out: Path) -> None:
     """In one line, and without a folder."""
     with pytest.raises(UsageError, match=match) as caught:
@@ -122,7 +139,7 @@ def test_a_run_leaves_what_its_reader_looks_at(preset: str, finished: Callable[[
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [2, 4]
-    assert all(line.keys() >= METRICS for line in lines if line["kind"] == "eval")
+    assert all(line.keys() >= METRICS - {"memorisation"} for line in lines if line["kind"] == "eval")
 
 
 @every_preset
@@ -160,26 +177,12 @@ def test_every_student_has_moved_away_from_its_teacher(
 # Killed and gone on
 
 
-@every_preset
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "preset"), [(1, "images-varflow"), *((3, preset) for preset in IMAGE_PRESETS)])
 def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     step: int, preset: str, finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after the first checkpoint."""
-    config = configs.read(ImagesConfig, finished(preset) / "config.yaml")
-    advance = Trainer.advance
-
-    def advance_or_stop(trainer: Trainer, progress: float) -> None:
-        if trainer.step == step:
-            raise Killed
-        advance(trainer, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", advance_or_stop)
-        with pytest.raises(Killed):
-            run_images(config, tmp_path)
-    assert not (tmp_path / "generator").exists()
-    run_images(config, tmp_path, resume=True)
+    run_killed_at(step, configs.read(ImagesConfig, finished(preset) / "config.yaml"), tmp_path, monkeypatch)
     ours, theirs = weights(tmp_path), weights(finished(preset))
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 
@@ -232,11 +235,16 @@ def test_labels_in_turn() -> None:
 # Other students, teachers and data
 
 
-def test_adapters_through_the_trainer(teacher_run: Path, tmp_path: Path) -> None:
-    """What is trained is B A; what is saved is W + B A, and norms stay the teacher's."""
+@pytest.fixture(scope="module")
+def adapted(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a student with adapters."""
     config = config_of("images-varflow", teacher_run, generator=OneStepConfig(lora_rank=2))
-    run_images(config, tmp_path)
-    _, _, student = load_image_run(tmp_path)
+    return run_images(config, tmp_path_factory.mktemp("adapted") / "run").path
+
+
+def test_adapters_through_the_trainer(adapted: Path, teacher_run: Path) -> None:
+    """What is trained is B A; what is saved is W + B A, and norms stay the teacher's."""
+    _, _, student = load_image_run(adapted)
     assert not has_adapters(student)
     theirs = from_diffusers(teacher_run / "pipeline").state_dict()
     own = student.denoiser.state_dict()
@@ -248,23 +256,10 @@ def test_adapters_through_the_trainer(teacher_run: Path, tmp_path: Path) -> None
 
 
 def test_an_adapted_run_resumes_to_the_same_bits(
-    teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of("images-varflow", teacher_run, generator=OneStepConfig(lora_rank=2))
-    run_images(config, tmp_path / "unbroken")
-    advance = Trainer.advance
-
-    def advance_or_stop(trainer: Trainer, progress: float) -> None:
-        if trainer.step == 3:
-            raise Killed
-        advance(trainer, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", advance_or_stop)
-        with pytest.raises(Killed):
-            run_images(config, tmp_path / "killed")
-    run_images(config, tmp_path / "killed", resume=True)
-    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "unbroken")
+    run_killed_at(3, configs.read(ImagesConfig, adapted / "config.yaml"), tmp_path, monkeypatch)
+    ours, theirs = weights(tmp_path), weights(adapted)
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 
 
@@ -346,7 +341,7 @@ def test_a_pipeline_of_diffusers_is_distilled_in_a_few_lines(foreign: Path, tmp_
     before = {name: v.clone() for name, v in student.state_dict().items()}
     run = vd.distill(student, objective=objective, training=TRAINING, out=tmp_path)
     assert [line["step"] for line in run.history if line["kind"] == "train"] == [2, 4]
-    assert all(math.isfinite(line["bound"]) for line in run.history if line["kind"] == "train")
+    assert all(math.isfinite(line["loss"]) for line in run.history if line["kind"] == "train")
     assert any(not torch.equal(v, before[name]) for name, v in run.generator.state_dict().items())
     loaded = OneStep.from_pretrained(tmp_path / "generator")
     assert torch.equal(loaded.sample(3), run.generator.sample(3))
@@ -373,10 +368,11 @@ def test_what_cannot_be_trained_leaves_no_folder(teacher_run: Path, foreign: Pat
     refused("the classifier's space needs a classifier", in_classes, out)
     refused("guidance needs a conditional teacher", replace(varflow, guidance=2.0), out)
     refused("metrics need at least 6", replace(own, data=str(few)), out)
+    refused("metrics need at least 6", replace(own, data=str(save_npz(tmp_path / "f.npz", 30))), out)
     refused("metrics need at least 6", replace(own, training=replace(TRAINING, eval_samples=5)), out)
     refused("there is no device 'cuda:99'", replace(own, training=replace(TRAINING, device="cuda:99")), out)
     refused("divisible by 2", config_of("images-varflow", teacher_run, training=replace(TRAINING, batch=9)), out)
-    refused("neither a saved classifier", replace(own, features=str(tmp_path)), out)
+    refused("nowhere' is neither a saved classifier", replace(own, features=str(tmp_path / "nowhere")), out)
     wrong = replace(varflow, data=str(other), features=str(teacher_run / "classifier"))
     refused(r"reads pictures of shape \(1, 8, 8\)", wrong, out)
     asked = config_of("images-varflow", teacher_run, data=str(unlabelled))

@@ -70,7 +70,7 @@ class ImagesTeachConfig:
     """cpu, cuda, cuda:1, mps, or auto."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
-    eval_samples: int = 2000
+    eval_samples: int = 1000
     """Pictures that the samplers draw at the end to be measured."""
 
     def __post_init__(self) -> None:

@@ -97,10 +97,10 @@ def check(setting: Setting) -> None:
     """Raise the UsageError that the run would end with, before a folder is made or a classifier fitted."""
     training, data, features = setting.config.training, setting.data, ready_features(setting)
     if data is not None:
-        check_measurable(data, training.eval_samples)
         if features is None and has_classes(data):
             features = ClassifierFeatures(Classifier(data.shape, data.class_names))  # in the place of one to be fitted
         if features is not None:
+            check_measurable(data, training.eval_samples)
             features(data.train.take(torch.arange(1)))
     student, levels, conditions = build_student(setting), build_levels(setting), build_conditions(setting)
     objective = build_objective(setting, build_guided(setting), features, student)

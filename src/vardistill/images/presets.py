@@ -18,16 +18,17 @@ from vardistill.levels import LogNormal
 from vardistill.presets import Preset
 
 TRAINING = TrainingConfig(
-    steps=2000,
+    steps=1000,
     batch=64,
     lr=2e-4,
     auxiliary_lr=1e-3,
     clip=10.0,
     ema=0.995,
     log_every=50,
-    eval_every=500,
+    eval_every=100,
     checkpoint_every=500,
-    eval_samples=2000,
+    eval_samples=1000,
+    precision="bf16",
 )
 
 DIFF_INSTRUCT = ImagesConfig(
@@ -47,16 +48,19 @@ VARFLOW = ImagesConfig(
 )
 
 VARDIU = ImagesConfig(
-    objective=ImageVarDiUConfig(posterior_steps=2),
+    objective=ImageVarDiUConfig(posterior_steps=4),
     levels=NoiseConfig(
         distribution=LogNormal(base_start=2.0, base_end=0.3, spread=0.8), weight="sigma2", stratified=True
     ),
-    training=TRAINING,
+    training=replace(TRAINING, lr=5e-5, auxiliary_lr=2e-3),
 )
 
 VARDIU_VARFLOW = replace(
     VARDIU,
-    objective=ImageSumConfig(first=ImageVarDiUConfig(posterior_steps=2)),
+    training=replace(TRAINING, auxiliary_lr=2e-3),
+    objective=ImageSumConfig(
+        first=ImageVarDiUConfig(posterior_steps=3), varflow_weight=100.0, varflow_weight_end=100.0
+    ),
 )
 
 IMAGE_PRESETS = {

@@ -63,7 +63,8 @@ def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> 
         Interrupted: after Ctrl-C, with a checkpoint kept.
     """
     data = load_images(config.data)
-    check_measurable(data, config.eval_samples)
+    if has_classes(data):
+        check_measurable(data, config.eval_samples)
     fit = Fit(config, data)
     folder = open_run(out) if resume else create(out)
     if resume:
@@ -105,7 +106,7 @@ def evaluate_teacher(fit: Fit, folder: RunFolder) -> None:
         own = {} if reference is None else measured(pictures, reference, labels)
         table[f"{steps} steps"] = own | {"evaluations": 2 * steps - 1, "seconds_per_image": spent / n, "samples": n}
     if reference is not None:
-        own = measured(data.held_out.take(torch.arange(min(n, len(data.held_out)))), reference)
+        own = measured(data.held_out.take(torch.arange(min(n, len(data.held_out)))), reference, copies=False)
         table["held-out data"] = {name: own[name] for name in ("fd", "kd")}  # the others would compare it with itself
     save_grids(shown, folder.path / "samples.png")
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
@@ -138,7 +139,7 @@ def has_classes(data: ImageData) -> bool:
 def check_measurable(data: ImageData, n: int) -> None:
     """Raise UsageError where the metrics would, at the end, for n samples against these pictures."""
     fewest = NEIGHBOURS + 1
-    if has_classes(data) and min(n, len(data.held_out)) < fewest:
+    if min(n, len(data.held_out)) < fewest:
         raise UsageError(
             f"metrics need at least {fewest} samples and held-out pictures, but there are eval_samples={n} and "
             f"{len(data.held_out)} held-out pictures"
