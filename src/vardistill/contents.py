@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -38,6 +39,9 @@ UNREADABLE = (
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
 
+BESIDE = {"teacher": "Teacher, same noise", "nearest": "Nearest in the training set"}
+"""Further arrays in `samples.npz` of a run on pictures, and their titles."""
+
 COSTS = ("cpu_seconds", "network_evaluations")
 """What lines say of the run's cost so far."""
 
@@ -56,7 +60,7 @@ class Contents:
         final: metrics at the end.
         measured: whether `final` comes from `evaluation.json`, not from the last evaluation during training.
         samples: (n, *data) or None.
-        beside: of pictures, the teacher's from the same noise, or None.
+        beside: of pictures, those to show beside them, by title: see `BESIDE`.
         bound: the fields of `metrics.BoundGap`, or None.
         problem: the target, or None.
         truth: what as many true samples score.
@@ -71,7 +75,7 @@ class Contents:
     final: dict[str, float]
     measured: bool
     samples: Tensor | None
-    beside: Tensor | None
+    beside: dict[str, Tensor]
     bound: dict[str, NDArray[np.float64]] | None
     problem: Problem | None
     truth: dict[str, Standard]
@@ -116,7 +120,9 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     if problem is None and config.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[config["problem"]]()
     samples = _read(run.path / "samples.npz", _samples, None)
-    beside = _read(run.path / "samples.npz", lambda path: _samples(path, "teacher"), None)
+    beside = {
+        title: _read(run.path / "samples.npz", partial(_samples, name=name), None) for name, title in BESIDE.items()
+    }
     if evaluation is None:
         evaluation = _read(run.path / "evaluation.json", _json, {})
     measured = _mapping(evaluation)
@@ -136,7 +142,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         final=final,
         measured=bool(measured),
         samples=samples,
-        beside=beside,
+        beside={title: pictures for title, pictures in beside.items() if pictures is not None},
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
         truth={} if problem is None else standards(problem, n),

@@ -61,10 +61,7 @@ class OneStep(
         if not 0 < t <= 1:
             raise UsageError(f"t must be in (0, 1], but is {t:g}")
         parts = build(network, NETWORKS), build(scheduler, (*DISCRETE, *EDM, *FLOW))
-        self.denoiser = DiffusersDenoiser(*parts).eval()
-        known = self.denoiser.classes
-        if not (0 < classes <= known or classes == known == 0):
-            raise UsageError(f"the network takes {known} classes, but {classes} were asked for")
+        self.denoiser = DiffusersDenoiser(*parts, classes)
         self.t, self.scale = t, self.denoiser.init_scale(t)
         self.classes, self.data_std = classes, data_std
         self.latent_shape = self.data_shape = self.denoiser.data_shape
@@ -115,12 +112,6 @@ class OneStep(
         """x (B, C, H, W) from z of the same shape and, for a conditional one, labels (B,)."""
         x: Tensor = self.denoiser(self.scale * z, z.new_full((len(z),), self.t), labels=labels)
         return x
-
-    def train(self, mode: bool = True) -> OneStep:
-        """Set the mode, but for the network: in training some drop labels or units, and g would be random."""
-        super().train(mode)
-        self.denoiser.eval()
-        return self
 
     def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> OneStep:
         """Freeze the weights and train adapters of this rank beside them; returns the student.

@@ -235,13 +235,11 @@ def samples(run: Contents) -> str:
     return f"<h2>Samples</h2>\n{picture}"
 
 
-def pictures(x: Tensor, beside: Tensor | None) -> str:
-    """A student's pictures, and its teacher's from the same noise."""
-    grids = {"Student": x[:PICTURES]} | ({} if beside is None else {"Teacher": beside[:PICTURES]})
-    caption = "One network evaluation each" + (
-        "." if beside is None else "; the teacher's, many steps each, are from the same noise and classes."
-    )
-    picture = card("", grids_figure(grids), caption, "Pictures of the student, and of its teacher")
+def pictures(x: Tensor, beside: Mapping[str, Tensor]) -> str:
+    """A student's pictures, and beside them its teacher's and those of the training set that are nearest."""
+    grids = {"Student": x[:PICTURES]} | {title: own[:PICTURES] for title, own in beside.items()}
+    caption = "One network evaluation each" + ("; the teacher's take many steps." if beside else ".")
+    picture = card("", grids_figure(grids), caption, f"Pictures: {', '.join(grids)}")
     return f"<h2>Pictures</h2>\n{picture}"
 
 

@@ -67,7 +67,8 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
         if (step + 1) % 100 == 0:
             folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss.detach())})
     save_file(average.state_dict(), folder.path / f"{WEIGHTS}.partial")

@@ -289,7 +289,7 @@ def test_a_run_brings_its_data_and_its_classifier(teacher_run: Path) -> None:
     teacher = load_teacher(str(teacher_run))
     assert teacher.data == "digits"
     assert teacher.classifier == teacher_run / "classifier"
-    assert teacher.denoiser.classes == 11
+    assert (teacher.denoiser.classes, teacher.denoiser.null_label) == (10, 10)
 
 
 def test_a_pipeline_brings_neither(tmp_path: Path) -> None:
@@ -352,4 +352,4 @@ def test_data_of_another_shape_or_of_more_classes_are_refused(teacher_run: Path,
     wide = save_npz(tmp_path / "wide.npz", size=16)
     refused(r"pictures of \(1, 16, 16\), but the teacher's are \(1, 8, 8\)", given(wide))
     refused(r"\(3, 8, 8\), but the teacher's", given(save_npz(tmp_path / "rgb.npz", channels=3)))
-    refused("has 12 classes, but the teacher knows 11", given(save_npz(tmp_path / "many.npz", classes=12)))
+    refused("has 12 classes, but the teacher knows 10", given(save_npz(tmp_path / "many.npz", classes=12)))

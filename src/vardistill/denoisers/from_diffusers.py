@@ -63,33 +63,45 @@ Network = Callable[..., Tensor]
 class DiffusersDenoiser(nn.Module):
     """A diffusers network and scheduler as a denoiser.
 
-    In training mode some networks are random (DiT drops labels): a teacher belongs in `eval()`, where `from_pretrained`
-    puts it.
+    The network is always in evaluation mode: in training some are random (DiT drops labels, from the global generator).
 
     Args:
         network: of a class named in `NETWORKS`.
         scheduler: of a class named in `DISCRETE`, `EDM` or `FLOW`; only its forward process is used.
+        classes: how many of the network's labels, the first ones, are classes; default all but DiT's for no class.
 
     Attributes:
         network: as given.
         scheduler: as given.
         schedule: the forward process; times are in [0, 1].
         data_shape: (C, H, W) of one x, in the network's space (latents for a latent diffusion model).
-        classes: how many classes `labels` may name; 0 for none. DiT takes the label `classes` for "no class".
+        classes: how many classes there are; 0 for none.
+        null_label: the label that stands for no class, the one after the classes; None where there is none.
 
     Raises:
         UsageError: for other networks or schedulers, and for configurations that do not determine E[x | x_t].
     """
 
-    def __init__(self, network: nn.Module, scheduler: Any) -> None:
+    def __init__(self, network: nn.Module, scheduler: Any, classes: int | None = None) -> None:
         super().__init__()
         self._input = NETWORKS[network_name(network)]
         self.network = network
         self.scheduler = scheduler
         self.data_shape = data_shape(network)
-        self.classes = classes(network)
+        known, labels = known_labels(network)
+        self.classes = known if classes is None else classes
+        if not (0 < self.classes <= labels or self.classes == labels == 0):
+            raise UsageError(f"the network takes {labels} labels, but {self.classes} classes were asked for")
+        self.null_label = self.classes if self.classes < labels else None
         self._denoise = parametrised(self._predict, scheduler)
         self.schedule: Schedule = self._denoise.schedule
+        self.eval()
+
+    def train(self, mode: bool = True) -> DiffusersDenoiser:
+        """Set the mode, but for the network's."""
+        super().train(mode)
+        self.network.eval()
+        return self
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **condition: Tensor) -> Tensor:
         """E[x | x_t] for x_t (B, C, H, W), t (B,) and labels (B,) int64; shape of x_t.
@@ -161,14 +173,15 @@ def data_shape(network: nn.Module) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def classes(network: nn.Module) -> int:
-    """How many classes the network takes; 0 for none."""
+def known_labels(network: nn.Module) -> tuple[int, int]:
+    """How many classes the network is known to have, and how many labels it takes; 0 for none."""
     config: Any = network.config
     if network_name(network) == "DiTTransformer2DModel":
-        return int(config.num_embeds_ada_norm)
+        return int(config.num_embeds_ada_norm), int(config.num_embeds_ada_norm) + 1
     if config.get("class_embed_type") is not None:
         raise UsageError(f"class_embed_type '{config.class_embed_type}' is not supported: only tables of classes are")
-    return int(config.get("num_class_embeds") or 0)
+    labels = int(config.get("num_class_embeds") or 0)
+    return labels, labels
 
 
 def parametrised(network: Network, scheduler: Any) -> FromModule | Preconditioned:
@@ -266,10 +279,11 @@ def from_diffusers(
     return DiffusersDenoiser(network, source.scheduler)
 
 
-def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """The network and scheduler of a pipeline's folder or hub repository."""
+def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any, int | None]:
+    """The network, the scheduler and, if the index tells, the classes of a pipeline's folder or hub repository."""
     diffusers = import_diffusers()
-    components = read_index(source)
+    index = read_index(source)
+    components = {name: v[1] for name, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1]}
     part = next((name for name in ("unet", "transformer") if name in components), None)
     if part is None or "scheduler" not in components:
         raise UsageError(f"{source}: model_index.json names no unet or transformer, or no scheduler")
@@ -288,11 +302,12 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{source}: the weights of {part} lack {len(missing)} tensors, the first {missing[0]}")
-    return network, scheduler
+    known = index.get("classes")
+    return network, scheduler, known if isinstance(known, int) and known > 0 else None
 
 
-def read_index(source: str) -> dict[str, str]:
-    """The classes of a pipeline's components, by component, from its model_index.json."""
+def read_index(source: str) -> dict[str, Any]:
+    """A pipeline's model_index.json: the library and class of its components, by component, and its settings."""
     folder = Path(source)
     try:
         if folder.is_dir():
@@ -301,10 +316,9 @@ def read_index(source: str) -> dict[str, str]:
             from huggingface_hub import hf_hub_download
 
             text = Path(hf_hub_download(source, "model_index.json")).read_text(encoding="utf-8")
-        entries = json.loads(text).items()
+        return dict(json.loads(text).items())
     except Exception as error:  # the hub's client has some twenty kinds
         raise unreadable(source, "model_index.json", error) from error
-    return {name: entry[1] for name, entry in entries if isinstance(entry, list) and len(entry) == 2 and entry[1]}
 
 
 def unreadable(source: str, what: str, error: Exception) -> UsageError:

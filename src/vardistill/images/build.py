@@ -112,6 +112,9 @@ def build_setting(config: ImagesConfig) -> Setting:
     if data is not None and known:
         if data.classes > known:
             raise UsageError(f"{data.name} has {data.classes} classes, but the teacher knows {known}")
+        if data.classes == known - 1 and teacher.denoiser.null_label is None:  # a foreign U-Net's last row is for none
+            own = teacher.denoiser
+            teacher = replace(teacher, denoiser=DiffusersDenoiser(own.network, own.scheduler, data.classes))
         classes = data.classes or known
     std = data.std if data is not None else getattr(teacher.denoiser.scheduler.config, "sigma_data", SIGMA_DATA)
     return Setting(config, teacher, data, classes, std)
@@ -127,20 +130,12 @@ def build_conditions(setting: Setting) -> Conditions | None:
 
 def build_guided(setting: Setting) -> Denoiser:
     """The teacher as it is distilled, with its guidance."""
-    denoiser, scale, null = setting.teacher.denoiser, setting.config.guidance, null_label(setting)
+    denoiser, scale = setting.teacher.denoiser, setting.config.guidance
     if scale == 1:
         return denoiser
-    if null is None:
+    if denoiser.null_label is None:
         raise UsageError("guidance needs a conditional teacher with a label for no class, after those of the data")
-    return Guided(denoiser, scale, {"labels": null})
-
-
-def null_label(setting: Setting) -> int | None:
-    """What stands for no class: one past a DiT's classes, the one after the data's of a U-Net; None without any."""
-    denoiser = setting.teacher.denoiser
-    if network_name(denoiser.network) == "DiTTransformer2DModel":
-        return denoiser.classes
-    return setting.classes if 0 < setting.classes == denoiser.classes - 1 else None
+    return Guided(denoiser, scale, {"labels": denoiser.null_label})
 
 
 def build_student(setting: Setting) -> OneStep:
@@ -232,9 +227,9 @@ def build_space(
         if not isinstance(features, ClassifierFeatures):
             raise UsageError("the classifier's space needs a classifier: give labelled --data, or another --space")
         return ClassifierSpace(deepcopy(features.classifier))
-    denoiser, null = setting.teacher.denoiser, null_label(setting)
+    denoiser = setting.teacher.denoiser
     last = denoiser.classes - 1 if denoiser.classes else None
-    return EncoderSpace(denoiser, last if null is None else null)
+    return EncoderSpace(denoiser, last if denoiser.null_label is None else denoiser.null_label)
 
 
 def build_real_samples(setting: Setting, teacher: Denoiser, conditions: Conditions | None) -> Samples | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vardistill import config as configs
 from vardistill.card import write_card
+from vardistill.contents import BESIDE
 from vardistill.data import check_samples
 from vardistill.denoisers import Denoiser
 from vardistill.devices import find_device
@@ -43,10 +44,12 @@ from vardistill.images.build import (
 )
 from vardistill.images.classifier import Classifier
 from vardistill.images.config import ImagesConfig
-from vardistill.images.evaluate import Reference, build_reference, measured
+from vardistill.images.data import Images
+from vardistill.images.evaluate import Reference, blocks, build_reference, measured
 from vardistill.images.features import ClassifierFeatures, Features, load_features
 from vardistill.images.figures import save_grids
 from vardistill.images.teach import check_measurable, has_classes, kept_classifier
+from vardistill.metrics.memorisation import nearest
 from vardistill.one_step import OneStep
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
@@ -177,7 +180,7 @@ def even_labels(n: int, classes: int) -> Tensor | None:
 
 def draw(student: Generator, n: int, seed: int, labels: Tensor | None) -> Tensor:
     """(n, C, H, W) on the CPU, in blocks that fit into a processor's memory."""
-    return student.sample(n, seed, block=256, labels=labels).cpu()
+    return student.sample(n, seed, block=64, labels=labels).cpu()
 
 
 def finish(setting: Setting, teacher: Denoiser, folder: RunFolder, run: Run, reference: Reference | None) -> None:
@@ -186,15 +189,24 @@ def finish(setting: Setting, teacher: Denoiser, folder: RunFolder, run: Run, ref
     assert isinstance(student, OneStep)
     labels = even_labels(training.eval_samples, student.classes)
     pictures = draw(student, training.eval_samples, training.seed + 1, labels)
-    beside = teachers_pictures(student, teacher, SHOWN, training.seed + 1)
-    np.savez_compressed(folder.path / "samples.npz", samples=pictures.numpy(), teacher=beside.numpy())
-    grids = {"Student, 1 step": pictures[:SHOWN], f"Teacher, {TEACHER_STEPS} steps, same noise": beside}
+    beside: dict[str, Any] = {"teacher": teachers_pictures(student, teacher, SHOWN, training.seed + 1)}
+    if setting.data is not None:
+        beside["nearest"] = nearest_pictures(pictures[:SHOWN], setting.data.train)
+    arrays = {name: v.numpy() for name, v in {"samples": pictures, **beside}.items()}
+    np.savez_compressed(folder.path / "samples.npz", **arrays)
+    grids = {"Student": pictures[:SHOWN], **{BESIDE[name]: v for name, v in beside.items()}}
     save_grids(grids, folder.path / "samples.png")
     table = {} if reference is None else measured(pictures, reference, labels)
     table |= costs(student, teacher) | {"samples": len(pictures)}
     write_report(folder, evaluation=table)
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
     write_card(folder)
+
+
+def nearest_pictures(pictures: Tensor, images: Images) -> Tensor:
+    """The picture of a set that is nearest to each of these, (n, C, H, W)."""
+    found = nearest(pictures.clamp(-1, 1), blocks(images, torch.arange(len(images))))
+    return images.take(found.indices[:, 0])
 
 
 def teachers_pictures(student: OneStep, teacher: Denoiser, n: int, seed: int) -> Tensor:

@@ -48,7 +48,7 @@ from vardistill.training import Interrupted
 STEPS = (18, 40)
 """Of Heun's method, for the teacher's own samples: EDM's for small pictures, and enough."""
 
-BLOCK = 250
+BLOCK = 64
 """Pictures that the sampler draws at once."""
 
 
