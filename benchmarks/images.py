@@ -35,6 +35,7 @@ ROWS = {
     "VarFlow, classifier's features": ("images-varflow", "--space", "classifier"),
     "VarDiU + VarFlow": ("images-vardiu-varflow",),
     "Diff-Instruct": ("images-diff-instruct",),
+    "Diff-Instruct + VarFlow": ("images-diff-instruct-varflow",),
 }
 """Preset and flags of every row."""
 

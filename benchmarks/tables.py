@@ -14,7 +14,7 @@ from measured import HERE
 
 from vardistill.bench.results import spread
 
-PAGES = ("README.md", "docs/results.md", "benchmarks/README.md")
+PAGES = ("README.md", "docs/images.md", "docs/results.md", "benchmarks/README.md")
 Rows = dict[str, list[dict[str, Any]]]
 
 

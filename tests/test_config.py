@@ -176,6 +176,13 @@ def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
     assert "teacher: somewhere/täg\ndata: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
 
 
+@pytest.mark.parametrize("guidance", [-1.0, math.inf, math.nan])
+def test_guidance_has_a_range(guidance: float) -> None:
+    assert ImagesConfig(guidance=0.0).guidance == 0
+    with pytest.raises(UsageError, match=f"guidance must be 0 or positive, and finite, but is {guidance}"):
+        ImagesConfig(guidance=guidance)
+
+
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("training: {steps: 5}")
     assert read(Config, tmp_path / "config.yaml") == Config(training=TrainingConfig(steps=5))

@@ -85,13 +85,20 @@ class TestStoredSamplesWithLabels:
             (torch.zeros(3, 1, dtype=torch.int64), r"but are \(3, 1\)"),
             (torch.zeros(3), "labels must be 3 integers from 0"),
             (torch.tensor([0, -1, 1]), "labels must be 3 integers from 0"),
-            (torch.tensor([0, 4, 2]), r"every label up to the largest needs a sample, but \[1, 3\] have none"),
         ],
     )
     def test_labels_that_do_not_fit_are_refused(self, labels: Tensor, match: str) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             StoredSamples(torch.zeros(3, 2), labels)
         assert "\n" not in str(caught.value)
+
+
+def test_a_label_without_samples_is_refused_where_it_is_drawn(rng: torch.Generator) -> None:
+    stored = StoredSamples(torch.arange(6.0).view(3, 2), torch.tensor([0, 3, 2]))
+    assert stored(2, rng, labels=torch.tensor([3, 0])).tolist() == [[2, 3], [0, 1]]
+    for labels, match in (([0, 1], "label '1' has no samples"), ([5, 0], "labels must be 0 to 4, but hold 5")):
+        with pytest.raises(UsageError, match=match):
+            stored(2, rng, labels=torch.tensor(labels))
 
 
 def test_a_stored_set_is_drawn_from_evenly_with_replacement(rng: torch.Generator) -> None:
@@ -166,6 +173,38 @@ def test_a_teachers_samples_keep_their_labels(rng: torch.Generator) -> None:
     assert stored.labels.unique().tolist() == stored.labels[BLOCK:].unique().tolist() == [0, 1, 2]
     asked = torch.tensor([2, 0, 1, 1])
     torch.testing.assert_close(stored(4, rng, labels=asked), OfLabels.points[asked])
+
+
+class Counting:
+    """A denoiser that keeps how many rows it is given."""
+
+    schedule = VE()
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        self.rows.append(len(x_t))
+        return torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize(("shape", "block"), [((2,), 8192), ((64,), 8192), ((3, 32, 32), 170), ((4, 512, 512), 1)])
+def test_large_samples_are_drawn_few_at_once(shape: tuple[int, ...], block: int, rng: torch.Generator) -> None:
+    """At most 2¹⁹ values."""
+    teacher = Counting()
+    assert len(teacher_samples(teacher, shape, block + 1, rng, steps=1).data) == block + 1
+    assert set(teacher.rows) == {block, 1}
+
+
+def test_too_few_samples_for_their_labels_are_refused_before_they_are_drawn(rng: torch.Generator) -> None:
+    teacher, labels = Counting(), Labels(torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(
+        UsageError, match="none of the teacher's 2 samples has the label .: raise real_samples"
+    ) as caught:
+        teacher_samples(teacher, (2,), 2, rng, conditions=labels)
+    assert "\n" not in str(caught.value)
+    assert teacher.rows == []
+    assert len(teacher_samples(teacher, (2,), 100, rng, steps=1, conditions=labels).data) == 100
 
 
 @pytest.mark.parametrize(

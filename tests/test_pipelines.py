@@ -237,6 +237,21 @@ def test_labels_of_the_pipeline() -> None:
         loaded("edm-v")(class_labels=0)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_what_is_no_picture_is_given_as_it_is(channels: int) -> None:
+    """Of a latent model."""
+    pipeline = ImagePipeline(diffusers.EDMEulerScheduler(), unet=tiny_unet(channels=channels), steps=2)
+    pipeline.set_progress_bar_config(disable=True)
+    given, latent = (
+        pipeline(batch_size=2, generator=torch.Generator().manual_seed(0), **options).images
+        for options in ({}, {"output_type": "latent"})
+    )
+    assert torch.equal(given, latent)
+    assert given.shape == (2, channels, 8, 8)
+    with pytest.raises(ValueError, match=f"one channel or three, the network's {channels}: use 'latent'"):
+        pipeline(output_type="pil")
+
+
 def test_kinds_of_pictures() -> None:
     latent, tensor, array, pil = (
         loaded("edm")(generator=torch.Generator().manual_seed(0), output_type=kind).images

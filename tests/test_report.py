@@ -299,6 +299,18 @@ def test_samples_that_are_none_are_refused(run: RunFolder, arrays: dict[str, Any
         write_report(run)
 
 
+@pytest.mark.parametrize("beside", [np.zeros((3, 2)), np.zeros((3, 8, 8)), np.zeros((0, 1, 8, 8))])
+def test_pictures_beside_a_students_that_are_none_are_left_out(run: RunFolder, beside: np.ndarray) -> None:
+    np.savez(run.path / "samples.npz", samples=np.zeros((3, 1, 8, 8)), teacher=beside, nearest=np.zeros((3, 4, 8, 8)))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Pictures: Student, Nearest in the training set" in page
+
+
+def test_no_pictures_have_no_section(run: RunFolder) -> None:
+    np.savez(run.path / "samples.npz", samples=np.zeros((0, 1, 8, 8)))
+    assert "<h2>Pictures</h2>" not in write_report(run).read_text(encoding="utf-8")
+
+
 def test_a_page_that_cannot_be_written(run: RunFolder) -> None:
     (run.path / "report.html").mkdir()
     with pytest.raises(UsageError, match="cannot write"):

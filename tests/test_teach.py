@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from vardistill import teach
+from vardistill.config import TeachConfig
 from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
 from vardistill.problems import PROBLEMS, Problem
@@ -66,3 +72,21 @@ def test_held_out_data_measure_a_teacher_without_an_exact_one(rng: torch.Generat
     assert found["held_out_error"] == pytest.approx(expected, rel=0.05)
     with pytest.raises(UsageError, match="neither an exact denoiser nor held-out data to measure a teacher with"):
         teacher_errors(Offset(), HeldOut(None), CPU)
+
+
+def test_a_teacher_is_fitted_on_the_best_device_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cpu:0 stands for an accelerator, of which torch's optimisers are not told."""
+    seen: list[torch.device] = []
+
+    def errors(denoiser: Any, problem: Problem, device: torch.device) -> dict[str, list[float]]:
+        seen.extend((device, next(denoiser.parameters()).device))
+        return {}
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda **options: None if options else torch.device("cpu:0")
+    )
+    monkeypatch.setattr(teach, "teacher_errors", errors)
+    teach.teach(TeachConfig(problem="mixture2", steps=1, batch=4, width=8, depth=1, samples=10), tmp_path)
+    assert seen[0] == torch.device("cpu:0") != CPU
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__

@@ -174,6 +174,51 @@ def test_bad_parameters_get_one_line(query: str, told: str, server: Server) -> N
     assert told in line
 
 
+def test_a_mistake_of_the_networks_gets_one_line(pair: Pair) -> None:
+    """And leaves the server, and the lock on the networks, as they were."""
+
+    class Broken(Pair):
+        """Fails for one seed."""
+
+        def pictures(self, wish: Wish) -> dict[str, dict[str, Any] | None]:
+            if wish.seed == 1:
+                raise RuntimeError("out of memory:\ntried 3 GB")
+            return super().pictures(wish)
+
+    broken = Broken(pair.name, pair.student, None, "none", pair.class_names)
+    with serving(broken) as server:
+        response, text = get(server, "/pictures?seed=1")
+        assert (response.status, text) == (500, "RuntimeError: out of memory: tried 3 GB\n")
+        assert ask(server, "seed=2&count=1")["teacher"] is None
+
+
+def test_a_reader_who_leaves_is_no_mistake(
+    pair: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It closes its connection before its pictures are drawn, and what was sent is reset."""
+
+    class Slow(Pair):
+        """Waits until its reader has left."""
+
+        def pictures(self, wish: Wish) -> dict[str, dict[str, Any] | None]:
+            assert left.wait(30)
+            return {"student": {"picture": "x" * 10_000_000}, "teacher": None}
+
+    left, answered = threading.Event(), threading.Event()
+
+    def shutdown_request(request: socket.socket) -> None:
+        request.close()
+        answered.set()
+
+    with serving(Slow(pair.name, pair.student, None, "none", pair.class_names)) as server:
+        monkeypatch.setattr(server, "shutdown_request", shutdown_request)
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            connection.sendall(f"GET /pictures HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+        left.set()
+        assert answered.wait(30)
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unconditional_student_takes_no_label() -> None:
     with pytest.raises(UsageError, match="unknown parameter 'label'"):
         parse_wish("label=0", 0)

@@ -142,7 +142,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         final=final,
         measured=bool(measured),
         samples=samples,
-        beside={title: pictures for title, pictures in beside.items() if pictures is not None},
+        beside={title: v for title, v in beside.items() if v is not None and v.ndim == 4 and v.numel()},
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
         truth={} if problem is None else standards(problem, n),

@@ -2,11 +2,15 @@
 
 A step draws conditions c ~ p(c) first, and from p(· | c) the student's samples and, where an objective compares with
 them, the real ones.
+
+A draw for a label y takes one of its n_y samples at random: with the indices sorted by label, those of y start at
+o_y = Σ_{c<y} n_c, and the draw is number o_y + u, u uniform on {0, …, n_y − 1}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +26,8 @@ Samples = Callable[..., Tensor]
 Conditions = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 """n and a generator of random numbers → n conditions by name, for example {"labels": (n,)}."""
 
-BLOCK = 8192
-"""Samples that a teacher draws at once."""
+BLOCK, VALUES = 8192, 2**19
+"""Samples, and values of these, that a teacher draws at once, at most."""
 
 
 class Labels:
@@ -67,7 +71,7 @@ class StoredSamples:
             bad = int((~data.flatten(1).isfinite().all(1)).sum())
             raise UsageError(f"data must be finite, but {bad} of {len(data)} samples hold NaN or infinity")
         self.data, self.labels = data, labels
-        self.by_label = None if labels is None else ByLabel(labels, len(data))
+        self.by_label = None if labels is None else ByLabel(_checked(labels, len(data)))
 
     def to(self, like: Tensor) -> StoredSamples:
         """The same set in the dtype and on the device of `like`."""
@@ -80,36 +84,55 @@ class StoredSamples:
         elif self.by_label is None:
             raise UsageError("the data have no labels, but the generator is conditional: give StoredSamples labels")
         else:
-            index = self.by_label.draw(labels, rng)
+            index = self.by_label.draw(n, rng, labels)
         return self.data[index.to(self.data.device)]
+
+
+def _checked(labels: Tensor, n: int) -> Tensor:
+    if labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0:
+        raise UsageError(f"labels must be {n} integers from 0, one a sample, but are {tuple(labels.shape)}")
+    return labels
 
 
 class ByLabel:
     """The places of a set's samples by their labels.
 
     Args:
-        labels: (n,) integers from 0; every label up to the largest has at least one sample.
-        n: size of the set.
-
-    Raises:
-        UsageError: for labels that do not fit.
+        labels: (n,) integers in [0, K).
+        names: of the K labels, for messages; default the numbers up to the largest.
     """
 
-    def __init__(self, labels: Tensor, n: int) -> None:
-        if labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0:
-            raise UsageError(f"labels must be {n} integers from 0, one a sample, but are {tuple(labels.shape)}")
+    def __init__(self, labels: Tensor, names: Sequence[str] | None = None) -> None:
+        labels = labels.cpu()
         self.order = labels.argsort(stable=True)
-        self.counts = labels.bincount()
-        if missing := (self.counts == 0).nonzero().flatten().tolist():
-            raise UsageError(f"every label up to the largest needs a sample, but {missing} have none")
+        self.counts = labels.bincount(minlength=0 if names is None else len(names))
+        self.names = tuple(map(str, range(len(self.counts)))) if names is None else tuple(names)
 
-    def draw(self, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """The place of a random sample of each label, (len(labels),), on the device of `rng`."""
-        counts = self.counts.to(rng.device)
-        u = torch.rand(len(labels), generator=rng, device=rng.device, dtype=torch.float64)
-        within = (u * counts[labels]).long()
-        first = counts.cumsum(0) - counts
-        return self.order.to(rng.device)[first[labels] + within]
+    def draw(self, n: int, rng: torch.Generator, labels: Tensor) -> Tensor:
+        """The place of a random sample of each label (n,), on the CPU; K, one past the last, is for any label.
+
+        Raises:
+            UsageError: for labels that are not (n,) integers in [0, K], or one without samples.
+        """
+        labels = labels.cpu()
+        # one past the last label stands for all of them
+        counts = torch.cat([self.counts, self.counts.sum()[None]])
+        offsets = torch.cat([self.counts.cumsum(0) - self.counts, torch.zeros(1, dtype=torch.int64)])
+        self._check(labels, n, counts)
+        # of 62 bits, so that the remainder is uniform but for n_y/2⁶²
+        u = torch.randint(2**62, (n,), generator=rng, device=rng.device).cpu() % counts[labels]
+        return self.order[offsets[labels] + u]
+
+    def _check(self, labels: Tensor, n: int, counts: Tensor) -> None:
+        if tuple(labels.shape) != (n,):
+            raise UsageError(f"labels must be ({n},), but are {tuple(labels.shape)}")
+        last = len(self.counts)
+        outside = labels[(labels < 0) | (labels > last)]
+        if len(outside):
+            raise UsageError(f"labels must be 0 to {last}, but hold {int(outside[0])}")
+        empty = labels[counts[labels] == 0]
+        if len(empty):
+            raise UsageError(f"label '{self.names[int(empty[0])]}' has no samples")
 
 
 def teacher_samples(
@@ -129,15 +152,32 @@ def teacher_samples(
         rng: draws the starting noise, on the teacher's device.
         steps: of Heun's method on Karras' grid, two evaluations each but for the last.
         conditions: drawn for the teacher; its labels stay with the samples.
+
+    Raises:
+        UsageError: where one of the `Labels` is not drawn once.
     """
-    blocks, labels = [], []
-    for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
-        condition: Mapping[str, Any] = {} if conditions is None else conditions(size, rng)
-        noise = torch.randn(size, *data_shape, generator=rng, device=rng.device)
-        blocks.append(sample(teacher, noise, steps, **condition))
-        labels += [condition["labels"]] if "labels" in condition else []
-    return StoredSamples(torch.cat(blocks), torch.cat(labels) if labels else None)
+    block = min(BLOCK, max(1, VALUES // math.prod(data_shape)))
+    starts: list[tuple[Tensor, Mapping[str, Any]]] = []
+    for start in range(0, n, block):
+        size = min(block, n - start)
+        condition = {} if conditions is None else conditions(size, rng)
+        starts.append((torch.randn(size, *data_shape, generator=rng, device=rng.device), condition))
+    labels = [condition["labels"] for _, condition in starts if "labels" in condition]
+    if labels and isinstance(conditions, Labels):
+        check_drawn(torch.cat(labels), conditions)
+    samples = torch.cat([sample(teacher, noise, steps, **condition) for noise, condition in starts])
+    return StoredSamples(samples, torch.cat(labels) if labels else None)
+
+
+def check_drawn(labels: Tensor, wanted: Labels) -> None:
+    """Raise UsageError unless every label of a positive frequency is among `labels` (n,)."""
+    counts = labels.bincount(minlength=len(wanted.frequencies)).cpu()
+    missing = ((wanted.frequencies.cpu() > 0) & (counts == 0)).nonzero().flatten().tolist()
+    if missing:
+        raise UsageError(
+            f"none of the teacher's {len(labels)} samples has the label {missing[0]}: raise real_samples to "
+            f"many times the number of labels, {len(counts)}"
+        )
 
 
 def check_samples(

@@ -18,3 +18,13 @@ def find_device(name: str) -> torch.device | None:
         available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise UsageError(f"there is no device '{name}' here: choose auto or one of {', '.join(available)}") from error
     return device
+
+
+def best_device(name: str) -> torch.device:
+    """The device of this name, for `auto` the accelerator or, where there is none, the CPU.
+
+    Raises:
+        UsageError: where it does not exist.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return find_device(name) or accelerator or torch.device("cpu")

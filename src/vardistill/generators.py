@@ -2,13 +2,11 @@ r"""One-step generators x = g(z), z ~ N(0, I)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vardistill.errors import UsageError
+from vardistill.hub import SafeHubMixin
 from vardistill.networks import full_precision, mlp
 from vardistill.principal_axes import PrincipalAxes
 
@@ -66,7 +64,7 @@ class Generator(nn.Module):
 
 class MLP(
     Generator,
-    PyTorchModelHubMixin,
+    SafeHubMixin,
     library_name="vardistill",
     tags=["one-step-generation", "diffusion-distillation"],
 ):
@@ -123,12 +121,6 @@ class MLP(
             self.register_buffer("slope", torch.zeros(latent, data))
         self.layers = mlp(latent + 2 * fourier, data, depth, width, activation)
         self._initialise()
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> MLP:
-        """Load the mixin's way, refusing weights that are missing or foreign."""
-        generator: MLP = super()._from_pretrained(strict=True, **options)
-        return generator
 
     def _initialise(self) -> None:
         """He's initialisation (arXiv 1502.01852), the first layer's units spread over the prior's mass, |z| ≤ 2."""

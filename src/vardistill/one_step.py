@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vardistill.denoisers.from_diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
 from vardistill.errors import UsageError, unknown
 from vardistill.generators import Generator
+from vardistill.hub import SafeHubMixin
 from vardistill.schedules import Table
 
 INITIAL_RATIO = 5.0
@@ -32,7 +32,7 @@ INITIAL_RATIO = 5.0
 
 class OneStep(
     Generator,
-    PyTorchModelHubMixin,
+    SafeHubMixin,
     library_name="vardistill",
     tags=["one-step-generation", "diffusion-distillation"],
 ):
@@ -158,12 +158,6 @@ class OneStep(
             self.merged()._save_pretrained(save_directory)
         else:
             super()._save_pretrained(save_directory)
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> OneStep:
-        """Load the mixin's way, refusing weights that are missing or foreign."""
-        student: OneStep = super()._from_pretrained(strict=True, **options)
-        return student
 
 
 def initial_time(teacher: DiffusersDenoiser, ratio: float) -> float:

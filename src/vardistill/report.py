@@ -224,7 +224,7 @@ def warning_row(sign: Sign) -> str:
 def samples(run: Contents) -> str:
     """Samples beside true samples, over the density's contours where there is a density."""
     x, problem = run.samples, run.problem
-    if x is not None and x.ndim == 4:
+    if x is not None and x.ndim == 4 and x.numel():
         return pictures(x, run.beside)
     if x is None or tuple(x.shape[1:]) != ((2,) if problem is None else problem.data_shape):
         return ""

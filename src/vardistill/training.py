@@ -30,7 +30,7 @@ from vardistill.bookkeeping import Books, StopRequest
 from vardistill.clock import Clock
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
-from vardistill.denoisers import Denoiser, check_denoiser
+from vardistill.denoisers import Denoiser, Guided, check_denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
@@ -89,12 +89,14 @@ def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
     """For few latents multi-sample `VarDiU` with the batch's candidates; for more, `DiffInstruct` from the teacher.
 
     The first is the best of those that need no data on MoG-40, the second on pictures (docs/results.md). A teacher
-    without parameters has no weights that a critic could start from: then it is the first in any dimension.
+    without parameters has no weights that a critic could start from: then it is the first in any dimension. The
+    critic of a teacher with guidance is a copy of the denoiser that is guided: the student's score has no guidance.
     """
     trained = isinstance(teacher, nn.Module) and next(teacher.parameters(), None) is not None
     if math.prod(generator.latent_shape) <= FEW_LATENTS or not trained:
         return VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
-    return DiffInstruct(teacher, copy.deepcopy(teacher), sigma_data=float(getattr(generator, "data_std", 1.0)))
+    own = teacher.denoiser if isinstance(teacher, Guided) else teacher
+    return DiffInstruct(teacher, copy.deepcopy(own), sigma_data=float(getattr(generator, "data_std", 1.0)))
 
 
 def default_levels(

@@ -21,6 +21,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -243,8 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
         except UsageError as error:
             self._answer(400, "text/plain", f"{error}\n")
             return
-        with self.server.networks:
-            shown = pair.pictures(wish)
+        try:
+            with self.server.networks:
+                shown = pair.pictures(wish)
+        except Exception as error:  # of the networks: out of memory, for example
+            self._answer(500, "text/plain", f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+            return
         self._answer(200, "application/json", json.dumps(shown))
 
     def _answer(self, status: int, kind: str, text: str, policy: str = "default-src 'none'") -> None:
@@ -260,8 +265,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
         for name, value in headers.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the reader has left
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Nothing: the terminal is for mistakes."""

@@ -232,7 +232,8 @@ def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["sample", "--num", "0"], "number of samples must be at least 1"),
+        (["sample", "--num", "0"], "num must be at least 1, but is 0"),
+        (["evaluate", "--num", "-5"], "num must be at least 1, but is -5"),
         (["sample", "--out", "x.jpg"], ".npz or .png"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
         (["evaluate", "--num", "1"], "2"),

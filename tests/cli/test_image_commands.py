@@ -15,6 +15,9 @@ from PIL import Image
 import small_pictures
 from small_pictures import QUICK, save_npz
 from vardistill.cli import main as cli
+from vardistill.cli.tables import print_image_evaluation, teachers_columns
+from vardistill.images import teach
+from vardistill.images.config import ImagesConfig
 from vardistill.images.presets import IMAGE_PRESETS, IMAGE_TEACHERS
 
 TEACH = ["--channels", "8", "16", "--steps", "4", "--batch", "8", "--eval-samples", "12", "--device", "cpu"]
@@ -71,6 +74,18 @@ def test_teaching_without_labels_ends_with_a_table_too(tmp_path: Path, capfd: py
     assert "fd" not in told
 
 
+def test_a_teacher_that_diverges_ends_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, out = save_npz(tmp_path / "mine.npz", 20), tmp_path / "teacher"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teach, "dsm_loss", lambda denoiser, x, noise: denoiser(x, noise.t).flatten(1).sum(1) * np.nan)
+        assert cli.run(["teach", str(data), *TEACH, "--max-skipped", "3", "--out", str(out)]) == 1
+    captured = capfd.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("vardistill: 4 updates up to step 4 had gradients that are not finite (limit 3)")
+    assert captured.out == ""
+    assert not (out / "pipeline").exists()
+
+
 def test_a_finished_teacher_is_resumed_to_itself(taught: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights = next((taught / "pipeline" / "unet").glob("*.safetensors"))
     before = weights.read_bytes()
@@ -88,6 +103,26 @@ def test_a_students_table_stands_beside_its_teachers(finished: Path, capfd: pyte
     assert "fd" in told
     assert "speedup" in told
     assert "teacher, 2" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("[1", {}),
+        ("[1]", {}),
+        ('{"18 steps": 3, "data": [1]}', {}),
+        ('{"18 steps": {"fd": "x", "kd": 0.5, "precision": NaN}}', {"18 steps": {"kd": 0.5}}),
+    ],
+)
+def test_a_foreign_evaluation_of_a_teacher_is_no_traceback(
+    text: str, columns: dict[str, dict[str, float]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evaluation.json").write_text(text)
+    print_image_evaluation({"fd": 1.5, "kd": 0.25}, ImagesConfig(teacher=str(tmp_path)))
+    told = capfd.readouterr().out
+    assert teachers_columns(tmp_path / "evaluation.json") == columns
+    assert "1.5" in told
+    assert ("0.5" in told) == bool(columns)
 
 
 def test_evaluate_prints_one_json_object(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +293,9 @@ def test_a_run_that_cannot_be_leaves_no_folder(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["sample", "--num", "0"], "number of samples must be at least 1"),
+        (["sample", "--num", "0"], "num must be at least 1, but is 0"),
+        (["sample", "--num", "-5"], "num must be at least 1, but is -5"),
+        (["evaluate", "--num", "-5"], "num must be at least 1, but is -5"),
         (["sample", "--out", "x.jpg"], ".npz, .png or a folder"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
         (["sample", "--num", "3", "--label", "10"], "labels must be in [0, 10), but are 10 to 10"),

@@ -389,6 +389,15 @@ def test_damaged_folders(tmp_path: Path, damage: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("known", [True, 2.0, "2", 0, None])
+def test_classes_that_are_no_number_are_left_to_the_network(tmp_path: Path, known: Any) -> None:
+    folder = tiny_pipeline_folder(tmp_path, tiny_unet(3))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"classes": known}))
+    denoiser = from_diffusers(folder)
+    assert (denoiser.classes, denoiser.classes_given, denoiser.null_label) == (3, False, None)
+
+
 @pytest.mark.parametrize("source", ["no/pipeline", "./no/such/folder", "/no/such/folder"])
 def test_no_such_pipeline(source: str) -> None:
     """Neither a folder nor, without a network, on the hub."""

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from small_pictures import save_npz
 from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
@@ -47,12 +49,14 @@ from vardistill.images.presets import IMAGE_PRESETS
 from vardistill.images.spaces import ClassifierSpace, EncoderSpace
 from vardistill.noise_levels import Draw
 from vardistill.objectives import DiffInstruct, Objective, VarDiU, VarFlow, WeightedSum
+from vardistill.pipelines import save_pipeline
 
 PARTS = {
     "images-vardiu": [VarDiU],
     "images-varflow": [VarFlow],
     "images-vardiu-varflow": [VarDiU, VarFlow],
     "images-diff-instruct": [DiffInstruct],
+    "images-diff-instruct-varflow": [DiffInstruct, VarFlow],
 }
 VARFLOW = ImagesConfig(objective=ImageVarFlowConfig())
 
@@ -301,6 +305,35 @@ def test_a_pipeline_brings_neither(tmp_path: Path) -> None:
     folder = tiny_pipeline_folder(tmp_path / "edm", tiny_unet(classes=3), scheduler)
     setting = build_setting(ImagesConfig(teacher=str(folder)))
     assert (setting.classes, setting.std) == (3, 0.7)
+
+
+def test_labels_must_mean_what_the_teachers_do(teacher_run: Path, tmp_path: Path) -> None:
+    """A teacher of a run names its classes; of a pipeline alone there are only as many."""
+    rng = np.random.default_rng(0)
+    for name in "abc0123456":
+        (tmp_path / "letters" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(256, size=(8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "letters" / name / f"{i}.png")
+    config = ImagesConfig(teacher=str(teacher_run), data=str(tmp_path / "letters"))
+    names = ("0", "1", "2", "3", "4", "5", "6", "a", "b", "c")
+    assert load_images(config.data or "").class_names == names
+    refused("label 7 is 'a' in letters, but '7' for the teacher", lambda: build_setting(config))
+    assert build_setting(replace(config, teacher=str(teacher_run / "pipeline"))).classes == 10
+    fewer = save_npz(tmp_path / "fewer.npz", classes=4)
+    assert build_setting(replace(config, data=str(fewer))).classes == 4
+
+
+def test_the_last_row_of_a_pipeline_that_names_its_classes_is_one_of_them(tmp_path: Path) -> None:
+    """Of a foreign network it is for no class, where the data have one class less."""
+    data = save_npz(tmp_path / "x.npz", classes=3)
+    denoiser = DiffusersDenoiser(tiny_unet(4), diffusers.EDMEulerScheduler())
+    save_pipeline(denoiser, tmp_path / "own", classes=4)
+    foreign = tiny_pipeline_folder(tmp_path / "foreign", tiny_unet(4))
+    for folder, null in ((tmp_path / "own", None), (foreign, 3)):
+        setting = build_setting(ImagesConfig(teacher=str(folder), data=str(data)))
+        assert setting.teacher.denoiser.null_label == null
+        assert setting.classes == 3
 
 
 def test_labels_of_the_data_are_left_out_for_an_unconditional_teacher(tmp_path: Path) -> None:

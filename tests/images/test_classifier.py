@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vardistill.errors import UsageError
+from vardistill.images import classifier as module
 from vardistill.images.classifier import Classifier, accuracy, fit_classifier, load_classifier, scale_features, shifted
 from vardistill.images.data import StoredImages, load_images
 
@@ -81,6 +82,18 @@ def test_scaling_keeps_the_logits_and_brings_the_variance_to_one() -> None:
     scale_features(classifier, images)
     torch.testing.assert_close(classifier(x).detach(), before, rtol=1e-4, atol=1e-4)
     assert float(classifier.features(x).detach().var(0).mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_scale_is_that_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth of pictures that are sorted by class, not the first class alone."""
+    monkeypatch.setattr(module, "MOST_SCALING", 50)
+    images = bars(200, 0)
+    assert images.labels is not None
+    by_class = StoredImages(images.pixels[images.labels.argsort()], images.labels.sort().values, images.class_names)
+    classifier = small()
+    scale_features(classifier, by_class)
+    features = classifier.features(by_class.take(torch.arange(0, 200, 4))).detach()
+    assert float(features.var(0).mean()) == pytest.approx(1, rel=1e-4)
 
 
 def test_a_fit_has_a_seed_learns_and_keeps_its_accuracy(tmp_path: Path) -> None:

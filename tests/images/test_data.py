@@ -503,6 +503,18 @@ def test_draws_depend_on_the_generator_alone(rng: torch.Generator) -> None:
     check_samples(draw, (1, 1, 1), torch.device("cpu"))
 
 
+def test_draws_are_those_of_runs_before(rng: torch.Generator) -> None:
+    """The remainder of 62 random bits picks one of a class's pictures, in their order: runs go on with these draws."""
+    images, labels = labelled(), torch.tensor([0, 2, 3, 4] * 10)
+    assert images.labels is not None
+    bits = torch.randint(2**62, (40,), generator=torch.Generator().manual_seed(0))
+    members = [
+        (images.labels == y).nonzero().flatten() if y < 4 else images.labels.argsort(stable=True) for y in range(5)
+    ]
+    expected = [members[y][u % len(members[y])] for y, u in zip(labels.tolist(), bits.tolist(), strict=True)]
+    assert bytes_of(image_samples(images)(40, rng, labels=labels)).flatten().tolist() == torch.stack(expected).tolist()
+
+
 def test_draws_without_labels_are_of_all_pictures(rng: torch.Generator) -> None:
     """One of 60 pictures is missing from 2,000 draws with probability 60 (59/60)^2000 = 1.5e-13."""
     drawn = bytes_of(image_samples(labelled())(2000, rng)).flatten()
@@ -523,7 +535,7 @@ def test_frequencies_are_the_shares_of_the_classes() -> None:
         ([0, 5], "labels must be 0 to 4, but hold 5"),
         ([-1, 0], "but hold -1"),
         ([0], r"labels must be \(2,\), but are \(1,\)"),
-        ([0, 1], "class 'b' has no pictures"),
+        ([0, 1], "label 'b' has no samples"),
     ],
 )
 def test_labels_that_cannot_be_drawn_are_refused(labels: list[int], match: str, rng: torch.Generator) -> None:

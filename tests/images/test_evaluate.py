@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vardistill.errors import UsageError
 from vardistill.images.classifier import Classifier
 from vardistill.images.data import ImageData, StoredImages
-from vardistill.images.evaluate import Reference, evaluate_images
+from vardistill.images.evaluate import Reference, evaluate_images, labels_like
 from vardistill.images.features import ClassifierFeatures, Features
 from vardistill.metrics import density_coverage, frechet_distance, precision_recall
 
@@ -94,3 +94,19 @@ def test_bad_samples_are_refused(reference: Reference, rng: torch.Generator) -> 
             evaluate_images(torch.zeros(shape), reference, rng)
     with pytest.raises(UsageError, match="finite"):
         evaluate_images(torch.full((9, 1, 2, 3), torch.nan), reference, rng)
+
+
+def test_labels_have_the_frequencies_of_the_data() -> None:
+    labels = torch.tensor([2, 0, 1, 0, 0, 1, 0, 0, 1, 0])  # 6, 3 and 1 of each
+    images = StoredImages(torch.zeros(10, 1, 2, 3), labels, ("a", "b", "c"))
+    data = ImageData("uneven", images, images)
+    for n in (10, 20, 1000):
+        drawn = labels_like(data, n, 3)
+        assert drawn is not None
+        assert torch.equal(drawn.bincount(), torch.tensor([6, 3, 1]) * n // 10)
+    bare = StoredImages(torch.zeros(10, 1, 2, 3))
+    for others in (None, ImageData("bare", bare, bare), data):  # without labels, and of other classes
+        even = labels_like(others, 6, 4)
+        assert even is not None
+        assert even.tolist() == [0, 1, 2, 3, 0, 1]
+        assert labels_like(others, 6, 0) is None

@@ -23,10 +23,11 @@ from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill import config as configs
 from vardistill.config import TrainingConfig
-from vardistill.denoisers import from_diffusers
+from vardistill.denoisers import DiffusersDenoiser, Guided, from_diffusers
 from vardistill.errors import UsageError
 from vardistill.image_posteriors import ConvGaussian
 from vardistill.images import experiment
+from vardistill.images.build import Setting
 from vardistill.images.config import (
     ImageDiffInstructConfig,
     ImagesConfig,
@@ -36,11 +37,11 @@ from vardistill.images.config import (
 )
 from vardistill.images.experiment import evaluate_run, even_labels, load_image_run, run_images
 from vardistill.images.presets import IMAGE_PRESETS
-from vardistill.objectives import VarDiU
+from vardistill.objectives import DiffInstruct, VarDiU
 from vardistill.one_step import OneStep, has_adapters
 from vardistill.report import write_report
 from vardistill.samplers import sample
-from vardistill.training import Trainer
+from vardistill.training import Trainer, default_objective
 
 TRAINING = TrainingConfig(
     steps=4,
@@ -73,7 +74,7 @@ def config_of(preset: str, teacher: Path, **changes: Any) -> ImagesConfig:
     """The preset, small and short."""
     config = IMAGE_PRESETS[preset].config
     o: Any = config.objective
-    if hasattr(o, "first"):
+    if hasattr(getattr(o, "first", None), "width"):
         o = replace(o, first=replace(o.first, width=8))
     elif isinstance(o, ImageVarDiUConfig):
         o = replace(o, width=8)
@@ -148,16 +149,16 @@ def test_the_pictures_are_the_generators_and_the_teachers_from_the_same_noise(
 ) -> None:
     _, config, student = load_image_run(finished(preset))
     arrays = np.load(finished(preset) / "samples.npz")
-    assert arrays["samples"].shape == (12, 1, 8, 8)
+    assert arrays["samples"].shape == (100, 1, 8, 8)
     assert (student.classes, student.training) == (10, False)
-    z = student.latents(12, torch.Generator().manual_seed(config.training.seed + 1))
-    labels = torch.arange(12) % 10
+    z = student.latents(100, torch.Generator().manual_seed(config.training.seed + 1))
+    labels = torch.arange(100) % 10
     with torch.no_grad():
         torch.testing.assert_close(student(z, labels=labels), torch.from_numpy(arrays["samples"]), rtol=1e-5, atol=1e-5)
     teacher = from_diffusers(teacher_run / "pipeline")
     theirs = torch.from_numpy(arrays["teacher"])
     assert theirs.shape == (100, 1, 8, 8)
-    torch.testing.assert_close(sample(teacher, z, 2, labels=labels), theirs[:12], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(sample(teacher, z, 2, labels=labels), theirs, rtol=1e-3, atol=1e-2)
 
 
 @every_preset
@@ -223,6 +224,25 @@ def test_a_run_is_measured_anew(finished: Callable[[str], Path]) -> None:
     again, _ = evaluate_run(run, 20, seed=5)
     other, _ = evaluate_run(run, 20, seed=6)
     assert again["fd"] == table["fd"] != other["fd"]
+
+
+def test_pictures_are_measured_with_the_classes_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the run goes, at its end, and anew; pictures to look at have all classes in turn."""
+    labels: list[list[int]] = []
+
+    def spy(pictures: Tensor, reference: Any, own: Tensor, **options: Any) -> dict[str, float]:
+        labels.append(own.tolist())
+        return {}
+
+    monkeypatch.setattr(experiment, "measured", spy)
+    teacher = tiny_pipeline_folder(tmp_path / "pipeline", tiny_unet(classes=3))
+    pixels = np.random.default_rng(0).integers(256, size=(96, 8, 8), dtype=np.uint8)
+    sets = {"train_images": pixels, "test_images": pixels}
+    sets |= {"train_labels": np.arange(96) % 12 // 6 * (1 + np.arange(96) % 2), "test_labels": np.arange(96) % 3}
+    np.savez(tmp_path / "x.npz", **sets)
+    run = run_images(config_of("images-diff-instruct", teacher, data=str(tmp_path / "x.npz")), tmp_path / "run").path
+    evaluate_run(run, 24, seed=0)
+    assert labels == [[0] * 6 + [1] * 3 + [2] * 3] * 3 + [[0] * 12 + [1] * 6 + [2] * 6]
 
 
 def test_labels_in_turn() -> None:
@@ -351,6 +371,51 @@ def test_the_default_objective_takes_a_pipeline_too(foreign: Path) -> None:
     teacher = from_diffusers(foreign)
     run = vd.distill(OneStep.from_teacher(teacher), teacher=teacher, training=replace(TRAINING, steps=2))
     assert run.generator.sample(2).isfinite().all()
+
+
+def test_a_guided_teachers_critic_is_a_copy_of_what_is_guided(foreign: Path) -> None:
+    teacher = Guided(from_diffusers(foreign), 2.0, {"labels": 3})
+    student = OneStep.from_teacher(from_diffusers(foreign))
+    objective = default_objective(teacher, student)
+    assert isinstance(objective, DiffInstruct)
+    assert objective.teacher is teacher
+    assert isinstance(objective.critic, DiffusersDenoiser)
+    theirs = dict(teacher.denoiser.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in objective.critic.named_parameters())
+
+
+def test_the_teacher_is_where_the_run_is_before_it_draws(
+    teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device of tensors without data stands for an accelerator."""
+
+    def stop(setting: Setting, *_: object) -> None:
+        raise Killed(next(setting.teacher.denoiser.parameters()).device.type)
+
+    monkeypatch.setattr(experiment, "find_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(experiment, "build_real_samples", stop)
+    with pytest.raises(Killed, match="meta"):
+        run_images(config_of("images-varflow", teacher_run), tmp_path)
+
+
+def test_the_teachers_pictures_are_the_same_in_every_block(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In double precision, where a block's size moves nothing but the last digits."""
+    teacher = from_diffusers(teacher_run / "pipeline", dtype=torch.float64)
+    student, seen = OneStep.from_teacher(teacher), []
+
+    class Watched(Guided):
+        """Keeps how many rows it is given."""
+
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            seen.append(len(x_t))
+            return super().forward(x_t, t, **condition)
+
+    watched = Watched(teacher, 1.0, {"labels": 10})
+    whole = experiment.teachers_pictures(student, watched, 7, seed=0)
+    monkeypatch.setattr(experiment, "BLOCK", 3)
+    seen.clear()
+    torch.testing.assert_close(experiment.teachers_pictures(student, watched, 7, seed=0), whole)
+    assert set(seen) == {3, 1}
 
 
 # Refused before anything is left

@@ -96,3 +96,17 @@ def test_a_pooled_output_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"size": 14}')
     with pytest.raises(UsageError, match=r"no weights for pooler\.dense\.bias"):
         load_features(tmp_path)
+
+
+def test_a_folders_own_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for somebody who says yes to whatever is asked."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    code = {"AutoConfig": "code_of.Config", "AutoModel": "code_of.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of-their-own", "auto_map": code}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "code_of.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(UsageError, match="neither a saved classifier's folder nor a vision model") as caught:
+        load_features(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,10 +28,11 @@ from vardistill.images import teach
 from vardistill.images.classifier import load_classifier
 from vardistill.images.config import ImagesTeachConfig
 from vardistill.images.data import ImageData, load_images
-from vardistill.images.teach import Fit, teach_images
-from vardistill.runs import RunFolder
+from vardistill.images.evaluate import Reference, Table, even_labels
+from vardistill.images.teach import Fit, drawn, evaluate_teacher, teach_images
+from vardistill.runs import RunFolder, create
 from vardistill.schedules import VE
-from vardistill.training import Interrupted
+from vardistill.training import Diverged, Interrupted
 
 
 class Killed(BaseException):
@@ -86,6 +89,7 @@ def killed() -> None:
 def test_a_teacher_leaves_everything_that_its_students_need(teacher_run: Path) -> None:
     names = {path.name for path in teacher_run.iterdir()}
     assert names >= {"config.yaml", "checkpoints", "pipeline", "classifier", "evaluation.json", "samples.png"}
+    assert json.loads((teacher_run / "environment.json").read_text())["torch"] == torch.__version__
     assert (teacher_run / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert load_classifier(teacher_run / "classifier").shape == (1, 8, 8)
     table = json.loads((teacher_run / "evaluation.json").read_text())
@@ -105,7 +109,7 @@ def test_the_pipeline_is_the_moving_average(teacher_run: Path) -> None:
     assert own.keys() == average.keys()
     assert all(torch.equal(v, average[name]) for name, v in own.items())
     assert any(not torch.equal(v, state.tensors["denoiser"][name]) for name, v in own.items())
-    assert (teacher.data_shape, teacher.classes) == ((1, 8, 8), 11)
+    assert (teacher.data_shape, teacher.classes, teacher.null_label) == ((1, 8, 8), 10, 10)
     assert teacher.schedule == VE(TEACH.sigma_min, TEACH.sigma_max)
     assert teacher.scheduler.config.sigma_data == load_images("digits").std
 
@@ -152,13 +156,16 @@ def test_ctrl_c_keeps_the_step_reached(teacher_run: Path, tmp_path: Path, monkey
 def test_resuming_a_finished_fit_changes_nothing(
     teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in its evaluation: the pipeline is there, the table is not."""
+    """Killed in its evaluation: the pipeline is there, the table is not.
+
+    More steps stand for a budget that is not spent yet by the clock of the last checkpoint.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(teach, "evaluate_teacher", lambda *ignored: killed())
         with pytest.raises(Killed):
             teach_images(TEACH, tmp_path / "run")
     at_step(TEACH.steps, killed, monkeypatch)
-    teach_images(TEACH, tmp_path / "run", resume=True)
+    teach_images(replace(TEACH, steps=8), tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", teacher_run)
     ours, theirs = (json.loads((run / "evaluation.json").read_text()) for run in (tmp_path / "run", teacher_run))
     assert ours["2 steps"]["fd"] == theirs["2 steps"]["fd"]
@@ -171,10 +178,96 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path, digits: ImageDat
         other.restore(saved)
 
 
+def saved(fit: Fit, folder: Path, **changes: dict[str, Tensor]) -> Path:
+    """A checkpoint of the fit with other sections."""
+    state = fit.state()
+    state.tensors |= changes
+    state.tensors = {name: section for name, section in state.tensors.items() if section}
+    return checkpoints.save(folder, state, keep=1)
+
+
+def test_a_damaged_random_state_is_refused(tmp_path: Path, digits: ImageData) -> None:
+    fit = Fit(TEACH, digits)
+    path = saved(fit, tmp_path, random={"rng": torch.full_like(fit.rng.get_state(), 255)})
+    with pytest.raises(UsageError, match="the checkpoint's random state is damaged"):
+        fit.restore(path)
+
+
+def test_a_checkpoint_without_counters_is_one_of_a_fit_without_skipped_steps(tmp_path: Path, digits: ImageData) -> None:
+    fit, other = Fit(TEACH, digits), Fit(TEACH, digits)
+    fit.advance(0.0)
+    other.restore(saved(fit, tmp_path, counters={}))
+    assert (other.step, float(other.skipped)) == (1, 0)
+    fit.advance(0.5)
+    other.advance(0.5)
+    for name, v in fit.denoiser.state_dict().items():
+        assert torch.equal(v, other.denoiser.state_dict()[name])
+
+
+def test_a_pipeline_whose_checkpoints_are_gone_is_left_alone(tmp_path: Path) -> None:
+    config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 20, size=4)))
+    run = teach_images(config, tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        teach_images(config, run.path, resume=True)
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UsageError, match="is not empty"):
         teach_images(TEACH, tmp_path)
+
+
+# Steps that are not finite
+
+
+def infinite_gradient(loss: Tensor) -> Tensor:
+    """A finite loss whose gradient is not: √ at 0."""
+    return loss + (loss - loss).sqrt()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda loss: loss * math.nan, id="NaN"),
+        pytest.param(lambda loss: loss + math.nan, id="NaN with a finite gradient"),
+        pytest.param(lambda loss: loss * math.inf, id="infinite"),
+        pytest.param(infinite_gradient, id="infinite gradient"),
+    ],
+)
+def test_a_step_that_is_not_finite_leaves_all_alone(
+    spoil: Callable[[Tensor], Tensor], digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the average, which goes on towards the weights: d = 2/11."""
+    fit, original = Fit(TEACH, digits), teach.dsm_loss
+    fit.advance(0.0)
+    before = fit.state().tensors
+    before = {section: {name: v.clone() for name, v in tensors.items()} for section, tensors in before.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(teach, "dsm_loss", lambda *inputs, **condition: spoil(original(*inputs, **condition)))
+        fit.advance(0.5)
+    after = fit.state().tensors
+    for section in ("denoiser", "optimizer"):
+        assert all(torch.equal(v, after[section][name]) for name, v in before[section].items()), section
+    for name, v in after["average"].items():
+        torch.testing.assert_close(v, torch.lerp(before["average"][name], after["denoiser"][name], 9 / 11))
+    fit.advance(0.5)
+    assert any(not torch.equal(v, before["denoiser"][name]) for name, v in fit.denoiser.state_dict().items())
+    assert float(fit.skipped) == 1
+
+
+def test_too_many_end_the_fit_with_a_state_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 20, size=4)), max_skipped=1)
+    original, run = teach.dsm_loss, RunFolder(tmp_path / "run")
+    monkeypatch.setattr(teach, "LOG_EVERY", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(teach, "dsm_loss", lambda *inputs, **condition: original(*inputs, **condition) * math.nan)
+        with pytest.raises(Diverged, match="2 updates up to step 2 had gradients that are not finite"):
+            teach_images(config, run.path)
+    assert not (run.path / "pipeline").exists()
+    teach_images(config, run.path, resume=True)
+    assert [(line["step"], line["skipped"]) for line in run.history()] == [(2, 2), (4, 2)]
+    assert all(v.isfinite().all() for v in weights(run.path).values())
 
 
 # Labels
@@ -224,11 +317,40 @@ def test_pictures_without_labels_need_no_classifier(tmp_path: Path) -> None:
     assert (teacher.classes, teacher.data_shape) == (0, (3, 4, 4))
 
 
+def test_a_teacher_is_measured_with_the_classes_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets that are sorted by class, 6, 3 and 1 of ten in each; pictures to look at have all classes in turn."""
+    labels = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([60, 30, 10]))
+    pixels = (80 * labels).to(torch.uint8)[:, None, None].expand(-1, 4, 4)
+    sets = {f"{name}_{kind}": v for name in ("train", "test") for kind, v in (("images", pixels), ("labels", labels))}
+    np.savez(tmp_path / "x.npz", **{name: v.numpy() for name, v in sets.items()})
+    config = replace(TEACH, data=str(tmp_path / "x.npz"), eval_samples=20)
+    seen: list[tuple[Tensor, Tensor | None]] = []
+    shown: dict[str, Tensor] = {}
+
+    def measured(pictures: Tensor, reference: Reference, own: Tensor | None = None, copies: bool = True) -> Table:
+        seen.append((pictures, own))
+        if own is None:
+            assert torch.equal(pictures, reference.data.held_out.take(reference.held_out[:20]))
+            assert len(pictures.unique()) > 1  # all are of the first class by 3e-6; seed 0
+        return {"fd": 0.0, "kd": 0.0}
+
+    monkeypatch.setattr(teach, "measured", measured)
+    monkeypatch.setattr(teach, "save_grids", lambda grids, path: shown.update(grids))
+    fit = Fit(config, load_images(config.data))
+    evaluate_teacher(fit, create(tmp_path / "run"))
+    asked = [own.tolist() for _, own in seen if own is not None]
+    assert asked == [[0] * 12 + [1] * 6 + [2] * 2] * 2
+    assert len(seen) == 3
+    pictures, _ = drawn(fit.average, 20, even_labels(20, 3), 2, config.seed + 1)
+    assert torch.equal(shown["Teacher, 2 steps"], pictures)
+
+
 def test_pictures_of_one_class_need_no_classifier(tmp_path: Path) -> None:
     config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 20, classes=1, size=4)))
     run = teach_images(config, tmp_path / "run").path
     assert not (run / "classifier").exists()
-    assert from_diffusers(run / "pipeline").classes == 2
+    teacher = from_diffusers(run / "pipeline")
+    assert (teacher.classes, teacher.null_label) == (1, 1)
 
 
 @pytest.mark.parametrize(("n", "samples"), [(40, 12), (80, 5)])
@@ -239,7 +361,15 @@ def test_too_few_pictures_to_measure_are_refused_at_the_start(n: int, samples: i
     assert not (tmp_path / "run").exists()
 
 
-# Budgets
+# Budgets and devices
+
+
+def test_auto_is_the_best_device(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cpu:0 stands for an accelerator."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu:0"))
+    assert Fit(replace(TEACH, device="auto"), digits).device == torch.device("cpu:0")
+    assert Fit(TEACH, digits).device == torch.device("cpu")
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import small_runs
 from linear_gaussian import (
@@ -39,7 +39,7 @@ from vardistill.denoisers import Preconditioned, score
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.noise_levels import Draw
-from vardistill.objectives import DiffInstruct
+from vardistill.objectives import DiffInstruct, Part, WeightedSum
 from vardistill.schedules import VE, VP, Schedule
 from vardistill.training import Trainer
 
@@ -53,6 +53,31 @@ every_level = pytest.mark.parametrize(
 @pytest.fixture
 def generator() -> Linear:
     return student()
+
+
+class WithDropout(nn.Module):
+    """A critic that is random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = VE()
+        self.weight, self.dropout = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Half of w x_t in training."""
+        return self.weight * self.dropout(x_t)
+
+
+def test_a_critic_with_dropout_is_not_random(generator: Linear, rng: torch.Generator) -> None:
+    """As a run in training mode asks it, alone and in a sum."""
+    draw = random_draw(generator, VE(), (0.3,), 8, rng)
+    objective = DiffInstruct(target(VE()), WithDropout())
+    WeightedSum([Part(objective)]).train()
+    assert objective.training
+    state = torch.get_rng_state()
+    for ask in (objective.score_difference, objective.generator_loss, objective.critic_loss):
+        assert torch.equal(ask(draw), ask(draw))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class TestGenerator:
@@ -88,7 +113,7 @@ class TestGenerator:
         assert all(p.grad is None for p in objective.parameters())
         assert not any(p.requires_grad for p in teacher.parameters())
         assert not any(module.training for module in teacher.modules())
-        assert all(module.training for module in objective.critic.modules())
+        assert not any(module.training for module in objective.critic.modules())
         assert objective.auxiliary_parameters() == list(objective.critic.parameters())
         assert all(name.startswith("critic.") for name in objective.auxiliary_state())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import is_image_run
+from vardistill.config import is_image_run, require
 from vardistill.errors import UsageError
 
 
@@ -21,6 +21,9 @@ class Arguments:
     """Number of samples; of points, on each side."""
     seed: int = 3
     """Fixes the samples of both sides."""
+
+    def __post_init__(self) -> None:
+        require("num", self.num, self.num >= 1, "at least 1")
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import is_image_run
+from vardistill.config import is_image_run, require
 from vardistill.errors import UsageError
 
 
@@ -27,6 +27,9 @@ class Arguments:
     """Fixes the samples."""
     label: int | None = None
     """Class of all samples of a conditional generator; default: all classes in turn."""
+
+    def __post_init__(self) -> None:
+        require("num", self.num, self.num >= 1, "at least 1")
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from rich.table import Table
 from vardistill import config as configs
 from vardistill.build import build_problem
 from vardistill.config import Config
+from vardistill.figures import is_finite
 from vardistill.images.config import ImagesConfig
 from vardistill.problems import Problem
 from vardistill.runs import RunFolder
@@ -42,12 +43,21 @@ def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
 
 def print_image_evaluation(values: Mapping[str, Any], config: ImagesConfig) -> None:
     """A student's metrics beside its teacher's own."""
-    teachers = Path(config.teacher) / "evaluation.json"
-    theirs: dict[str, Any] = json.loads(teachers.read_text()) if teachers.is_file() else {}
+    theirs = teachers_columns(Path(config.teacher) / "evaluation.json")
     titles = (f"teacher, {name}" if name.endswith("steps") else name for name in theirs)
     table = Table("metric", "student, 1 step", *titles, title="pictures")
     add_rows(table, [values, *theirs.values()])
     Console().print(table)
+
+
+def teachers_columns(path: Path) -> dict[str, dict[str, float]]:
+    """The numbers of a teacher's evaluation by column; nothing of a file that is missing or of another kind."""
+    try:
+        columns = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    columns = {name: v for name, v in columns.items() if isinstance(v, dict)} if isinstance(columns, dict) else {}
+    return {name: {key: v for key, v in column.items() if is_finite(v)} for name, column in columns.items()}
 
 
 def print_image_teacher(folder: RunFolder) -> None:

@@ -90,7 +90,7 @@ def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) 
 
     from vardistill.cli.tables import print_image_teacher
     from vardistill.images.teach import teach_images
-    from vardistill.training import Interrupted
+    from vardistill.training import Diverged, Interrupted
 
     torch.set_flush_denormal(True)
     try:
@@ -98,6 +98,9 @@ def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) 
     except Interrupted as stop:
         print(f"{stop}; go on with: vardistill teach --resume {out}", file=sys.stderr)
         return 130
+    except Diverged as error:
+        print(f"vardistill: {error}", file=sys.stderr)
+        return 1
     finally:
         torch.set_flush_denormal(False)
     print_image_teacher(folder)

@@ -76,6 +76,7 @@ class DiffusersDenoiser(nn.Module):
         schedule: the forward process; times are in [0, 1].
         data_shape: (C, H, W) of one x, in the network's space (latents for a latent diffusion model).
         classes: how many classes there are; 0 for none.
+        classes_given: whether they were given, rather than taken from the network's configuration.
         null_label: the label that stands for no class, the one after the classes; None where there is none.
 
     Raises:
@@ -89,7 +90,7 @@ class DiffusersDenoiser(nn.Module):
         self.scheduler = scheduler
         self.data_shape = data_shape(network)
         known, labels = known_labels(network)
-        self.classes = known if classes is None else classes
+        self.classes, self.classes_given = (known, False) if classes is None else (classes, True)
         if not (0 < self.classes <= labels or self.classes == labels == 0):
             raise UsageError(f"the network takes {labels} labels, but {self.classes} classes were asked for")
         self.null_label = self.classes if self.classes < labels else None
@@ -303,7 +304,7 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{source}: the weights of {part} lack {len(missing)} tensors, the first {missing[0]}")
     known = index.get("classes")
-    return network, scheduler, known if isinstance(known, int) and known > 0 else None
+    return network, scheduler, known if type(known) is int and known > 0 else None
 
 
 def read_index(source: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -47,11 +49,13 @@ class Teacher:
         denoiser: E[x | x_t].
         data: the source of its own pictures; None for a pipeline of others.
         classifier: the folder of its pictures' classifier, or None.
+        class_names: of its labels, where the classifier tells them.
     """
 
     denoiser: DiffusersDenoiser
     data: str | None = None
     classifier: Path | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def load_teacher(source: str) -> Teacher:
@@ -69,7 +73,18 @@ def load_teacher(source: str) -> Teacher:
     pipeline, classifier = run.path / "pipeline", run.path / "classifier"
     if not pipeline.is_dir():
         raise UsageError(f"{source} has no finished teacher yet: go on with `vardistill teach --resume {source}`")
-    return Teacher(load_denoiser(str(pipeline)), config.data, classifier if classifier.is_dir() else None)
+    denoiser = load_denoiser(str(pipeline))
+    if not classifier.is_dir():
+        return Teacher(denoiser, config.data)
+    return Teacher(denoiser, config.data, classifier, class_names_of(classifier))
+
+
+def class_names_of(classifier: Path) -> tuple[str, ...]:
+    """The names of the classes of a saved classifier; raises UsageError where its configuration cannot be read."""
+    try:
+        return tuple(map(str, json.loads((classifier / "config.json").read_text(encoding="utf-8"))["class_names"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{classifier / 'config.json'} is damaged or does not name the classes") from error
 
 
 def load_denoiser(source: str) -> DiffusersDenoiser:
@@ -112,12 +127,24 @@ def build_setting(config: ImagesConfig) -> Setting:
     if data is not None and known:
         if data.classes > known:
             raise UsageError(f"{data.name} has {data.classes} classes, but the teacher knows {known}")
-        if data.classes == known - 1 and teacher.denoiser.null_label is None:  # a foreign U-Net's last row is for none
-            own = teacher.denoiser
+        check_names(data, teacher.class_names)
+        own = teacher.denoiser
+        if data.classes == known - 1 and not own.classes_given and own.null_label is None:
+            # a foreign U-Net's last row is for none
             teacher = replace(teacher, denoiser=DiffusersDenoiser(own.network, own.scheduler, data.classes))
         classes = data.classes or known
     std = data.std if data is not None else getattr(teacher.denoiser.scheduler.config, "sigma_data", SIGMA_DATA)
     return Setting(config, teacher, data, classes, std)
+
+
+def check_names(data: ImageData, names: tuple[str, ...]) -> None:
+    """Raise UsageError unless the data's labels mean what the teacher's do, as far as the teacher's names tell."""
+    for label, (own, theirs) in enumerate(zip(data.class_names, names, strict=False)):
+        if own != theirs:
+            raise UsageError(
+                f"label {label} is '{own}' in {data.name}, but '{theirs}' for the teacher: give data of its classes, "
+                "in its order"
+            )
 
 
 def build_conditions(setting: Setting) -> Conditions | None:
@@ -160,7 +187,8 @@ def build_objective(setting: Setting, teacher: Denoiser, features: Features | No
     if isinstance(o, ImageSumConfig):
         levels = replace(setting.config.levels, weight="one", shared=o.varflow_shared, draws=1, antithetic=False)
         own = build_noise(levels, teacher.schedule, setting.std)
-        weight = Geometric(o.varflow_weight, o.varflow_weight_end)
+        root = math.sqrt(math.prod(setting.teacher.denoiser.data_shape))
+        weight = Geometric(o.varflow_weight * root, o.varflow_weight_end * root)
         first, varflow = (
             build_part(o.first, setting, teacher, student),
             build_varflow(o.varflow, setting, teacher, features),
@@ -176,8 +204,7 @@ def build_part(
 ) -> Objective:
     """VarDiU with a fresh posterior, or Diff-Instruct with the teacher's copy as critic."""
     if isinstance(o, ImageDiffInstructConfig):
-        critic = deepcopy(setting.teacher.denoiser).train()
-        return DiffInstruct(teacher, critic, o.critic_steps, sigma_data=setting.std)
+        return DiffInstruct(teacher, deepcopy(setting.teacher.denoiser), o.critic_steps, sigma_data=setting.std)
     shape = setting.teacher.denoiser.data_shape
     family = {"gaussian": ConvGaussian, "coupling": CouplingFlow}[o.posterior]
     with initial_weights(setting.config.training.seed + 1):

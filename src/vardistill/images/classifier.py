@@ -16,15 +16,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from vardistill.errors import UsageError
+from vardistill.hub import SafeHubMixin
 from vardistill.images.data import Images
 
 FEATURES = 64
@@ -35,10 +34,10 @@ BLOCK = 1024
 
 
 MOST_SCALING = 10_000
-"""Pictures that the features' scale is computed of, at most."""
+"""Pictures, evenly spaced, that the features' scale is computed of, at most."""
 
 
-class Classifier(nn.Module, PyTorchModelHubMixin, library_name="vardistill", tags=["image-classification"]):
+class Classifier(nn.Module, SafeHubMixin, library_name="vardistill", tags=["image-classification"]):
     """Logits of K classes for pictures in [−1, 1].
 
     Args:
@@ -71,12 +70,6 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="vardistill", tag
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Linear(2 * width * left, FEATURES)
         self.logits = nn.Linear(FEATURES, len(class_names))
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Classifier:
-        """Load the mixin's way, refusing weights that are missing or foreign."""
-        classifier: Classifier = super()._from_pretrained(strict=True, **options)
-        return classifier
 
     def initialise(self, rng: torch.Generator) -> Classifier:
         """He's initialisation (arXiv 1502.01852); returns the classifier."""
@@ -170,7 +163,8 @@ def scale_features(classifier: Classifier, images: Images) -> None:
     φ = relu(Wh + b) is homogeneous in W and b, and the logits are linear in φ.
     """
     device = next(classifier.parameters()).device
-    index = torch.arange(min(len(images), MOST_SCALING))
+    n = min(len(images), MOST_SCALING)
+    index = torch.arange(n) * len(images) // n
     features = torch.cat([classifier.features(images.take(part).to(device)) for part in index.split(BLOCK)])
     scale = features.var(0).mean().sqrt()
     for parameter in classifier.hidden.parameters():

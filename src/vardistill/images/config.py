@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Union
 
@@ -70,12 +71,15 @@ class ImagesTeachConfig:
     """cpu, cuda, cuda:1, mps, or auto."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    max_skipped: int = 100
+    """Skipped steps (gradients that are not finite) after which the fit ends with an error."""
     eval_samples: int = 1000
     """Pictures that the samplers draw at the end to be measured."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "lr", "checkpoint_every"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        require("max_skipped", self.max_skipped, self.max_skipped >= 0, "0 or positive")
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         require("label_dropout", self.label_dropout, 0 <= self.label_dropout < 1, "in [0, 1)")
@@ -190,10 +194,10 @@ class ImageSumConfig:
         default_factory=ImageVarDiUConfig
     )
     varflow: ImageVarFlowConfig = field(default_factory=ImageVarFlowConfig)
-    varflow_weight: float = 1.0
-    """λ at the start."""
-    varflow_weight_end: float = 1.0
-    """λ at the end; it moves geometrically in between."""
+    varflow_weight: float = 10.0
+    """λ/√d at the start: a distance's gradient is of one size in any dimension d, a score's grows like √d."""
+    varflow_weight_end: float = 10.0
+    """λ/√d at the end; it moves geometrically in between."""
     varflow_shared: int = 2
     """Levels that VarFlow's rows share; the other part's rows have their own."""
 
@@ -230,3 +234,6 @@ class ImagesConfig:
     objective: ImageObjectiveConfig = field(default_factory=ImageVarDiUConfig)
     levels: NoiseConfig = field(default_factory=NoiseConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")

@@ -2,9 +2,6 @@ r"""Pictures as data: every source becomes tensors x ∈ [−1, 1] of one shape 
 
 Eight bits v ∈ {0, …, 255} become x = v/127.5 − 1. A set of pictures is an `Images`: it knows its shape, its length and
 its labels, and turns indices into tensors. Sets in memory and sets that are decoded on demand differ in nothing else.
-
-A class-conditional draw for a label y takes one of its n_y pictures at random: with the indices sorted by class, those
-of y start at o_y = Σ_{c<y} n_c, and the draw is number o_y + u, u uniform on {0, …, n_y − 1}.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vardistill.data import ByLabel
 from vardistill.errors import UsageError, unknown
 from vardistill.problems import digits
 
@@ -346,13 +344,8 @@ class ImageSamples:
     """
 
     def __init__(self, images: Images) -> None:
-        self.images, self.classes = images, len(images.class_names)
-        labels = torch.zeros(0, dtype=torch.long) if images.labels is None else images.labels
-        self.order = labels.argsort(stable=True)
-        counts = labels.bincount(minlength=self.classes)
-        # one past the last class stands for all of them
-        self.counts = torch.cat([counts, torch.tensor([len(images)])])
-        self.offsets = torch.cat([counts.cumsum(0) - counts, torch.tensor([0])])
+        self.images = images
+        self.by_label = None if images.labels is None else ByLabel(images.labels, images.class_names)
 
     def __call__(self, n: int, rng: torch.Generator, labels: Tensor | None = None) -> Tensor:
         """(n, C, H, W) in [−1, 1], on the device of `rng`.
@@ -367,25 +360,11 @@ class ImageSamples:
         """
         if labels is None:
             index = torch.randint(len(self.images), (n,), generator=rng, device=rng.device).cpu()
-        else:
-            labels = self._checked(labels.cpu(), n)
-            # of 62 bits, so that the remainder is uniform but for n_y/2⁶²
-            u = torch.randint(2**62, (n,), generator=rng, device=rng.device).cpu() % self.counts[labels]
-            index = self.order[self.offsets[labels] + u]
-        return self.images.take(index).to(rng.device)
-
-    def _checked(self, labels: Tensor, n: int) -> Tensor:
-        if not self.classes:
+        elif self.by_label is None:
             raise UsageError("labels were asked for, but the pictures have none")
-        if tuple(labels.shape) != (n,):
-            raise UsageError(f"labels must be ({n},), but are {tuple(labels.shape)}")
-        outside = labels[(labels < 0) | (labels > self.classes)]
-        if len(outside):
-            raise UsageError(f"labels must be 0 to {self.classes}, but hold {int(outside[0])}")
-        empty = labels[self.counts[labels] == 0]
-        if len(empty):
-            raise UsageError(f"class '{self.images.class_names[int(empty[0])]}' has no pictures")
-        return labels
+        else:
+            index = self.by_label.draw(n, rng, labels)
+        return self.images.take(index).to(rng.device)
 
 
 def image_samples(images: Images) -> ImageSamples:

@@ -5,6 +5,9 @@ held-out set, at equal sizes: precision, recall, density and coverage. Against b
 `metrics.memorisation`), of the pictures themselves: a network that was fitted to the training set sees it with other
 eyes than held-out pictures, a pixel does not.
 
+Pictures of a conditional generator are drawn with the data's own class frequencies (`labels_like`): other ones would be
+measured as a distance.
+
 All pictures are clipped to [−1, 1] first, as saving them would.
 """
 
@@ -68,6 +71,22 @@ class Reference:
         self.held_out_features = _features(features, blocks(data.held_out, self.held_out))
         self.moments = moments(self.train_features)
         self.fd_held_out = gaussian_distance(moments(self.held_out_features), self.moments)
+
+
+def labels_like(data: ImageData | None, n: int, classes: int) -> Tensor | None:
+    """Labels (n,) for pictures that are measured, sorted: of the training pictures' frequencies, without randomness.
+
+    They are those of n evenly spaced pictures of the training set, sorted by class. Without data of as many classes
+    they are `even_labels`.
+    """
+    if data is None or data.train.labels is None or data.classes != classes:
+        return even_labels(n, classes)
+    return data.train.labels.sort().values[torch.arange(n) * len(data.train) // n]
+
+
+def even_labels(n: int, classes: int) -> Tensor | None:
+    """0, 1, ..., classes − 1, 0, 1, ... (n,), or None without classes."""
+    return torch.arange(n) % classes if classes else None
 
 
 def build_reference(data: ImageData, features: Features) -> Reference:

@@ -3,7 +3,8 @@
 Beside what every run keeps (`runs`):
 
 classifier/     fitted to the data's labels, where the teacher brings none
-samples.npz     the student's pictures (`samples`) and the teacher's from the same noise (`teacher`)
+samples.npz     the student's pictures (`samples`), the teacher's from the same noise (`teacher`) and the nearest of the
+                data (`nearest`)
 samples.png     some of both
 evaluation.json the student's metrics, and what a picture costs it and the teacher
 """
@@ -45,7 +46,8 @@ from vardistill.images.build import (
 from vardistill.images.classifier import Classifier
 from vardistill.images.config import ImagesConfig
 from vardistill.images.data import Images
-from vardistill.images.evaluate import Reference, blocks, build_reference, measured
+from vardistill.images.evaluate import Reference, blocks, build_reference, labels_like, measured
+from vardistill.images.evaluate import even_labels as even_labels
 from vardistill.images.features import ClassifierFeatures, Features, load_features
 from vardistill.images.figures import save_grids
 from vardistill.images.teach import check_measurable, has_classes, kept_classifier
@@ -64,6 +66,9 @@ TEACHER_STEPS = 18
 SHOWN = 100
 """Pictures beside the teacher's."""
 
+BLOCK = 64
+"""Pictures that are drawn at once: as many as fit into a processor's memory."""
+
 TIMED = 64
 """Pictures that are timed together."""
 
@@ -78,12 +83,14 @@ def run_images(config: ImagesConfig, out: Path, resume: bool = False) -> RunFold
     """
     setting = build_setting(config)
     check(setting)
-    with PartialState(cpu=several_on_cpu(config.training.device)).main_process_first():
+    processes = PartialState(cpu=several_on_cpu(config.training.device))
+    with processes.main_process_first():
         folder = prepare_folder(config, out, resume)
         features = build_features(setting, folder)
     teacher, conditions = build_guided(setting), build_conditions(setting)
     student, levels = build_student(setting), build_levels(setting)
     objective = build_objective(setting, teacher, features, student)
+    setting.teacher.denoiser.to(find_device(config.training.device) or processes.device)  # it may draw samples
     data = build_real_samples(setting, teacher, conditions)
     reference = None if setting.data is None or features is None else build_reference(setting.data, features)
     metrics = None if reference is None else image_metrics(reference, config)
@@ -155,7 +162,7 @@ def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, float], Image
     features = build_features(setting, folder)
     if setting.data is None or features is None:
         raise UsageError(f"{path} was trained without labelled pictures: there is nothing to measure its own against")
-    labels = even_labels(n, student.classes)
+    labels = labels_like(setting.data, n, student.classes)
     table = measured(draw(student, n, seed, labels), build_reference(setting.data, features), labels)
     table |= costs(student, build_guided(setting)) | {"samples": n}
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
@@ -167,37 +174,33 @@ def image_metrics(reference: Reference, config: ImagesConfig) -> Evaluate:
 
     def measure(average: Generator) -> dict[str, float]:
         n, seed = config.training.eval_samples, config.training.seed + 1
-        labels = even_labels(n, average.classes)
+        labels = labels_like(reference.data, n, average.classes)
         return measured(draw(average, n, seed, labels), reference, labels, copies=False)
 
     return measure
 
 
-def even_labels(n: int, classes: int) -> Tensor | None:
-    """0, 1, ..., classes − 1, 0, 1, ... (n,), or None without classes."""
-    return torch.arange(n) % classes if classes else None
-
-
 def draw(student: Generator, n: int, seed: int, labels: Tensor | None) -> Tensor:
-    """(n, C, H, W) on the CPU, in blocks that fit into a processor's memory."""
-    return student.sample(n, seed, block=64, labels=labels).cpu()
+    """(n, C, H, W) on the CPU, in blocks."""
+    return student.sample(n, seed, block=BLOCK, labels=labels).cpu()
 
 
 def finish(setting: Setting, teacher: Denoiser, folder: RunFolder, run: Run, reference: Reference | None) -> None:
     """Write what a reader of the run looks at."""
     student, training = run.generator, setting.config.training
     assert isinstance(student, OneStep)
-    labels = even_labels(training.eval_samples, student.classes)
-    pictures = draw(student, training.eval_samples, training.seed + 1, labels)
-    beside: dict[str, Any] = {"teacher": teachers_pictures(student, teacher, SHOWN, training.seed + 1)}
+    n, seed = training.eval_samples, training.seed + 1
+    pictures = draw(student, SHOWN, seed, even_labels(SHOWN, student.classes))
+    beside: dict[str, Any] = {"teacher": teachers_pictures(student, teacher, SHOWN, seed)}
     if setting.data is not None:
-        beside["nearest"] = nearest_pictures(pictures[:SHOWN], setting.data.train)
+        beside["nearest"] = nearest_pictures(pictures, setting.data.train)
     arrays = {name: v.numpy() for name, v in {"samples": pictures, **beside}.items()}
     np.savez_compressed(folder.path / "samples.npz", **arrays)
-    grids = {"Student": pictures[:SHOWN], **{BESIDE[name]: v for name, v in beside.items()}}
+    grids = {"Student": pictures, **{BESIDE[name]: v for name, v in beside.items()}}
     save_grids(grids, folder.path / "samples.png")
-    table = {} if reference is None else measured(pictures, reference, labels)
-    table |= costs(student, teacher) | {"samples": len(pictures)}
+    labels = labels_like(setting.data, n, student.classes)
+    table = {} if reference is None else measured(draw(student, n, seed, labels), reference, labels)
+    table |= costs(student, teacher) | {"samples": n}
     write_report(folder, evaluation=table)
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
     write_card(folder)
@@ -213,7 +216,12 @@ def teachers_pictures(student: OneStep, teacher: Denoiser, n: int, seed: int) ->
     """The teacher's pictures from the student's first n latents and labels, (n, C, H, W) on the CPU."""
     device = device_of(student)
     z = student.latents(n, torch.Generator(device).manual_seed(seed))
-    return sample(teacher, z, TEACHER_STEPS, **condition_of(even_labels(n, student.classes), device)).cpu()
+    condition = condition_of(even_labels(n, student.classes), device)
+    drawn = [
+        sample(teacher, z[part], TEACHER_STEPS, **{name: v[part] for name, v in condition.items()}).cpu()
+        for part in torch.arange(n, device=device).split(BLOCK)
+    ]
+    return torch.cat(drawn)
 
 
 def condition_of(labels: Tensor | None, device: torch.device) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def _load_vision_model(name: str) -> VisionModelFeatures:
         raise UsageError(f"features of '{name}' need transformers: pip install 'vardistill[features]'") from error
     try:
         file = cached_file(name, "preprocessor_config.json")
-        network, loading = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        network, loading = AutoModel.from_pretrained(name, **options)
     except Exception as error:  # of the network, the hub or the files
         raise UsageError(
             f"'{name}' is neither a saved classifier's folder nor a vision model of the Hugging Face hub: "

@@ -16,7 +16,11 @@ from vardistill.errors import UsageError
 
 
 def grid(pictures: Tensor, columns: int = 10) -> NDArray[np.uint8]:
-    """Pictures (n, C, H, W) in [−1, 1] as one of rows of `columns`, (height, width, 3), a pixel apart."""
+    """Pictures (n, C, H, W) in [−1, 1] as one of rows of `columns`, (height, width, 3), a pixel apart.
+
+    Of more than three channels the first three are shown, as red, green and blue; of two the first.
+    """
+    pictures = pictures[:, : 3 if pictures.shape[1] >= 3 else 1]
     x = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
     n, _, height, width = x.shape
     rows = math.ceil(n / columns)

@@ -58,15 +58,19 @@ VARDIU = ImagesConfig(
 VARDIU_VARFLOW = replace(
     VARDIU,
     training=replace(TRAINING, auxiliary_lr=2e-3),
-    objective=ImageSumConfig(
-        first=ImageVarDiUConfig(posterior_steps=3), varflow_weight=100.0, varflow_weight_end=100.0
-    ),
+    objective=ImageSumConfig(first=ImageVarDiUConfig(posterior_steps=3), varflow_weight=12.0, varflow_weight_end=12.0),
+)
+
+DIFF_INSTRUCT_VARFLOW = replace(
+    DIFF_INSTRUCT,
+    objective=ImageSumConfig(first=ImageDiffInstructConfig(), varflow_weight=6.0, varflow_weight_end=6.0),
 )
 
 IMAGE_PRESETS = {
     "images-vardiu": Preset("pictures, VarDiU with a convolutional Gaussian posterior", VARDIU),
     "images-varflow": Preset("pictures, VarFlow: the energy distance between noisy pictures", VARFLOW),
     "images-vardiu-varflow": Preset("pictures, VarDiU + λ·VarFlow", VARDIU_VARFLOW),
+    "images-diff-instruct-varflow": Preset("pictures, Diff-Instruct + λ·VarFlow", DIFF_INSTRUCT_VARFLOW),
     "images-diff-instruct": Preset("pictures, Diff-Instruct with a critic from the teacher's weights", DIFF_INSTRUCT),
 }
 

@@ -5,7 +5,9 @@ The run folder holds, beside `config.yaml`, `metrics.jsonl` and `checkpoints/`:
 pipeline/       the teacher as a diffusers pipeline
 classifier/     a classifier of the labelled pictures, whose features measure the teacher and its students
 evaluation.json the teacher's samples by `STEPS` steps of Heun's method against the pictures
-samples.png     some of them
+samples.png     some pictures, their classes in turn
+
+A step whose loss or gradient is not finite leaves weights and optimiser alone and is counted, as in `training`.
 """
 
 from __future__ import annotations
@@ -29,27 +31,33 @@ from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import dsm_loss
 from vardistill.denoisers.from_diffusers import DiffusersDenoiser
-from vardistill.devices import find_device
+from vardistill.devices import best_device
 from vardistill.errors import UsageError
 from vardistill.images.classifier import fit_classifier
 from vardistill.images.config import ImagesTeachConfig
 from vardistill.images.data import ImageData, load_images
-from vardistill.images.evaluate import NEIGHBOURS, build_reference, measured
+from vardistill.images.evaluate import NEIGHBOURS, build_reference, even_labels, labels_like, measured
 from vardistill.images.features import load_features
 from vardistill.images.figures import save_grids
 from vardistill.images.unets import build_unet, edm_denoiser
 from vardistill.noise_levels import NoiseLevels, named_weight
-from vardistill.optimisers import adam, adam_state
+from vardistill.optimisers import adam, adam_state, clip_gradients
 from vardistill.pipelines import save_pipeline
-from vardistill.runs import RunFolder, create, open_run, write_whole
+from vardistill.runs import RunFolder, create, environment, open_run, write_whole
 from vardistill.samplers import sample
-from vardistill.training import Interrupted
+from vardistill.training import Diverged, Interrupted
 
 STEPS = (18, 40)
 """Of Heun's method, for the teacher's own samples: EDM's for small pictures, and enough."""
 
 BLOCK = 64
 """Pictures that the sampler draws at once."""
+
+SHOWN = 100
+"""Pictures that are shown, at most."""
+
+LOG_EVERY = 100
+"""Steps between lines of metrics."""
 
 
 def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> RunFolder:
@@ -61,52 +69,78 @@ def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> 
     Raises:
         UsageError: for data or a folder that cannot be used, or a device that is not there.
         Interrupted: after Ctrl-C, with a checkpoint kept.
+        Diverged: after too many skipped steps, with a checkpoint kept.
     """
     data = load_images(config.data)
     if has_classes(data):
         check_measurable(data, config.eval_samples)
     fit = Fit(config, data)
     folder = open_run(out) if resume else create(out)
+    pipeline = folder.path / "pipeline"
     if resume:
-        if any(folder.checkpoints.glob("step-*")):  # else killed before its first checkpoint: it starts anew
+        if pipeline.exists() or any(folder.checkpoints.glob("step-*")):  # else killed before: it starts anew
             fit.restore(checkpoints.latest(folder.checkpoints))
         folder.rewind(fit.step)
     else:
+        write_whole(folder.environment, json.dumps(environment(), indent=2))
         configs.write(config, folder.config)
-    stop = StopRequest()
-    with stop.heeded():
-        for progress in fit.progress():
-            loss = fit.advance(progress)
-            if fit.step % 100 == 0:
-                folder.log("train", fit.step, fit.elapsed(), {"loss": float(loss)})
-            if fit.step % config.checkpoint_every == 0 or stop.made:
-                checkpoints.save(folder.checkpoints, fit.state(), keep=2)
-            if stop.made:
-                raise Interrupted(f"stopped at step {fit.step}")
-    checkpoints.save(folder.checkpoints, fit.state(), keep=2)  # by the clock, too, the fit ends here for good
-    pipeline = folder.path / "pipeline"
-    if not pipeline.exists():
+    if not pipeline.exists():  # its end: a clock's budget, read from a checkpoint, may say otherwise
+        train(fit, folder)
         save_pipeline(fit.average, pipeline, classes=fit.classes)
     evaluate_teacher(fit, folder)
     return folder
 
 
+def train(fit: Fit, folder: RunFolder) -> None:
+    """Fit to the last step or to the end of the budget, with lines of metrics and checkpoints."""
+    stop = StopRequest()
+    with stop.heeded():
+        for progress in fit.progress():
+            loss = fit.advance(progress)
+            if fit.step % LOG_EVERY == 0:
+                values = {"loss": float(loss), "skipped": float(fit.skipped)}
+                folder.log("train", fit.step, fit.elapsed(), values)
+                check_skipped(fit, folder)
+            if fit.step % fit.config.checkpoint_every == 0 or stop.made:
+                keep(fit, folder)
+            if stop.made:
+                raise Interrupted(f"stopped at step {fit.step}")
+    keep(fit, folder)
+    check_skipped(fit, folder)
+
+
+def keep(fit: Fit, folder: RunFolder) -> None:
+    """Write a checkpoint."""
+    checkpoints.save(folder.checkpoints, fit.state(), keep=2)
+
+
+def check_skipped(fit: Fit, folder: RunFolder) -> None:
+    """Raise Diverged, with a checkpoint kept, after too many skipped steps since the fit was started or resumed."""
+    skipped = float(fit.skipped) - fit.skipped_before
+    if skipped > fit.config.max_skipped:
+        keep(fit, folder)
+        raise Diverged(
+            f"{skipped:.0f} updates up to step {fit.step} had gradients that are not finite (limit "
+            f"{fit.config.max_skipped}); the last good state is kept: try a smaller lr"
+        )
+
+
 def evaluate_teacher(fit: Fit, folder: RunFolder) -> None:
-    """Sample the teacher, show some pictures and, where there are labels for a classifier, measure them all."""
-    n, data = fit.config.eval_samples, fit.data
-    labels = torch.arange(n) % fit.classes if fit.classes else None
+    """Sample the teacher, show some pictures and, where there are labels for a classifier, measure others."""
+    n, data, seed = fit.config.eval_samples, fit.data, fit.config.seed
+    labels, in_turn = labels_like(data, n, fit.classes), even_labels(min(n, SHOWN), fit.classes)
     reference = None
     if has_classes(data):
-        kept_classifier(data, folder.path / "classifier", fit.config.seed)
+        kept_classifier(data, folder.path / "classifier", seed)
         reference = build_reference(data, load_features(folder.path / "classifier"))
     table, shown = {}, {}
     for steps in STEPS:
-        pictures, spent = drawn(fit.average, n, labels, steps, fit.config.seed + 1)
-        shown[f"Teacher, {steps} steps"] = pictures[:100]
+        pictures, spent = drawn(fit.average, n, labels, steps, seed + 1)
+        shown[f"Teacher, {steps} steps"], _ = drawn(fit.average, min(n, SHOWN), in_turn, steps, seed + 1)
         own = {} if reference is None else measured(pictures, reference, labels)
         table[f"{steps} steps"] = own | {"evaluations": 2 * steps - 1, "seconds_per_image": spent / n, "samples": n}
     if reference is not None:
-        own = measured(data.held_out.take(torch.arange(min(n, len(data.held_out)))), reference, copies=False)
+        own = measured(data.held_out.take(reference.held_out[:n]), reference, copies=False)
         table["held-out data"] = {name: own[name] for name in ("fd", "kd")}  # the others would compare it with itself
     save_grids(shown, folder.path / "samples.png")
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
@@ -151,7 +185,7 @@ class Fit:
 
     def __init__(self, config: ImagesTeachConfig, data: ImageData) -> None:
         self.config, self.data = config, data
-        self.device = find_device(config.device) or torch.device("cpu")
+        self.device = best_device(config.device)
         self.classes = data.classes if config.conditional else 0
         rows = self.classes + 1 if self.classes and config.label_dropout else self.classes
         network = build_unet(config.network, data.shape, rows, config.seed)
@@ -160,6 +194,7 @@ class Fit:
         self.optimizer = adam(network.parameters(), TrainingConfig())
         self.levels = NoiseLevels(self.denoiser.schedule, config.distribution, named_weight("edm", data.std))
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.skipped, self.skipped_before = torch.zeros((), device=self.device), 0.0
         self.step, self.spent, self.started = 0, 0.0, self._now()
 
     def _now(self) -> float:
@@ -190,9 +225,12 @@ class Fit:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = dsm_loss(self.denoiser, x, noise, **condition).mean() / x[0].numel()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
+        norm = clip_gradients(self.optimizer, 1.0)
+        not_finite = (~(loss.isfinite() & norm.isfinite())).float()
+        self.optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += not_finite
         self._update_average()
         self.step += 1
         return loss.detach()
@@ -219,6 +257,7 @@ class Fit:
             "denoiser": dict(self.denoiser.state_dict()),
             "average": dict(self.average.state_dict()),
             "optimizer": adam_state(self.optimizer),
+            "counters": {"skipped": self.skipped},
             "random": {"rng": self.rng.get_state()},
         }
 
@@ -231,9 +270,15 @@ class Fit:
         """Go on from a checkpoint; raises UsageError where it is damaged or of another fit."""
         state = checkpoints.load(path, self.device)
         own = self._tensors()
-        for section in own:
-            checkpoints.match(section, state.tensors.get(section, {}), own[section])
-            for name, v in own[section].items():
-                v.copy_(state.tensors[section][name])
-        self.rng.set_state(state.tensors["random"]["rng"].cpu())
+        kept = {"counters": own["counters"]} | state.tensors  # older checkpoints count nothing
+        for section in own.keys() | kept.keys():
+            checkpoints.match(section, kept.get(section, {}), own.get(section, {}))
+        try:
+            self.rng.set_state(kept["random"]["rng"].cpu())
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
+        for section, tensors in own.items():
+            for name, v in tensors.items():
+                v.copy_(kept[section][name])
+        self.skipped_before = float(self.skipped)
         self.step, self.spent, self.started = state.step, state.seconds, self._now()

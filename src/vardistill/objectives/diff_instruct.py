@@ -27,6 +27,8 @@ from vardistill.objectives.base import Objective, inner
 class DiffInstruct(Objective):
     """Score distillation with a learned critic.
 
+    The critic stays in evaluation mode: with dropout s_ψ would be random, and drawn by torch's global generator.
+
     Args:
         teacher: E[x | x_t] of the data.
         critic: D_ψ, a denoiser with parameters, under the teacher's schedule: fresh, or a copy of the teacher.
@@ -53,6 +55,13 @@ class DiffInstruct(Objective):
         self.critic = critic.requires_grad_(True)
         self.critic_steps = critic_steps
         self.critic_weight = named_weight("edm", sigma_data)
+        critic.eval()
+
+    def train(self, mode: bool = True) -> DiffInstruct:
+        """Set the mode, but for the teacher's and the critic's."""
+        super().train(mode)
+        self.critic.eval()
+        return self
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) ⟨sg(s_ψ − s_T), x_t⟩, (R,): only its gradient has a meaning."""

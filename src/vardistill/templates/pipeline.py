@@ -51,7 +51,7 @@ class ImagePipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         class_labels: torch.Tensor | list[int] | int | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
     ) -> Any:
         """Draw pictures.
@@ -62,6 +62,7 @@ class ImagePipeline(DiffusionPipeline):
             num_inference_steps: evaluations of the network; default 1 for a one-step student.
             class_labels: one for all pictures, or one for each; default all classes in turn.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), in [0, 1]; "latent" for what the network makes.
+                Default "pil" for one channel or three, else "latent".
             return_dict: an object with the attribute `images`, rather than a tuple.
         """
         network, device = self.unet or self.transformer, self._execution_device
@@ -73,6 +74,9 @@ class ImagePipeline(DiffusionPipeline):
             levels = torch.linspace(self.config.sigma, 0, steps + 1)[:-1]
             self.scheduler.set_timesteps(sigmas=levels.tolist(), device=device)
         size, channels = network.config.sample_size, network.config.in_channels
+        output_type = output_type or ("pil" if channels in (1, 3) else "latent")
+        if output_type == "pil" and channels not in (1, 3):
+            raise ValueError(f"PIL pictures have one channel or three, the network's {channels}: use 'latent'")
         shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
         first = self.scheduler.sigmas[0] if hasattr(self.scheduler, "sigmas") else 1.0
         x = first * randn_tensor(shape, generator=generator, device=device, dtype=network.dtype)
