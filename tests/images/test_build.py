@@ -186,7 +186,7 @@ def test_the_sums_parts_have_levels_of_their_own(setting: Setting) -> None:
     assert first.levels is None
     assert varflow.levels is not None
     assert varflow.levels.shared == 4
-    assert [varflow.weight_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.0, 0.5])
+    assert [varflow.weight_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([16.0, 8.0, 4.0])
 
 
 # Where distances are taken, and between what
