@@ -74,7 +74,7 @@ IMAGE_PRESETS = {
     "images-diff-instruct": Preset("pictures, Diff-Instruct with a critic from the teacher's weights", DIFF_INSTRUCT),
 }
 
-DIGITS = ImagesTeachConfig(network=UNetConfig((32, 64)), steps=3000, batch=64, checkpoint_every=500)
+DIGITS = ImagesTeachConfig(network=UNetConfig((32, 64)), steps=1500, batch=64, checkpoint_every=500)
 MNIST = ImagesTeachConfig(
     data="mnist", network=UNetConfig((16, 32, 64), blocks=2), steps=6000, batch=64, checkpoint_every=500
 )
