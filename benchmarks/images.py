@@ -64,7 +64,9 @@ def main(arguments: Arguments) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row, seed in cells:
         if (found := folder_of(arguments, row, seed) / "evaluation.json").exists():
-            rows.setdefault(row, []).append(json.loads(found.read_text()) | {"seed": seed})
+            rows.setdefault(row, []).append(
+                json.loads(found.read_text()) | {"seed": seed, "curve": curve(found.parent)}
+            )
     facts = {"minutes": arguments.minutes, "teacher": json.loads((teacher / "evaluation.json").read_text())}
     facts["first step"] = first_step(teacher, facts["teacher"]["18 steps"]["samples"])
     write_results(f"images_{arguments.name}", rows, 1, arguments.jobs, **facts)
@@ -75,6 +77,12 @@ def main(arguments: Arguments) -> None:
 def folder_of(arguments: Arguments, row: str, seed: int) -> Path:
     """The run of a row and a seed."""
     return HERE / "runs" / f"images-{arguments.name}" / f"{row.replace(' ', '-').replace(',', '')}_seed{seed}"
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """Processor seconds and Fréchet distance of a run's evaluations."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{"cpu_seconds": line["cpu_seconds"], "fd": line["fd"]} for line in lines if line["kind"] == "eval"]
 
 
 def run(arguments: Arguments, teacher: Path, row: str, seed: int) -> None:
