@@ -91,7 +91,7 @@ def test_a_damaged_file_gets_one_line(run: RunFolder) -> None:
     ("path", "name"),
     [
         ("google/ddpm-cifar10-32", "ddpm-cifar10-32"),
-        ("/home/me/runs/teacher/pipeline/", "teacher"),
+        ("/data/runs/teacher/pipeline/", "teacher"),
         ("C:\\runs\\teacher", "teacher"),
         ("./teacher", "teacher"),
         ("", "unknown"),

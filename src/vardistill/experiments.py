@@ -39,6 +39,7 @@ from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
 from vardistill.metrics.critic import critic_bias
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
+from vardistill.one_step import OneStep
 from vardistill.presets import teacher_fit
 from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
@@ -48,7 +49,7 @@ from vardistill.steps import check_accumulation, check_batch
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
 
-G = TypeVar("G", bound=Generator)
+G = TypeVar("G", MLP, OneStep)
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
@@ -245,7 +246,7 @@ def load_generator(path: Path, kind: type[G]) -> G:
         raise UsageError(f"{path} leads out of its run folder: refused")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints, and stdout may be JSON
-            generator: G = kind.from_pretrained(path)  # type: ignore[attr-defined]  # a hub mixin
+            generator: G = kind.from_pretrained(path)
     except UsageError:
         raise
     except Exception as error:
