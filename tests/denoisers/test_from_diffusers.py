@@ -446,3 +446,14 @@ def test_refused_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UsageError, match=r"pip install 'vardistill\[diffusers\]'"):
         from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "runs/no/such/folder"])
+def test_what_is_neither_a_folder_nor_an_id_is_refused_without_a_network(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(
+        UsageError, match=f"'{source}', which is no folder here: an id of the Hugging Face hub is NAMESPACE/NAME"
+    ):
+        from_diffusers(source)

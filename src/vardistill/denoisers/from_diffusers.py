@@ -310,6 +310,8 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
 def read_index(source: str) -> dict[str, Any]:
     """A pipeline's model_index.json: the library and class of its components, by component, and its settings."""
     folder = Path(source)
+    if not folder.is_dir() and source.count("/") != 1:
+        raise unreadable(source, "model_index.json", ValueError("an id of the Hugging Face hub is NAMESPACE/NAME"))
     try:
         if folder.is_dir():
             text = (folder / "model_index.json").read_text(encoding="utf-8")
