@@ -3,7 +3,7 @@
     vardistill teach digits --out benchmarks/runs/digits-teacher
     python benchmarks/images.py digits --minutes 3 --seeds 3
 
-Runs lie in `runs/NAME`; finished ones are not made again, and one that was stopped goes on. `results/images_NAME.json`
+Runs lie in `runs/images-NAME-MINUTESmin`; finished ones are not made again, and one that was stopped goes on. `results/images_NAME.json`
 keeps every seed's metrics, the teacher's own, and those of its first step: a student before any training.
 """
 
@@ -76,7 +76,8 @@ def main(arguments: Arguments) -> None:
 
 def folder_of(arguments: Arguments, row: str, seed: int) -> Path:
     """The run of a row and a seed."""
-    return HERE / "runs" / f"images-{arguments.name}" / f"{row.replace(' ', '-').replace(',', '')}_seed{seed}"
+    bench = f"images-{arguments.name}-{arguments.minutes:g}min"
+    return HERE / "runs" / bench / f"{row.replace(' ', '-').replace(',', '')}_seed{seed}"
 
 
 def curve(folder: Path) -> list[dict[str, float]]:

@@ -276,7 +276,8 @@ class TrainingConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the generator's forward pass."""
+    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of network teachers
+    of pictures and of critics, too."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

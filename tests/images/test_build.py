@@ -19,7 +19,7 @@ from small_pictures import save_npz
 from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
 from vardistill import config as configs
 from vardistill.config import Config
-from vardistill.denoisers import DiffusersDenoiser, Guided
+from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed
 from vardistill.errors import UsageError
 from vardistill.image_posteriors import CouplingFlow
 from vardistill.images.build import (
@@ -100,7 +100,11 @@ def test_every_preset_is_built_under_its_teachers_schedule(name: str, teacher_ru
     teacher = build_guided(setting)
     objective = objective_of(setting)
     assert [type(part) for part in objective.parts] == PARTS[name]
-    assert all(part.teacher is setting.teacher.denoiser for part in objective.parts)
+    assert config.training.precision == "bf16"
+    for part in objective.parts:
+        assert isinstance(part.teacher, Mixed)
+        assert part.teacher.denoiser is setting.teacher.denoiser
+    assert teacher is setting.teacher.denoiser  # its samples and evaluations have all digits
     for some in (levels, *objective.other_levels):
         assert some.schedule == setting.teacher.denoiser.schedule
     assert levels.stratified
@@ -165,6 +169,10 @@ def test_a_critic_is_the_teachers_copy(setting: Setting) -> None:
     assert objective.critic_steps == 3
     theirs, own = (dict(net.named_parameters()) for net in (setting.teacher.denoiser, objective.critic))
     assert all(torch.equal(p, own[name]) and p is not own[name] for name, p in theirs.items())
+    training = replace(config.training, precision="bf16")
+    mixed = objective_of(replace(setting, config=replace(config, training=training)))
+    assert isinstance(mixed, DiffInstruct)
+    assert isinstance(mixed.critic, Mixed)
 
 
 def test_a_posterior_is_that_of_the_seed_and_of_the_configuration(setting: Setting) -> None:

@@ -14,6 +14,7 @@ from vardistill.denoisers.from_azula import from_azula
 from vardistill.denoisers.from_diffusers import DiffusersDenoiser, from_diffusers
 from vardistill.denoisers.from_edm import from_edm
 from vardistill.denoisers.guidance import Guided
+from vardistill.denoisers.mixed import Mixed
 from vardistill.denoisers.mixture import Empirical, GaussianMixture
 from vardistill.denoisers.network import Preconditioned, dsm_loss
 from vardistill.denoisers.parametrisations import PREDICTIONS, from_x, to_x
@@ -27,6 +28,7 @@ __all__ = [
     "FromModule",
     "GaussianMixture",
     "Guided",
+    "Mixed",
     "Preconditioned",
     "Rescheduled",
     "check_denoiser",

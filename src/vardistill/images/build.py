@@ -16,7 +16,7 @@ from torch import Tensor
 from vardistill import config as configs
 from vardistill.build import Geometric, build_noise, initial_weights
 from vardistill.data import Conditions, Labels, Samples, teacher_samples
-from vardistill.denoisers import Denoiser, Guided
+from vardistill.denoisers import Denoiser, Guided, Mixed
 from vardistill.denoisers.from_diffusers import DiffusersDenoiser, from_diffusers, network_name
 from vardistill.errors import UsageError
 from vardistill.image_posteriors import ConvGaussian, CouplingFlow
@@ -182,8 +182,13 @@ def build_levels(setting: Setting) -> NoiseLevels:
 
 
 def build_objective(setting: Setting, teacher: Denoiser, features: Features | None, student: OneStep) -> Objective:
-    """The objective with its auxiliary networks; a posterior starts at the scale of what x tells of z."""
+    """The objective with its auxiliary networks; a posterior starts at the scale of what x tells of z.
+
+    Under bf16 the objective sees the teacher in mixed precision; its samples and evaluations do not.
+    """
     o = setting.config.objective
+    if setting.config.training.precision == "bf16":
+        teacher = Mixed(teacher)
     if isinstance(o, ImageSumConfig):
         levels = replace(setting.config.levels, weight="one", shared=o.varflow_shared, draws=1, antithetic=False)
         own = build_noise(levels, teacher.schedule, setting.std)
@@ -204,7 +209,9 @@ def build_part(
 ) -> Objective:
     """VarDiU with a fresh posterior, or Diff-Instruct with the teacher's copy as critic."""
     if isinstance(o, ImageDiffInstructConfig):
-        return DiffInstruct(teacher, deepcopy(setting.teacher.denoiser), o.critic_steps, sigma_data=setting.std)
+        critic = deepcopy(setting.teacher.denoiser)
+        mixed = setting.config.training.precision == "bf16"
+        return DiffInstruct(teacher, Mixed(critic) if mixed else critic, o.critic_steps, sigma_data=setting.std)
     shape = setting.teacher.denoiser.data_shape
     family = {"gaussian": ConvGaussian, "coupling": CouplingFlow}[o.posterior]
     with initial_weights(setting.config.training.seed + 1):
