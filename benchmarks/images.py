@@ -3,8 +3,9 @@
     vardistill teach digits --out benchmarks/runs/digits-teacher
     python benchmarks/images.py digits --minutes 3 --seeds 3
 
-Runs lie in `runs/images-NAME-MINUTESmin`; finished ones are not made again, and one that was stopped goes on. `results/images_NAME.json`
-keeps every seed's metrics, the teacher's own, and those of its first step: a student before any training.
+Runs lie in `runs/images-NAME-MINUTESmin`; finished ones are not made again, and one that was stopped goes on.
+`results/images_NAME.json` keeps every seed's metrics, the teacher's own, and those of its first step: a student before
+any training.
 """
 
 from __future__ import annotations
