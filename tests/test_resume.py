@@ -104,6 +104,26 @@ def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(
     assert_same(small_runs.result(left), unbroken_kinds(kind))
 
 
+@pytest.mark.parametrize(("event", "at"), [("kill after save", 1), ("kill in step", 3)])
+def test_a_run_that_is_killed_in_or_after_its_head_start_resumes_to_the_same_bits(
+    event: str, at: int, tmp_path: Path
+) -> None:
+    """The head start lasts for 8 of 20 steps; the first checkpoint is that of step 4, the third loss that of step 11."""
+    training = {"head_start": 0.4}
+    tasks = [
+        Task(str(tmp_path / f"{name}.result"), "learned", out=str(tmp_path / name), training=training)
+        for name in ("broken", "unbroken")
+    ]
+    for name in ("broken", "unbroken"):
+        (tmp_path / name).mkdir()
+    process = launch(tmp_path, [dataclasses.replace(tasks[0], event=event, at=at)])
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    small_runs.run(dataclasses.replace(tasks[0], resume=True))
+    small_runs.run(tasks[1])
+    assert_same(*map(small_runs.result, tasks))
+
+
 def test_resuming_a_finished_run_changes_nothing(unbroken: Result, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     task = Task(str(tmp_path / "result"), kind="learned", out=str(tmp_path / "run"))

@@ -47,6 +47,7 @@ from vardistill.training import (
     default_levels,
     distill,
     learning_rate,
+    phase,
 )
 
 
@@ -152,7 +153,7 @@ class TestStep:
         before = state(trainer)
         trainer.update(0.0, critic=True)
         moved = {name for name, v in state(trainer).items() if not torch.equal(v, before[name])}
-        assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random"}
+        assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random", "counters"}
 
     @pytest.mark.parametrize("kind", ["diff-instruct", "learned"])
     def test_the_critics_figures_are_those_of_the_last_update_that_reached_it(self, kind: str) -> None:
@@ -227,6 +228,59 @@ class TestStep:
         small_distill(generator(), out=tmp_path)
         resumed = small_distill(generator(), out=tmp_path, resume=True, training=small_runs.config(steps=4)).generator
         assert torch.equal(resumed.tied, resumed.layers[0].weight)
+
+
+class TestHeadStart:
+    """Its first share of a run's steps, here 8 of 20, is the objective's networks' alone."""
+
+    @pytest.mark.parametrize("kind", ["learned", "diff-instruct", "sum"])
+    def test_only_the_objectives_networks_learn_in_it(self, kind: str) -> None:
+        trainer = small_runs.trainer(kind, head_start=0.4, warmup=0.0)
+        rows = []
+        trainer.generator.register_forward_hook(lambda module, inputs, x: rows.append(x.requires_grad))
+        before = state(trainer)
+        for n in range(20):
+            trainer.advance(*phase(trainer.config, n / 20))
+            own = {name.split("/")[0] for name, v in state(trainer).items() if not torch.equal(v, before[name])}
+            expected = {"objective", "optimizer.objective", "random", "counters"}
+            assert own == (expected if n < 8 else expected | {"generator", "average", "optimizer.generator"})
+        steps = trainer.objective.critic_steps
+        assert rows == [False] * 8 * steps + ([False] * steps + [True]) * 12
+
+    def test_levels_and_rates_go_through_both_parts(self) -> None:
+        trainer = small_runs.trainer("learned", head_start=0.4, lr_schedule="cosine", warmup=0.1)
+        seen, draw = [], trainer.draw
+
+        def watched(progress: float) -> Drawn:
+            seen.append(progress)
+            return draw(progress)
+
+        trainer.draw = watched
+        rates = []
+        for n in range(20):
+            trainer.advance(*phase(trainer.config, n / 20))
+            rates.append(trainer.optimizers["objective"].param_groups[0]["lr"] / trainer.config.auxiliary_lr)
+        expected = [n / 8 for n in range(8)] + [n / 12 for n in range(12)]
+        assert seen[:8] + seen[8::2] == pytest.approx(expected)
+        assert rates == pytest.approx([learning_rate(trainer.config, progress) for progress in expected])
+
+    def test_its_network_evaluations_are_those_of_the_critics_steps(self) -> None:
+        """A step here is one of the critic's, 8 latents and 16 rows of q, and one of both, with 16 of the teacher."""
+        counts = {}
+        for share in (0.0, 0.4):
+            trainer = small_runs.trainer("learned", head_start=share)
+            counts[share] = trainer.run().history[-1]["network_evaluations"]
+        assert counts == {0.0: 20 * (24 + 40), 0.4: 20 * 24 + 12 * 40}
+
+    @pytest.mark.parametrize("kind", ["batch", "varflow", "drawn"])
+    def test_objectives_without_steps_of_their_own_refuse_it(self, kind: str) -> None:
+        with pytest.raises(UsageError, match="a head start is for the objective's own networks, but Var"):
+            small_runs.trainer(kind, head_start=0.2)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+    def test_it_is_a_share(self, share: float) -> None:
+        with pytest.raises(UsageError, match=r"head_start must be in \[0, 1\)"):
+            small_runs.config(head_start=share)
 
 
 class TestAccumulation:

@@ -255,6 +255,8 @@ class TrainingConfig:
     """Share of the peak learning rate at the end of a cosine."""
     warmup: float = 0.01
     """Share of the run in which the learning rate rises linearly."""
+    head_start: float = 0.0
+    """Share of the run in which the objective's own networks learn alone, at the levels of the whole run in turn."""
     clip: float = float("inf")
     """Largest norm of a gradient, for the generator and the objective's networks apart."""
     ema: float = 0.999
@@ -290,7 +292,7 @@ class TrainingConfig:
             require(name, getattr(self, name), getattr(self, name) < float("inf"), "finite")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
-        for name in ("beta1", "beta2", "ema", "warmup"):
+        for name in ("beta1", "beta2", "ema", "warmup", "head_start"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
         require("accumulate", self.accumulate, self.accumulate >= 1, "at least 1")

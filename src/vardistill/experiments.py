@@ -45,7 +45,7 @@ from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run, write_whole
-from vardistill.steps import check_accumulation, check_batch
+from vardistill.steps import check_accumulation, check_batch, check_head_start
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
 
@@ -99,6 +99,7 @@ def check(config: Config, problem: Problem) -> None:
     objective = build_objective(config, problem, teacher)
     check_batch(config.training.batch, launched(), objective, levels)
     check_accumulation(config.training, launched(), objective)
+    check_head_start(config.training, objective)
     find_device(config.training.device)
 
 

@@ -131,6 +131,15 @@ def check_accumulation(training: TrainingConfig, processes: int, objective: Obje
         raise UsageError(f"batch must be divisible by {parts}, accumulate times processes, but is {training.batch}")
 
 
+def check_head_start(training: TrainingConfig, objective: Objective) -> None:
+    """Raise UsageError for a head start of an objective without critic steps: it would be made of nothing."""
+    if training.head_start and not objective.critic_steps:
+        raise UsageError(
+            f"a head start is for the objective's own networks, but {type(objective).__name__} has no steps of their "
+            "own: set head_start=0, or for a learned posterior posterior_steps of at least 2"
+        )
+
+
 def check_conditions(conditions: Conditions | None, generator: Generator, objective: Objective) -> None:
     """Raise UsageError unless conditions are given to a conditional generator alone, and the objective takes them."""
     if (conditions is None) != (not generator.classes):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -49,6 +49,7 @@ from vardistill.steps import (
     check_accumulation,
     check_batch,
     check_conditions,
+    check_head_start,
     check_schedules,
     real_samples,
 )
@@ -178,6 +179,21 @@ def distill(
     return Trainer(generator, objective, levels, training, evaluate, folder, data, conditions).run(resume)
 
 
+class Phase(NamedTuple):
+    """How far a run is in its head start or in its main part, in [0, 1], and in which."""
+
+    progress: float
+    head_start: bool
+
+
+def phase(training: TrainingConfig, progress: float) -> Phase:
+    """The phase at this progress ∈ [0, 1] of the whole run; each moves levels and learning rates from start to end."""
+    share = training.head_start
+    if progress < share:
+        return Phase(progress / share, True)
+    return Phase((progress - share) / (1 - share), False)
+
+
 class Trainer:
     """The state of a run and the loop over its steps; see `distill`."""
 
@@ -204,6 +220,7 @@ class Trainer:
             for some in (levels, *objective.other_levels):
                 check_schedules(objective.teacher, some)
             check_denoiser(objective.teacher, generator.data_shape, parameter, conditions)
+        check_head_start(training, objective)
         self.conditions = conditions
         self.data = real_samples(data, objective, generator, parameter, conditions)
         if training.compile:
@@ -217,7 +234,7 @@ class Trainer:
         if auxiliary := objective.auxiliary_parameters():
             self.optimizers["objective"] = adam(auxiliary, training)
         self.rng = torch.Generator(device).manual_seed(training.seed)
-        self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
+        self.skipped, self.skipped_before, self.evaluations = torch.zeros((), device=device), 0.0, 0
         self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
@@ -238,7 +255,7 @@ class Trainer:
         with self.stop.heeded(), self.books.opened(self.step, self.config.steps):
             progress = self.clock.progress(self.step)
             while progress < 1:
-                self.advance(progress)
+                self.advance(*phase(self.config, progress))
                 progress = self.clock.progress(self.step)
                 if self._due(progress):
                     with self.clock.paused():
@@ -246,14 +263,15 @@ class Trainer:
                 self.books.bar.update()
         return self._finish()
 
-    def advance(self, progress: float) -> None:
-        """One step of training, at this progress ∈ [0, 1] of the run."""
+    def advance(self, progress: float, head_start: bool = False) -> None:
+        """One step of training, at this progress ∈ [0, 1]; in a head start of the objective's networks alone."""
         self.set_learning_rates(progress)
         for _ in range(self.objective.critic_steps):
             self.update(progress, critic=True)
-        self.update(progress, critic=False)
-        if self.average is not self.generator:
-            self._update_average()
+        if not head_start:
+            self.update(progress, critic=False)
+            if self.average is not self.generator:
+                self._update_average()
         self.step += 1
 
     def set_learning_rates(self, progress: float) -> None:
@@ -276,6 +294,8 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.skipped += not_finite
+        batch = self.config.batch
+        self.evaluations += batch + self.objective.evaluations(batch, self.levels.draws, critic)
         self.figures |= {"critic_loss" if critic else "loss": loss}
         self.figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
@@ -348,8 +368,9 @@ class Trainer:
         return together and self.stop.agreed()
 
     def _log(self, progress: float) -> None:
-        values = self._values(progress) | {"lr": self.config.lr * learning_rate(self.config, progress)}
-        values |= {"progress": progress, "skipped": float(self.skipped)}
+        within, head_start = phase(self.config, progress)
+        lr = 0.0 if head_start else self.config.lr * learning_rate(self.config, within)
+        values = self._values(within) | {"lr": lr, "progress": progress, "skipped": float(self.skipped)}
         self.books.warn(self.step, values)
         self._record("train", values)
         skipped = float(self.skipped) - self.skipped_before
@@ -397,22 +418,19 @@ class Trainer:
             self._record("eval", values)
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
-        costs = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": self._evaluations()}
-        self.books.record(kind, self.step, self.clock.elapsed(), costs | values)
+        self.books.record(kind, self.step, self.clock.elapsed(), self._costs() | values)
 
-    def _evaluations(self) -> float:
-        """Rows that went through a network so far, forward: generator, teacher and auxiliary networks."""
-        batch, draws = self.config.batch, self.levels.draws
-        of_update = batch + self.objective.evaluations(batch, draws, critic=False)
-        of_critic = batch + self.objective.evaluations(batch, draws, critic=True)
-        return float(self.step * (of_update + self.objective.critic_steps * of_critic))
+    def _costs(self) -> dict[str, float]:
+        """Processor seconds so far, and rows that went forward through a network."""
+        return {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": float(self.evaluations)}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by section; all but the random state are the run's own tensors, not copies."""
         tensors = {
             "generator": dict(self.generator.state_dict()),
             "objective": self.objective.auxiliary_state(),
-            "counters": {"skipped": self.skipped, "cpu_seconds": torch.tensor(self.clock.cpu_elapsed())},
+            "counters": {"skipped": self.skipped}
+            | {name: torch.tensor(v, dtype=torch.float64) for name, v in self._costs().items()},
             "random": {"training": self.rng.get_state()},
         }
         if self.average is not self.generator:
@@ -442,7 +460,9 @@ class Trainer:
             for name, v in tensors.items():
                 v.copy_(state.tensors[section][name])
         self.step, self.skipped_before = state.step, float(self.skipped)
-        self.clock.spent, self.clock.cpu_spent = state.seconds, float(state.tensors["counters"]["cpu_seconds"])
+        counters = state.tensors["counters"]
+        self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
+        self.evaluations = int(counters["network_evaluations"])
         self.books.resume(self.step)
 
     def _finish(self) -> Run:

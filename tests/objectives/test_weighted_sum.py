@@ -206,7 +206,7 @@ def test_network_evaluations_are_counted(kind: str) -> None:
     rows = counted(trainer)
     for step in range(3):
         trainer.advance(step / 3)
-    assert sum(rows) == trainer._evaluations()
+    assert sum(rows) == trainer.evaluations
 
 
 class TestMistakes:

@@ -57,7 +57,7 @@ from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, open_run, write_whole
 from vardistill.samplers import sample
-from vardistill.steps import check_accumulation, check_batch, check_conditions
+from vardistill.steps import check_accumulation, check_batch, check_conditions, check_head_start
 from vardistill.training import Evaluate, Run, Trainer
 
 TEACHER_STEPS = 18
@@ -116,6 +116,7 @@ def check(setting: Setting) -> None:
     objective = build_objective(setting, build_guided(setting), features, student)
     check_batch(training.batch, launched(), objective, levels)
     check_accumulation(training, launched(), objective)
+    check_head_start(training, objective)
     check_conditions(conditions, student, objective)
     if (varflow := varflow_of(setting.config)) is not None and varflow.real == "data":
         check_samples(build_pictures(setting), student.data_shape, torch.device("cpu"), conditions)
