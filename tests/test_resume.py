@@ -108,7 +108,7 @@ def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(
 def test_a_run_that_is_killed_in_or_after_its_head_start_resumes_to_the_same_bits(
     event: str, at: int, tmp_path: Path
 ) -> None:
-    """The head start lasts for 8 of 20 steps; the first checkpoint is that of step 4, the third loss that of step 11."""
+    """The head start lasts for 8 of 20 steps: the first checkpoint is of step 4, the third loss of step 11."""
     training = {"head_start": 0.4}
     tasks = [
         Task(str(tmp_path / f"{name}.result"), "learned", out=str(tmp_path / name), training=training)
