@@ -4,8 +4,8 @@
     python benchmarks/images.py digits --minutes 3 --seeds 3
 
 Runs lie in `runs/images-NAME-MINUTESmin`; finished ones are not made again, and one that was stopped goes on.
-`results/images_NAME.json` keeps every seed's metrics, the teacher's own, and those of its first step: a student before
-any training.
+`results/images_NAME_MINUTESmin.json` keeps every seed's metrics, the teacher's own, and those of its first step: a
+student before any training.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> None:
             )
     facts = {"minutes": arguments.minutes, "teacher": json.loads((teacher / "evaluation.json").read_text())}
     facts["first step"] = first_step(teacher, facts["teacher"]["18 steps"]["samples"])
-    write_results(f"images_{arguments.name}", rows, 1, arguments.jobs, **facts)
+    write_results(f"images_{arguments.name}_{arguments.minutes:g}min", rows, 1, arguments.jobs, **facts)
     for row, found in {**{f"teacher, {k}": [v] for k, v in facts["teacher"].items()}, **rows}.items():
         print(row, *(f"{name} {found[0][name]:.3g}" for name in ("fd", "precision", "recall") if name in found[0]))
 

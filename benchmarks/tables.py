@@ -197,8 +197,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "dimension": lambda: bench("dimension", HIGH, teacher="true"),
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
-    "images-digits": lambda: images("digits"),
-    "images-mnist": lambda: images("mnist"),
+    "images-digits": lambda: images("digits_1min"),
+    "images-mnist": lambda: images("mnist_15min"),
+    "images-mnist-30": lambda: images("mnist_30min"),
     "variance": lambda: bench("variance", SNR),
 }
 

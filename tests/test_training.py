@@ -272,6 +272,13 @@ class TestHeadStart:
             counts[share] = trainer.run().history[-1]["network_evaluations"]
         assert counts == {0.0: 20 * (24 + 40), 0.4: 20 * 24 + 12 * 40}
 
+    def test_in_it_the_student_has_no_rate_and_no_progress(self) -> None:
+        """Signs of warning look away at the start of the student's own progress."""
+        trainer = small_runs.trainer("learned", head_start=0.4, log_every=4, lr_schedule="constant", warmup=0.0)
+        lines = [line for line in trainer.run().history if line["kind"] == "train"]
+        assert [line["lr"] for line in lines] == [0, *[trainer.config.lr] * 4]
+        assert [line["progress"] for line in lines] == pytest.approx([0, 0, 4 / 12, 8 / 12, 1])
+
     @pytest.mark.parametrize("kind", ["batch", "varflow", "drawn"])
     def test_objectives_without_steps_of_their_own_refuse_it(self, kind: str) -> None:
         with pytest.raises(UsageError, match="a head start is for the objective's own networks, but Var"):

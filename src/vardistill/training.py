@@ -370,7 +370,8 @@ class Trainer:
     def _log(self, progress: float) -> None:
         within, head_start = phase(self.config, progress)
         lr = 0.0 if head_start else self.config.lr * learning_rate(self.config, within)
-        values = self._values(within) | {"lr": lr, "progress": progress, "skipped": float(self.skipped)}
+        values = self._values(within) | {"lr": lr, "progress": 0.0 if head_start else within}
+        values |= {"skipped": float(self.skipped)}
         self.books.warn(self.step, values)
         self._record("train", values)
         skipped = float(self.skipped) - self.skipped_before

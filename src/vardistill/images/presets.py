@@ -52,7 +52,7 @@ VARDIU = ImagesConfig(
     levels=NoiseConfig(
         distribution=LogNormal(base_start=2.0, base_end=0.3, spread=0.8), weight="sigma2", stratified=True
     ),
-    training=replace(TRAINING, lr=5e-5, auxiliary_lr=2e-3),
+    training=replace(TRAINING, auxiliary_lr=2e-3, head_start=0.3),
 )
 
 VARDIU_VARFLOW = replace(
