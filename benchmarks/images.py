@@ -31,12 +31,16 @@ from vardistill.images.presets import IMAGE_PRESETS, VARDIU
 
 ROWS = {
     "VarDiU": ("images-vardiu",),
+    "VarDiU, no head start": ("images-vardiu", "--head-start", "0"),
+    "VarDiU, rank 16": ("images-vardiu", "--rank", "16"),
     "VarDiU, coupling flow": ("images-vardiu", "--posterior", "coupling"),
+    "VarDiU, 4 candidates": ("images-vardiu", "--candidates", "4"),
     "VarFlow": ("images-varflow",),
     "VarFlow, classifier's features": ("images-varflow", "--space", "classifier"),
     "VarDiU + VarFlow": ("images-vardiu-varflow",),
     "Diff-Instruct": ("images-diff-instruct",),
     "Diff-Instruct + VarFlow": ("images-diff-instruct-varflow",),
+    "Diff-Instruct + VarFlow, λ falls": ("images-diff-instruct-varflow", "--varflow-weight-end", "1"),
 }
 """Preset and flags of every row."""
 
