@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
+from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
 from vardistill.config import TeachConfig, read
 from vardistill.errors import UsageError, unknown
@@ -86,25 +86,12 @@ def _teach_points(config: TeachConfig, out: Path) -> int:
 
 
 def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) -> int:
-    import torch
-
     from vardistill.cli.tables import print_image_teacher
     from vardistill.images.teach import teach_images
-    from vardistill.training import Diverged, Interrupted
 
-    torch.set_flush_denormal(True)
-    try:
-        folder = teach_images(config, out, resume)
-    except Interrupted as stop:
-        print(f"{stop}; go on with: vardistill teach --resume {out}", file=sys.stderr)
-        return 130
-    except Diverged as error:
-        print(f"vardistill: {error}", file=sys.stderr)
-        return 1
-    finally:
-        torch.set_flush_denormal(False)
-    print_image_teacher(folder)
-    return 0
+    return run_to_end(
+        lambda: teach_images(config, out, resume), print_image_teacher, f"vardistill teach --resume {out}"
+    )
 
 
 def _resume(rest: list[str]) -> int:

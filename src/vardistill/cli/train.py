@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional
+from vardistill.cli.ends import run_to_end
 from vardistill.config import Config, read
 from vardistill.errors import UsageError, unknown
 from vardistill.images.config import ImagesConfig
@@ -67,25 +67,9 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config | ImagesConfig, out: Path, resume: bool = False) -> int:
     """Run an experiment with its ends told to the user; returns the exit code."""
-    import torch
-
     from vardistill.cli.tables import print_run
-    from vardistill.training import Diverged, Interrupted
 
-    torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
-    try:
-        folder = _run(config, out, resume)
-    except Interrupted as stop:
-        print(f"{stop}; go on with: vardistill train --resume {out}", file=sys.stderr)
-        return 130
-    except Diverged as error:
-        print(f"vardistill: {error}", file=sys.stderr)
-        return 1
-    finally:
-        torch.set_flush_denormal(False)
-    if os.environ.get("RANK", "0") == "0":
-        print_run(folder)
-    return 0
+    return run_to_end(lambda: _run(config, out, resume), print_run, f"vardistill train --resume {out}")
 
 
 def _run(config: Config | ImagesConfig, out: Path, resume: bool) -> RunFolder:
