@@ -131,7 +131,7 @@ class TestRefusing:
     def test_another_format(self, kept: Path) -> None:
         counters = json.loads((kept / "state.json").read_text())
         (kept / "state.json").write_text(json.dumps(counters | {"format": "other-2"}))
-        refusal(lambda: load(kept), "has format 'other-2', but this version reads 'vardistill-checkpoint-1'")
+        refusal(lambda: load(kept), "has format 'other-2', but this version reads 'vardistill-checkpoint-2'")
 
     @pytest.mark.parametrize("protocol", [0, 2, 5])
     def test_a_pickle_in_disguise(self, protocol: int, kept: Path, tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def test_a_teachers_run_that_does_not_fit_is_refused_without_a_folder(tmp_path: 
     refused(config, tmp_path / "run", "the teacher does not take the generator's samples")
 
 
+def test_a_head_start_of_nothing_is_refused_without_a_folder(tmp_path: Path) -> None:
+    config = replace(CONFIG, training=replace(CONFIG.training, head_start=0.3))
+    refused(config, tmp_path / "run", "a head start is for the objective's own networks, but VarDiU has no steps")
+
+
 def finish(folder: RunFolder) -> None:
     problem = build_problem(CONFIG.problem, CONFIG.levels.schedule)
     assert problem.denoiser is not None

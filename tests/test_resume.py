@@ -156,6 +156,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     several = [Task(str(tmp_path / kind), kind) for kind in (*KINDS, *CONDITIONAL)]
     several += [
         Task(str(tmp_path / "accumulated"), "drawn", training={"accumulate": 2}),
+        Task(str(tmp_path / "head start"), "diff-instruct", training={"head_start": 0.4, "accumulate": 2}),
         Task(str(tmp_path / "auto"), training={"device": "auto"}),
         Task(str(tmp_path / "measured"), training={"eval_every": 2}, bound=True),
         Task(str(tmp_path / "nan"), "learned", event="nan", at=5, rank=1),

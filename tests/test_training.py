@@ -26,6 +26,7 @@ from small_runs import state
 from vardistill import clock as clock_module
 from vardistill import training as training_module
 from vardistill.bookkeeping import StopRequest
+from vardistill.clock import phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Labels, StoredSamples
 from vardistill.denoisers import GaussianMixture
@@ -47,7 +48,6 @@ from vardistill.training import (
     default_levels,
     distill,
     learning_rate,
-    phase,
 )
 
 
@@ -263,6 +263,26 @@ class TestHeadStart:
         expected = [n / 8 for n in range(8)] + [n / 12 for n in range(12)]
         assert seen[:8] + seen[8::2] == pytest.approx(expected)
         assert rates == pytest.approx([learning_rate(trainer.config, progress) for progress in expected])
+
+    def test_the_average_begins_after_it(self) -> None:
+        """With d = min(ema, (1 + n)/(10 + n)) after n updates of the generator: of its start 0.1 · 2/11 are left."""
+        trainer = small_runs.trainer("learned", head_start=0.9, ema=0.9, lr=1e-12)
+        for n in range(20):
+            before = [p.clone() for p in trainer.average.parameters()]
+            with torch.no_grad():
+                for p in trainer.generator.parameters():
+                    p.fill_(float(n))
+            trainer.advance(*phase(trainer.config, n / 20))
+            share = {18: 0.1, 19: 2 / 11}.get(n, 1.0)
+            for p, q in zip(trainer.average.parameters(), before, strict=True):
+                torch.testing.assert_close(p, share * q + (1 - share) * n, rtol=1e-6, atol=1e-6)
+
+    def test_a_budget_of_time_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of 20 quarters of a minute, the first 8."""
+        trainer = small_runs.trainer("learned", head_start=0.4, steps=10**6, max_minutes=5.0)
+        monkeypatch.setattr(trainer.clock, "elapsed", lambda: 15.0 * trainer.step)
+        trainer.run()
+        assert (trainer.step, trainer.updates) == (20, 12)
 
     def test_its_network_evaluations_are_those_of_the_critics_steps(self) -> None:
         """A step here is one of the critic's, 8 latents and 16 rows of q, and one of both, with 16 of the teacher."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vardistill.errors import UsageError
 
-FORMAT = "vardistill-checkpoint-1"
+FORMAT = "vardistill-checkpoint-2"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -30,7 +30,7 @@ class State:
     """Everything that a run needs to go on as if it had not stopped.
 
     Attributes:
-        step: finished updates of the generator.
+        step: finished steps.
         seconds: wall-clock time spent so far.
         tensors: sections (`generator`, `average`, `objective`, `optimizer.*`, `random`, `counters`) of named tensors.
     """

@@ -1,16 +1,32 @@
-"""How far a run is: steps done or, with a budget, time spent, whichever is further."""
+"""How far a run is: steps done or, with a budget, time spent, whichever is further; and in which phase."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from vardistill.config import TrainingConfig
+
+
+class Phase(NamedTuple):
+    """How far a run is in its head start or in its main part, in [0, 1], and in which."""
+
+    progress: float
+    head_start: bool
+
+
+def phase(training: TrainingConfig, progress: float) -> Phase:
+    """The phase at this progress ∈ [0, 1] of the whole run; in each, levels and learning rates go from start to end."""
+    share = training.head_start
+    if progress < share:
+        return Phase(progress / share, True)
+    return Phase((progress - share) / (1 - share), False)
 
 
 class Clock:

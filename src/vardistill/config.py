@@ -230,7 +230,7 @@ class TrainingConfig:
     """
 
     steps: int = 20_000
-    """Updates of the generator."""
+    """Updates of the generator, and steps of a head start."""
     max_minutes: float | None = None
     """Budget in minutes; the schedules then follow the clock, and the run ends at the budget or after `steps`."""
     clock: Literal["wall", "cpu"] = "wall"
@@ -256,7 +256,8 @@ class TrainingConfig:
     warmup: float = 0.01
     """Share of the run in which the learning rate rises linearly."""
     head_start: float = 0.0
-    """Share of the run in which the objective's own networks learn alone, at the levels of the whole run in turn."""
+    """Share of the run in which the objective's own networks learn alone. Noise levels and learning rates go through
+    their whole schedules in it, and again in what follows; a step is the objective's critic steps."""
     clip: float = float("inf")
     """Largest norm of a gradient, for the generator and the objective's networks apart."""
     ema: float = 0.999
@@ -278,8 +279,8 @@ class TrainingConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of network teachers
-    of pictures and of critics, too."""
+    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of critics and of
+    the teachers of pictures, too. In Python, wrap a network teacher in `denoisers.Mixed`."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

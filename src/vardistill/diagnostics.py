@@ -41,7 +41,8 @@ FINENESS = 0.25
 def posterior_information(posterior: Posterior, draw: Draw) -> dict[str, Tensor]:
     """What q_φ tells of the latent, and the most that anything could: both in nats, meaned over the draw's levels.
 
-    The capacity is NaN for samples that are not finite, as a run's that diverges.
+    The capacity is NaN for samples that are not finite, as a run's that diverges, and too small for fewer samples than
+    dimensions.
     """
     z, noise = draw.z.flatten(1), draw.noise
     log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).sum(1)

@@ -5,7 +5,8 @@ the same on every process, and each process keeps its share: the result does not
 Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
 through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
 finite on any process leaves weights and optimisers alone (the fused optimisers skip it on the device, without a host
-sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n steps.
+sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
+the generator.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 
 from vardistill import checkpoints
 from vardistill.bookkeeping import Books, StopRequest
-from vardistill.clock import Clock
+from vardistill.clock import Clock, phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
-from vardistill.denoisers import Denoiser, Guided, check_denoiser
+from vardistill.denoisers import Denoiser, Guided, Mixed, check_denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
@@ -96,8 +97,16 @@ def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
     trained = isinstance(teacher, nn.Module) and next(teacher.parameters(), None) is not None
     if math.prod(generator.latent_shape) <= FEW_LATENTS or not trained:
         return VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
-    own = teacher.denoiser if isinstance(teacher, Guided) else teacher
-    return DiffInstruct(teacher, copy.deepcopy(own), sigma_data=float(getattr(generator, "data_std", 1.0)))
+    return DiffInstruct(
+        teacher, copy.deepcopy(unguided(teacher)), sigma_data=float(getattr(generator, "data_std", 1.0))
+    )
+
+
+def unguided(teacher: Denoiser) -> Denoiser:
+    """The denoiser that is guided, in the teacher's precision; the teacher itself without guidance."""
+    if isinstance(teacher, Mixed):
+        return Mixed(unguided(teacher.denoiser))
+    return teacher.denoiser if isinstance(teacher, Guided) else teacher
 
 
 def default_levels(
@@ -179,21 +188,6 @@ def distill(
     return Trainer(generator, objective, levels, training, evaluate, folder, data, conditions).run(resume)
 
 
-class Phase(NamedTuple):
-    """How far a run is in its head start or in its main part, in [0, 1], and in which."""
-
-    progress: float
-    head_start: bool
-
-
-def phase(training: TrainingConfig, progress: float) -> Phase:
-    """The phase at this progress ∈ [0, 1] of the whole run; each moves levels and learning rates from start to end."""
-    share = training.head_start
-    if progress < share:
-        return Phase(progress / share, True)
-    return Phase((progress - share) / (1 - share), False)
-
-
 class Trainer:
     """The state of a run and the loop over its steps; see `distill`."""
 
@@ -234,7 +228,8 @@ class Trainer:
         if auxiliary := objective.auxiliary_parameters():
             self.optimizers["objective"] = adam(auxiliary, training)
         self.rng = torch.Generator(device).manual_seed(training.seed)
-        self.skipped, self.skipped_before, self.evaluations = torch.zeros((), device=device), 0.0, 0
+        self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
+        self.updates, self.evaluations = 0, 0
         self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
@@ -272,6 +267,7 @@ class Trainer:
             self.update(progress, critic=False)
             if self.average is not self.generator:
                 self._update_average()
+            self.updates += 1
         self.step += 1
 
     def set_learning_rates(self, progress: float) -> None:
@@ -338,7 +334,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.config.ema, (1 + self.updates) / (10 + self.updates))
         pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
         moving, current = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
         torch._foreach_lerp_(moving, current, 1 - decay)
@@ -419,19 +415,20 @@ class Trainer:
             self._record("eval", values)
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
-        self.books.record(kind, self.step, self.clock.elapsed(), self._costs() | values)
-
-    def _costs(self) -> dict[str, float]:
-        """Processor seconds so far, and rows that went forward through a network."""
-        return {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": float(self.evaluations)}
+        costs = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": float(self.evaluations)}
+        self.books.record(kind, self.step, self.clock.elapsed(), costs | values)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by section; all but the random state are the run's own tensors, not copies."""
         tensors = {
             "generator": dict(self.generator.state_dict()),
             "objective": self.objective.auxiliary_state(),
-            "counters": {"skipped": self.skipped}
-            | {name: torch.tensor(v, dtype=torch.float64) for name, v in self._costs().items()},
+            "counters": {
+                "skipped": self.skipped,
+                "updates": torch.tensor(self.updates),
+                "network_evaluations": torch.tensor(self.evaluations),
+                "cpu_seconds": torch.tensor(self.clock.cpu_elapsed()),
+            },
             "random": {"training": self.rng.get_state()},
         }
         if self.average is not self.generator:
@@ -463,7 +460,7 @@ class Trainer:
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
-        self.evaluations = int(counters["network_evaluations"])
+        self.updates, self.evaluations = int(counters["updates"]), int(counters["network_evaluations"])
         self.books.resume(self.step)
 
     def _finish(self) -> Run:

@@ -23,7 +23,7 @@ from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill import config as configs
 from vardistill.config import TrainingConfig
-from vardistill.denoisers import DiffusersDenoiser, Guided, from_diffusers
+from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.errors import UsageError
 from vardistill.image_posteriors import ConvGaussian
 from vardistill.images import experiment
@@ -382,6 +382,10 @@ def test_a_guided_teachers_critic_is_a_copy_of_what_is_guided(foreign: Path) -> 
     assert isinstance(objective.critic, DiffusersDenoiser)
     theirs = dict(teacher.denoiser.named_parameters())
     assert all(torch.equal(p, theirs[name]) for name, p in objective.critic.named_parameters())
+    mixed = default_objective(Mixed(teacher), student)
+    assert isinstance(mixed, DiffInstruct)
+    assert isinstance(mixed.critic, Mixed)
+    assert isinstance(mixed.critic.denoiser, DiffusersDenoiser)
 
 
 def test_the_teacher_is_where_the_run_is_before_it_draws(
@@ -443,6 +447,7 @@ def test_what_cannot_be_trained_leaves_no_folder(teacher_run: Path, foreign: Pat
     asked = config_of("images-varflow", teacher_run, data=str(unlabelled))
     refused("labels were asked for, but the pictures have none", asked, out)
     refused("accumulate", replace(own, training=replace(TRAINING, accumulate=3)), out)
+    refused("a head start is for", replace(varflow, training=replace(TRAINING, head_start=0.3)), out)
 
 
 def test_a_folder_in_use_is_refused(teacher_run: Path, tmp_path: Path) -> None:
