@@ -198,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
     "images-digits": lambda: images("digits_1min"),
+    "images-digits-2": lambda: images("digits_2min"),
     "images-mnist": lambda: images("mnist_15min"),
     "images-mnist-30": lambda: images("mnist_30min"),
     "variance": lambda: bench("variance", SNR),

@@ -184,7 +184,7 @@ def build_levels(setting: Setting) -> NoiseLevels:
 def build_objective(setting: Setting, teacher: Denoiser, features: Features | None, student: OneStep) -> Objective:
     """The objective with its auxiliary networks; a posterior starts at the scale of what x tells of z.
 
-    Under bf16 the objective sees the teacher in mixed precision; its samples and evaluations do not.
+    Under bf16 the objective sees the teacher in mixed precision; real samples and evaluations do not.
     """
     o = setting.config.objective
     if setting.config.training.precision == "bf16":
