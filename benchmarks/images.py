@@ -31,6 +31,7 @@ from vardistill.images.presets import IMAGE_PRESETS, VARDIU
 
 ROWS = {
     "VarDiU": ("images-vardiu",),
+    "VarDiU, levels to 0.7": ("images-vardiu", "--base-end", "0.7"),
     "VarDiU, no head start": ("images-vardiu", "--head-start", "0"),
     "VarDiU, rank 16": ("images-vardiu", "--rank", "16"),
     "VarDiU, coupling flow": ("images-vardiu", "--posterior", "coupling"),
@@ -40,7 +41,7 @@ ROWS = {
     "VarDiU + VarFlow": ("images-vardiu-varflow",),
     "Diff-Instruct": ("images-diff-instruct",),
     "Diff-Instruct + VarFlow": ("images-diff-instruct-varflow",),
-    "Diff-Instruct + VarFlow, λ falls": ("images-diff-instruct-varflow", "--varflow-weight-end", "1"),
+    "Diff-Instruct + VarFlow, λ = 6": ("images-diff-instruct-varflow", "--varflow-weight-end", "6"),
 }
 """Preset and flags of every row."""
 

@@ -63,7 +63,7 @@ VARDIU_VARFLOW = replace(
 
 DIFF_INSTRUCT_VARFLOW = replace(
     DIFF_INSTRUCT,
-    objective=ImageSumConfig(first=ImageDiffInstructConfig(), varflow_weight=6.0, varflow_weight_end=6.0),
+    objective=ImageSumConfig(first=ImageDiffInstructConfig(), varflow_weight=6.0, varflow_weight_end=1.0),
 )
 
 IMAGE_PRESETS = {
