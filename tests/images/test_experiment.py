@@ -102,10 +102,10 @@ def run_killed_at(step: int, config: ImagesConfig, out: Path, monkeypatch: pytes
     """A run that is killed after as many updates, and then gone on with."""
     advance = Trainer.advance
 
-    def advance_or_stop(trainer: Trainer, progress: float) -> None:
+    def advance_or_stop(trainer: Trainer, progress: float, head_start: bool) -> None:
         if trainer.step == step:
             raise Killed
-        advance(trainer, progress)
+        advance(trainer, progress, head_start)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "advance", advance_or_stop)
