@@ -141,9 +141,12 @@ def images(name: str) -> str:
         lines.append(
             f"| {row} | " + " | ".join(_picture_cell(m, [r[m] for r in seeds if m in r]) for m in timed) + " |"
         )
-    seeds = max(len(r) for r in result["rows"].values())
+    counts = {len(r) for r in result["rows"].values()}
+    seeds = "1 seed" if counts == {1} else f"{max(counts)} seeds (mean ± standard deviation)"
+    seeds += ", or 1" if len(counts) > 1 else ""
     samples = result["teacher"]["18 steps"]["samples"]
-    facts = f"{samples} samples a row; students: {result['minutes']:g} minutes of processor time, {seeds} seed(s)."
+    minutes = f"{result['minutes']:g} minute{'' if result['minutes'] == 1 else 's'}"
+    facts = f"{samples} samples a row; students: {minutes} of processor time, {seeds}."
     return "\n".join([*lines, "", f"{facts} {_where(result['environment'])}"])
 
 
