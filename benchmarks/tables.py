@@ -37,19 +37,6 @@ def quality() -> str:
     )
 
 
-def posteriors() -> str:
-    """VarDiU's posteriors at equal wall clock."""
-    names = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "diu", "dikl", "gap", "step")
-    return _rows_table("mog40_posteriors", names)
-
-
-def teachers() -> str:
-    """Teachers at equal wall clock."""
-    return _rows_table(
-        "mog40_teachers", ("log_density", "log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode")
-    )
-
-
 def overhead() -> str:
     """The trainer against the bare loop, and the phases of a step."""
     result = _load("step_overhead")
@@ -183,8 +170,6 @@ SNR = tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16"))
 
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
-    "posteriors": posteriors,
-    "teachers": teachers,
     "overhead": overhead,
     "startup": startup,
     "energy": energy,

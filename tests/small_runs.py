@@ -30,7 +30,7 @@ from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow
 from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
-from vardistill.training import Diverged, Interrupted, Trainer
+from vardistill.training import Diverged, Interrupted, Run, Trainer, distill
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
 KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")
@@ -162,6 +162,24 @@ def state(job: Trainer, *left_out: str) -> dict[str, Tensor]:
         for name, v in part.items()
         if name != "cpu_seconds"
     }
+
+
+def run_small(kind: str = "batch", folder: Path | None = None, **options: Any) -> tuple[dict[str, Tensor], Trainer]:
+    """The final state of a small run, by name, and its trainer."""
+    job = trainer(kind, None if folder is None else RunFolder(folder), **options)
+    job.run()
+    return state(job), job
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, v in a.items():
+        assert torch.equal(v, b[name]), name
+
+
+def small_distill(student: Generator | None = None, **options: Any) -> Run:
+    options = {"teacher": teacher(), "training": config(steps=2)} | options
+    return distill(generator() if student is None else student, **options)
 
 
 @dataclass

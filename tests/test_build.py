@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal
 
 from vardistill.build import (
     Geometric,
@@ -30,9 +33,12 @@ from vardistill.config import (
 from vardistill.data import StoredSamples
 from vardistill.denoisers import Denoiser, Preconditioned
 from vardistill.errors import UsageError
+from vardistill.generators import MLP
+from vardistill.noise_levels import Draw
 from vardistill.objectives import DiffInstruct, Objective, VarDiU, VarFlow, WeightedSum
 from vardistill.objectives.weighted_sum import Part
-from vardistill.presets import PRESETS
+from vardistill.posteriors import FullGaussian
+from vardistill.presets import PRESETS, PosteriorName, learned_posterior
 from vardistill.problems import Problem
 from vardistill.training import Trainer
 
@@ -41,6 +47,13 @@ SMALL = Config(problem="mixture2", generator=GeneratorConfig(depth=1, width=8))
 
 def problem_of(config: Config) -> Problem:
     return build_problem(config.problem, config.levels.schedule)
+
+
+def a_draw(config: Config, generator: MLP, rng: torch.Generator) -> Draw:
+    """64 rows at the levels of the run's beginning."""
+    levels = replace(build_levels(config.levels, problem_of(config)), draws=1, antithetic=False)
+    z = generator.latents(64, rng)
+    return Draw(z, generator(z), levels.draw(generator.data_shape, 64, progress=0.0, rng=rng), generator)
 
 
 def learned(problem: Problem, schedule: str = "ve") -> Preconditioned:
@@ -69,6 +82,51 @@ def test_every_preset_builds_and_makes_a_step(name: str) -> None:
     trainer.advance(0.5)
     assert float(trainer.skipped) == 0
     assert all(v.isfinite().all() for v in student.state_dict().values())
+
+
+class TestLearnedPosterior:
+    @pytest.mark.parametrize("precision", ["no", "bf16"])
+    @pytest.mark.parametrize("family", ["diagonal", "full", "mixture", "nsf"])
+    def test_it_begins_as_the_exact_one_of_the_presets_student(
+        self, family: PosteriorName, precision: Literal["no", "bf16"], rng: torch.Generator
+    ) -> None:
+        """p(z | x_t) = p(z) N(x_t; αg(z), σ²I)/p(x_t), and x = g(z) is Gaussian, with two axes for two dimensions."""
+        config = learned_posterior(family)
+        config = replace(config, training=replace(config.training, precision=precision))
+        problem = problem_of(config)
+        generator, objective = build_generator(config, problem), objective_of(config)
+        assert isinstance(objective, VarDiU)
+        draw = a_draw(config, generator, rng)
+        alpha, sigma = draw.noise.alpha, draw.noise.sigma
+        with torch.no_grad():
+            slope = generator.slope
+            covariance = alpha[:, None, None] ** 2 * (slope.T @ slope) + sigma[:, None, None] ** 2 * torch.eye(2)
+            log_joint = Normal(0.0, 1.0).log_prob(draw.z) + Normal(alpha[:, None] * draw.x, sigma[:, None]).log_prob(
+                draw.x_t
+            )
+            marginal = MultivariateNormal(alpha[:, None] * generator.offset, covariance)
+            exact = log_joint.sum(1) - marginal.log_prob(draw.x_t)
+            q = objective.posterior(draw.x_t, alpha, sigma)
+            torch.testing.assert_close(q.log_prob(draw.z), exact, atol=5e-3, rtol=1e-3)
+
+    def test_in_mixed_precision_its_hidden_layers_alone_are_rounded(self, rng: torch.Generator) -> None:
+        """F differs by some roundings of 2⁻⁹ of its largest value, and stays in single precision."""
+        single, mixed = (self.network("no"), self.network("bf16"))
+        x, level = torch.randn(64, 2, generator=rng), torch.randn(64, generator=rng)
+        exact, rounded = single(x, level).detach(), mixed(x, level).detach()
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, exact)
+        torch.testing.assert_close(rounded, exact, atol=2**-6 * float(exact.abs().max()), rtol=0)
+
+    def network(self, precision: Literal["no", "bf16"]) -> nn.Module:
+        """The posterior's, its last layer away from 0."""
+        config = learned_posterior("full")
+        objective = objective_of(replace(config, training=replace(config.training, precision=precision)))
+        assert isinstance(objective, VarDiU)
+        assert isinstance(objective.posterior, FullGaussian)
+        last = list(objective.posterior.network.parameters())[-2]
+        nn.init.normal_(last, std=0.1, generator=torch.Generator().manual_seed(0))
+        return objective.posterior.network
 
 
 def test_the_same_seed_builds_the_same_objective() -> None:

@@ -138,6 +138,7 @@ def build_vardiu(o: VarDiUConfig, config: Config, problem: Problem, teacher: Den
                 o.posterior_depth,
                 o.posterior_width,
                 axes=build_axes(config, problem) if config.generator.linear else None,
+                mixed=config.training.precision == "bf16",
             )
     return VarDiU(
         teacher,

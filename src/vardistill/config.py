@@ -279,8 +279,8 @@ class TrainingConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of critics and of
-    the teachers of pictures, too. In Python, wrap a network teacher in `denoisers.Mixed`."""
+    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of posteriors,
+    critics and the teachers of pictures, too. In Python, wrap a network teacher in `denoisers.Mixed`."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

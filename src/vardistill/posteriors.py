@@ -137,6 +137,7 @@ class _Amortised(Posterior):
         width: units of a hidden layer.
         network: (inputs, outputs) → the network F(x, c); default a perceptron.
         axes: of the map that the student starts from, as many as latents; default none.
+        mixed: whether the perceptron's hidden layers run in bfloat16.
 
     Raises:
         UsageError: unless sigma_data > 0 and there is an axis for every latent.
@@ -155,6 +156,7 @@ class _Amortised(Posterior):
         width: int = 256,
         network: Callable[[int, int], nn.Module] | None = None,
         axes: PrincipalAxes | None = None,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         if not sigma_data > 0:
@@ -167,7 +169,10 @@ class _Amortised(Posterior):
             for name in ("mean", "directions", "scales"):
                 self.register_buffer(name, getattr(axes, name))
         inputs, outputs = latent if self.has_axes else data, self._outputs(latent)
-        self.network = LevelMLP(inputs, outputs, depth, width) if network is None else network(inputs, outputs)
+        if network is None:
+            self.network: nn.Module = LevelMLP(inputs, outputs, depth, width, "relu", mixed)
+        else:
+            self.network = network(inputs, outputs)
         if self.has_axes and network is None:
             for p in list(self.network.parameters())[-2:]:
                 nn.init.zeros_(p)
@@ -239,11 +244,12 @@ class MixtureOfGaussians(_Amortised):
         width: int = 256,
         components: int = 8,
         axes: PrincipalAxes | None = None,
+        mixed: bool = False,
     ) -> None:
         if components < 1:
             raise UsageError(f"components must be at least 1, but is {components}")
         self.components = components
-        super().__init__(data, latent, sigma_data, depth, width, axes=axes)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes, mixed=mixed)
         if self.has_axes:
             self._part_components()
 
@@ -290,9 +296,10 @@ class NeuralSplineFlow(_Amortised):
         hidden: tuple[int, ...] = (64, 64),
         context: int = 32,
         axes: PrincipalAxes | None = None,
+        mixed: bool = False,
     ) -> None:
         self.context = context
-        super().__init__(data, latent, sigma_data, depth, width, axes=axes)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes, mixed=mixed)
         self.flow = zuko.flows.NSF(
             features=latent, context=context, bins=bins, transforms=transforms, hidden_features=hidden
         )

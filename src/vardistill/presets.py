@@ -107,7 +107,7 @@ def teacher_fit(problem: ProblemName) -> TeachConfig:
 MOG40_LEVELS = LogNormal(base_start=15.0, base_end=0.5, broad=0.8, broad_min=0.4, broad_max=15.0)
 
 MOG40 = Config(
-    generator=GeneratorConfig(depth=4, width=192, activation="relu", fourier=32),
+    generator=GeneratorConfig(depth=4, width=192, activation="relu", fourier=32, linear=True),
     objective=VarDiUConfig(posterior="prior", candidates="batch", pool=2048),
     levels=LevelsConfig(distribution=MOG40_LEVELS, weight="sigma2_linear", stratified=True),
     training=TrainingConfig(
@@ -129,12 +129,12 @@ DEMO = replace(
 
 
 def learned_posterior(posterior: PosteriorName, candidates: int = 0) -> Config:
-    """The default run with another posterior, which learns faster than the generator, and antithetic pairs."""
+    """The default run with another posterior and antithetic pairs."""
     return replace(
         MOG40,
-        objective=VarDiUConfig(posterior=posterior, candidates=candidates, posterior_steps=2),
+        objective=VarDiUConfig(posterior=posterior, candidates=candidates, posterior_width=128),
         levels=replace(MOG40.levels, draws=2, antithetic=True),
-        training=replace(MOG40.training, steps=20_000, batch=512, lr=1e-3, auxiliary_lr=2e-3, eval_every=1000),
+        training=replace(MOG40.training, steps=40_000, batch=512, lr=4e-3, auxiliary_lr=4e-3),
     )
 
 
@@ -170,7 +170,7 @@ def diff_instruct(critic_steps: int) -> Config:
     return replace(
         MOG40,
         objective=DiffInstructConfig(critic_steps=critic_steps, critic_width=192),
-        training=replace(MOG40.training, steps=30_000, batch=512, lr=1e-3, auxiliary_lr=2e-3),
+        training=replace(MOG40.training, steps=30_000, batch=512, lr=4e-3, auxiliary_lr=8e-3),
     )
 
 

@@ -82,6 +82,16 @@ TEACHERS = {
 
 MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
 
+STARTED = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "Diff-Instruct 1", "Diff-Instruct 5")
+
+STARTS = {
+    f"{name}, {start} start": replace(
+        OBJECTIVES[name], generator=replace(OBJECTIVES[name].generator, linear=start == "linear")
+    )
+    for name, start in itertools.product(STARTED, ("linear", "random"))
+}
+"""What the student's first map is worth."""
+
 FITTED = {f"learned, {n // 1000}k": TeacherConfig("learned", teacher_samples=n) for n in (1_000, 5_000, 10_000)}
 
 FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
@@ -160,6 +170,14 @@ _ALL = (
         metrics=("log_density", *QUALITY, "gap", "critic_error", "gradient_bias"),
         curves=("log_mmd", "dikl"),
         budget=Budget("cpu", 3),
+    ),
+    Bench(
+        "start",
+        "students that start as a linear map against random weights",
+        lambda seeds: grid(STARTS, seeds=seeds),
+        metrics=("log_density", *QUALITY, "gap"),
+        curves=("log_mmd", "modes_found"),
+        budget=Budget("cpu", 1),
     ),
     Bench(
         "posterior-capacity",
