@@ -1,4 +1,4 @@
-"""How often a student's map is folded, by what it started from: `python benchmarks/folds.py`.
+"""How much of a student's map is folded, by what it started from: `python benchmarks/folds.py`.
 
 Of the runs of `vardistill bench start --out benchmarks/runs/start`. A map whose det ∂g/∂z has both signs turns part of
 the plane over, and lays it on other parts. The share of z ~ N(0, I) whose determinant has the rarer sign is 0 for a map
@@ -8,6 +8,7 @@ without folds, 1/2 for one that is folded all over.
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 
 import torch
@@ -29,6 +30,8 @@ def folded(generator: Generator) -> float:
 def main() -> None:
     """Measure every finished cell and write results/folds.json."""
     runs = HERE / "runs" / "start"
+    if not (runs / "results.json").exists():
+        sys.exit("folds: first run vardistill bench start --out benchmarks/runs/start")
     results = json.loads((runs / "results.json").read_text())
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for cell in results["cells"]:
@@ -36,7 +39,8 @@ def main() -> None:
         rows[cell["objective"]].append({"seed": cell["seed"], "folded": round(share, 4)})
         print(f"{cell['objective']}, seed {cell['seed']}: {share:.3f}")
     settings = results["settings"]
-    write_results("folds", rows, settings["threads"], settings["jobs"], results["environment"])
+    facts = {"budget": settings["budget"], "samples": SAMPLES}
+    write_results("folds", rows, settings["threads"], settings["jobs"], results["environment"], **facts)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,30 @@ def test_output_is_scaled_and_moved_by_the_data() -> None:
     torch.testing.assert_close(scaled(z), -3.0 + 7.0 * plain(z))
 
 
+def in_bfloat16(generator: MLP, z: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        x: torch.Tensor = generator(z)
+    return x
+
+
+def test_bfloat16_leaves_the_places_of_z_and_x_alone() -> None:
+    """Without hidden layers between the first and the last nothing is rounded: phases, linear map and result."""
+    generator = small(latent=2, depth=1, fourier=16, linear=True, data_std=20.0)
+    torch.nn.init.normal_(generator.layers[-1].weight)
+    generator.slope.copy_(torch.tensor([[25.0, 1.0], [-3.0, 18.0]]))
+    z = generator.latents(100, torch.Generator().manual_seed(0))
+    assert torch.equal(in_bfloat16(generator, z), generator(z).detach())
+
+
+def test_bfloat16_rounds_hidden_layers() -> None:
+    """By some roundings of 2⁻⁹ of the largest value."""
+    generator = small(latent=2, depth=3, fourier=16, activation="relu")
+    z = generator.latents(100, torch.Generator().manual_seed(0))
+    exact, rounded = generator(z).detach(), in_bfloat16(generator, z)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=2**-6 * float(exact.abs().max()), rtol=0)
+
+
 def test_samples_have_a_seed_and_no_gradient() -> None:
     generator = small()
     state = torch.get_rng_state()

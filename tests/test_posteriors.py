@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from vardistill.denoisers import GaussianMixture
 from vardistill.errors import UsageError
+from vardistill.networks import ACTIVATIONS
 from vardistill.noise_levels import Draw, Noise
 from vardistill.objectives import VarDiU
 from vardistill.posteriors import (
@@ -194,6 +195,28 @@ def test_state_restores_the_same_density(family: Callable[..., Posterior], rng: 
 def test_refuses_a_standard_deviation_that_is_not_positive(family: Callable[..., Posterior], sigma_data: float) -> None:
     with pytest.raises(UsageError, match="sigma_data must be positive"):
         family(DATA, 2, sigma_data)
+
+
+@every_learned
+@pytest.mark.parametrize("depth", [1, 3])
+def test_mixed_precision_rounds_hidden_layers_and_these_alone(
+    family: Callable[..., Posterior], depth: int, rng: torch.Generator
+) -> None:
+    """With one layer there are none between the first and the last: nothing is rounded."""
+    single, mixed = (family(DATA, 2, SIGMA_DATA, depth=depth, width=32, mixed=mixed).float() for mixed in (False, True))
+    mixed.load_state_dict(single.state_dict())
+    scaled = [v.float() for v in inputs(rng)]
+    z = torch.randn(len(RATIOS), 2, generator=rng).float()
+    exact, rounded = (q(*scaled).log_prob(z).detach() for q in (single, mixed))
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, exact) == (depth == 1)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_networks_activation_is_the_one_asked_for(activation: str) -> None:
+    posterior = DiagonalGaussian(DATA, 2, SIGMA_DATA, depth=2, width=16, activation=activation)
+    assert {type(layer) for layer in posterior.network.modules()} >= {type(ACTIVATIONS[activation]())}
 
 
 def test_refuses_a_mixture_of_nothing() -> None:

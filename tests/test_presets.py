@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from vardistill.bench.named import BENCHES
 from vardistill.build import build_generator, build_levels, build_problem
 from vardistill.cli.train import _start
-from vardistill.config import VarDiUVarFlowConfig
+from vardistill.config import VarDiUConfig, VarDiUVarFlowConfig
 from vardistill.levels import LogNormal
 from vardistill.presets import (
     HIGH_BATCH,
     MOG40,
+    PRESETS,
     SCALES,
     VARDIU_VARFLOW,
     VARFLOW,
@@ -70,6 +72,28 @@ def test_every_bench_plans_cells_of_its_own_names(name: str, tmp_path: Path) -> 
     cells = BENCHES[name].plan(seeds=2)
     assert len({cell.name for cell in cells}) == len(cells)
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_students_in_the_plane_start_as_linear_maps_but_the_papers() -> None:
+    started = {name: preset.config.generator.linear for name, preset in PRESETS.items()}
+    assert {name for name, linear in started.items() if not linear} == {"mog40-vardiu-paper"}
+    assert adapted(MOG40, "moons").generator == MOG40.generator
+
+
+def test_the_papers_networks_have_its_activation() -> None:
+    paper = PRESETS["mog40-vardiu-paper"].config
+    assert isinstance(paper.objective, VarDiUConfig)
+    assert paper.generator.activation == paper.objective.posterior_activation == "silu"
+
+
+def test_starts_are_compared_with_all_else_equal() -> None:
+    cells = BENCHES["start"].plan(seeds=1)
+    linear = {cell.objective: cell.config for cell in cells if cell.config.generator.linear}
+    others = {cell.objective: cell.config for cell in cells if not cell.config.generator.linear}
+    assert len(linear) == len(others) == 5
+    for name, config in linear.items():
+        other = others[name.replace("linear", "random")]
+        assert replace(other, generator=replace(other.generator, linear=True)) == config
 
 
 def test_the_groups_of_a_sum_keep_their_size() -> None:

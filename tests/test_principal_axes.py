@@ -150,6 +150,21 @@ class TestPosterior:
         torch.testing.assert_close(bound, log_ratio(generator, target, draw), rtol=1e-9, atol=1e-9)
 
     @every_latent
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_it_sees_every_direction_of_the_data(self, family: Family, latent: int, rng: torch.Generator) -> None:
+        """A student that bends leaves its axes: what lies off them tells of z, too."""
+        q = posterior(family, principal_axes(points(), latent), latent)
+        with torch.no_grad():
+            for parameter in q.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+        x_t = points(4).requires_grad_()
+        z = torch.randn(4, latent, generator=rng)
+        q(x_t, torch.ones(4), torch.full((4,), 0.5)).log_prob(z).sum().backward()
+        assert x_t.grad is not None
+        directions = principal_axes(points(), 3).directions
+        assert ((x_t.grad @ directions).abs() > 1e-6).all()  # rounding leaves 1e-15 of a direction that is not seen
+
+    @every_latent
     def test_a_flow_learns_with_all_its_parameters(self, latent: int, rng: torch.Generator) -> None:
         """Layers of zeros hold up the gradient of those below them for the first step alone."""
         generator, axes = start(latent)

@@ -41,10 +41,6 @@ POSTERIORS = {
 """The learned posteriors, by name."""
 
 
-AXES_SAMPLES = 10_000
-"""Samples that principal axes are computed from."""
-
-
 @contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
     """Networks built inside draw their initial weights from `seed`; the global generator is left as it was."""
@@ -99,12 +95,15 @@ def build_generator(config: Config, problem: Problem) -> MLP:
 
 
 def build_axes(config: Config, problem: Problem) -> PrincipalAxes:
-    """The principal axes of a sample of the problem, one for every latent."""
+    """The principal axes of a sample of the problem, as large as a teacher's, one for every latent."""
     (data,) = problem.data_shape
     if config.generator.latent > data:
-        raise UsageError(f"a linear start takes at most {data} latents on {problem.name}: set latent {data} or smaller")
+        raise UsageError(
+            f"a linear start takes at most {data} latents on {problem.name}: set latent {data} or smaller, or linear "
+            "false (--no-linear) for a start from random weights"
+        )
     rng = torch.Generator().manual_seed(config.training.seed)
-    return principal_axes(problem.sample(AXES_SAMPLES, rng), config.generator.latent)
+    return principal_axes(problem.sample(config.teacher.teacher_samples, rng), config.generator.latent)
 
 
 def build_objective(config: Config, problem: Problem, teacher: Denoiser) -> Objective:
@@ -138,6 +137,7 @@ def build_vardiu(o: VarDiUConfig, config: Config, problem: Problem, teacher: Den
                 o.posterior_depth,
                 o.posterior_width,
                 axes=build_axes(config, problem) if config.generator.linear else None,
+                activation=o.posterior_activation,
                 mixed=config.training.precision == "bf16",
             )
     return VarDiU(

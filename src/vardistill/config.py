@@ -24,6 +24,10 @@ ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mix
 Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
 
 
+ActivationName = Literal["silu", "gelu", "relu", "leaky_relu", "tanh"]
+"""Activation functions of perceptrons."""
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """The one-step generator, a perceptron.
@@ -38,13 +42,13 @@ class GeneratorConfig:
     """Hidden layers."""
     width: int = 256
     """Units of a hidden layer."""
-    activation: Literal["silu", "gelu", "relu", "leaky_relu", "tanh"] = "silu"
+    activation: ActivationName = "silu"
     """Activation function."""
-
     fourier: int = 0
     """Random Fourier features of z beside z itself; they make sharper maps."""
     linear: bool = False
-    """Start as a linear map with the data's mean and covariance, the posterior as its exact one."""
+    """Start as a linear map with the mean and covariance of a sample of the problem (`teacher_samples`), a learned
+    posterior as its exact one; for at most as many latents as dimensions."""
 
     def __post_init__(self) -> None:
         for name in ("latent", "depth", "width"):
@@ -65,7 +69,7 @@ class TeacherConfig:
     teacher_run: Path | None = None
     """Folder of a teacher made by `vardistill teach`, for a learned teacher; default: fit one first."""
     teacher_samples: int = 10_000
-    """Size of the sample that an empirical or a learned teacher sees."""
+    """Size of the sample that an empirical or a learned teacher sees, and a linear start."""
     bandwidth: float = 0.0
     """Standard deviation of the Gaussian that an empirical teacher puts on every point."""
 
@@ -98,6 +102,8 @@ class VarDiUConfig:
     """Hidden layers of the posterior's network."""
     posterior_width: int = 256
     """Units of its hidden layers."""
+    posterior_activation: ActivationName = "silu"
+    """Its activation function."""
 
     def __post_init__(self) -> None:
         known = self.candidates == "batch" or self.candidates >= 0
@@ -279,8 +285,9 @@ class TrainingConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of posteriors,
-    critics and the teachers of pictures, too. In Python, wrap a network teacher in `denoisers.Mixed`."""
+    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of perceptrons as
+    posteriors, of critics and of the teachers of pictures, too. In Python, wrap a network teacher in
+    `denoisers.Mixed`."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

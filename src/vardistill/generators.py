@@ -148,13 +148,11 @@ class MLP(
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast."""
-        start: Tensor | float = self.data_mean
-        if self.linear:
-            with torch.autocast(z.device.type, enabled=False):
-                start = self.offset + z @ self.slope
-        if self.frequencies.shape[1]:
-            phase = z @ self.frequencies
-            z = torch.cat([z, phase.sin(), phase.cos()], dim=1)
+        with torch.autocast(z.device.type, enabled=False):
+            start = self.offset + z @ self.slope if self.linear else self.data_mean
+            if self.frequencies.shape[1]:
+                phase = z @ self.frequencies
+                z = torch.cat([z, phase.sin(), phase.cos()], dim=1)
         first, *hidden, last = self.layers
         h = full_precision(first, z)
         for layer in hidden:

@@ -5,9 +5,10 @@ Networks see x_t scaled to unit variance and ln r/σ_d, r = σ_t/α_t. Scales ar
     s(r) = r/√(r² + σ_d²),
 
 the posterior's standard deviation when z → x is linear: it goes from 0 at small noise to the prior's 1 at large.
-Where the student starts as a linear map along principal axes (`principal_axes`), the network sees x_t along these axes,
-scales are relative to the axes' own, and with the network's output at its initial zero q is that map's exact posterior.
-Every posterior is a normalised density in z and differentiable in x_t.
+Where the student starts as a linear map along principal axes (`principal_axes`), the network sees x_t along these axes
+and what lies off them, scales are relative to the axes' own, and with the network's output at its initial zero q is
+that map's exact posterior. Every posterior is a normalised density in z and differentiable in x_t, almost everywhere
+where the network's activation is.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ class _Amortised(Posterior):
         width: units of a hidden layer.
         network: (inputs, outputs) → the network F(x, c); default a perceptron.
         axes: of the map that the student starts from, as many as latents; default none.
+        activation: of the perceptron, a name in `vardistill.networks.ACTIVATIONS`.
         mixed: whether the perceptron's hidden layers run in bfloat16.
 
     Raises:
@@ -156,6 +158,7 @@ class _Amortised(Posterior):
         width: int = 256,
         network: Callable[[int, int], nn.Module] | None = None,
         axes: PrincipalAxes | None = None,
+        activation: str = "silu",
         mixed: bool = False,
     ) -> None:
         super().__init__()
@@ -168,9 +171,10 @@ class _Amortised(Posterior):
                 raise UsageError(f"a posterior of {latent} latents needs as many axes, but has {len(axes.scales)}")
             for name in ("mean", "directions", "scales"):
                 self.register_buffer(name, getattr(axes, name))
-        inputs, outputs = latent if self.has_axes else data, self._outputs(latent)
+        self.sees_rest = self.has_axes and latent < data
+        inputs, outputs = latent + data if self.sees_rest else data, self._outputs(latent)
         if network is None:
-            self.network: nn.Module = LevelMLP(inputs, outputs, depth, width, "relu", mixed)
+            self.network: nn.Module = LevelMLP(inputs, outputs, depth, width, activation, mixed)
         else:
             self.network = network(inputs, outputs)
         if self.has_axes and network is None:
@@ -188,15 +192,16 @@ class _Amortised(Posterior):
             raise UsageError(f"{type(self).__name__} takes no conditions, but got {', '.join(condition)}")
         ratio = (sigma / alpha)[:, None]
         x = x_t / alpha[:, None]
-        own: Tensor | float = self.sigma_data
-        location = torch.zeros_like(ratio)
+        total = isotropic = (ratio**2 + self.sigma_data**2).sqrt()
+        seen, location = x / isotropic, torch.zeros_like(ratio)
         if self.has_axes:
-            x, own = (x - self.mean) @ self.directions, self.scales
-        total = (ratio**2 + own**2).sqrt()
-        x = x / total
-        if self.has_axes:
-            location = own / total * x
-        out: Tensor = self.network(x, (ratio.squeeze(1) / self.sigma_data).log())
+            along = (x - self.mean) @ self.directions
+            total = (ratio**2 + self.scales**2).sqrt()
+            seen, location = along / total, self.scales * along / total**2
+            if self.sees_rest:
+                rest = x - self.mean - along @ self.directions.T
+                seen = torch.cat([seen, rest / isotropic], dim=1)
+        out: Tensor = self.network(seen, (ratio.squeeze(1) / self.sigma_data).log())
         return out, ratio / total, location
 
 
@@ -244,12 +249,13 @@ class MixtureOfGaussians(_Amortised):
         width: int = 256,
         components: int = 8,
         axes: PrincipalAxes | None = None,
+        activation: str = "silu",
         mixed: bool = False,
     ) -> None:
         if components < 1:
             raise UsageError(f"components must be at least 1, but is {components}")
         self.components = components
-        super().__init__(data, latent, sigma_data, depth, width, axes=axes, mixed=mixed)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes, activation=activation, mixed=mixed)
         if self.has_axes:
             self._part_components()
 
@@ -296,10 +302,11 @@ class NeuralSplineFlow(_Amortised):
         hidden: tuple[int, ...] = (64, 64),
         context: int = 32,
         axes: PrincipalAxes | None = None,
+        activation: str = "silu",
         mixed: bool = False,
     ) -> None:
         self.context = context
-        super().__init__(data, latent, sigma_data, depth, width, axes=axes, mixed=mixed)
+        super().__init__(data, latent, sigma_data, depth, width, axes=axes, activation=activation, mixed=mixed)
         self.flow = zuko.flows.NSF(
             features=latent, context=context, bins=bins, transforms=transforms, hidden_features=hidden
         )

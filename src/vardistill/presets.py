@@ -68,8 +68,8 @@ HIGH_BATCH = 256
 def adapted(config: Config, problem: ProblemName) -> Config:
     """A configuration for MoG-40 with its noise levels in proportion to another problem's scales.
 
-    Above two dimensions the student has a latent for every one, starts as a linear map and has no Fourier features;
-    batches are smaller, their groups as large as before.
+    Above two dimensions the student has a latent for every one, always starts as a linear map and has no Fourier
+    features; batches are smaller, their groups as large as before.
     """
     scale, reference = SCALES[problem], SCALES["mog40"]
     large, small = scale.blurring / reference.blurring, scale.finest / reference.finest
@@ -129,10 +129,12 @@ DEMO = replace(
 
 
 def learned_posterior(posterior: PosteriorName, candidates: int = 0) -> Config:
-    """The default run with another posterior and antithetic pairs."""
+    """MoG-40 with a learned posterior: antithetic pairs, and rates at which the posterior keeps up."""
     return replace(
         MOG40,
-        objective=VarDiUConfig(posterior=posterior, candidates=candidates, posterior_width=128),
+        objective=VarDiUConfig(
+            posterior=posterior, candidates=candidates, posterior_width=128, posterior_activation="relu"
+        ),
         levels=replace(MOG40.levels, draws=2, antithetic=True),
         training=replace(MOG40.training, steps=40_000, batch=512, lr=4e-3, auxiliary_lr=4e-3),
     )

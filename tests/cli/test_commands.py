@@ -223,6 +223,15 @@ def test_mistakes_get_one_line(
     assert told in refused(capsys, *words)
 
 
+def test_more_latents_than_dimensions_start_from_random_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["train", "mog40-vardiu", *QUICK, "--latent", "4", "--out", str(tmp_path / "run")]
+    assert "at most 2 latents on mog40: set latent 2 or smaller, or linear false" in refused(capsys, *words)
+    assert not (tmp_path / "run").exists()
+    assert cli.run([*words, "--no-linear"]) == 0
+
+
 def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     refused(capsys, "train", "mog40-vardiu", "--batch", "1", "--out", str(out))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vardistill.bench.cells import Bench, Budget, Cell, grid
-from vardistill.config import Config, DiffInstructConfig, GeneratorConfig, ProblemName, TeacherConfig, VarDiUConfig
+from vardistill.config import Config, DiffInstructConfig, ProblemName, TeacherConfig, VarDiUConfig
 from vardistill.presets import (
     DEMO,
     MOG40,
@@ -26,7 +26,7 @@ QUALITY = ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv"
 def tiny(config: Config) -> Config:
     """The configuration with small networks and few samples."""
     training = replace(config.training, batch=64, eval_samples=500, log_every=5, checkpoint_every=5)
-    return replace(config, generator=GeneratorConfig(width=16, depth=1), training=training)
+    return replace(config, generator=replace(config.generator, width=16, depth=1), training=training)
 
 
 def evaluated(config: Config, every: int) -> Config:
@@ -98,7 +98,7 @@ FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
 
 CAPACITY = {
     f"{posterior}, width {width}": evaluated(with_objective(learned_posterior(posterior), posterior_width=width), 300)
-    for posterior, width in itertools.product(FAMILIES, (64, 256))
+    for posterior, width in itertools.product(FAMILIES, (32, 128, 512))
 } | {"batch candidates": evaluated(DEMO, 1500)}
 
 ABLATION = (
