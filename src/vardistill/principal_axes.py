@@ -6,7 +6,7 @@ z → μ + U diag(s) z sends N(0, I_k) to the data's Gaussian, and for r = σ_t/
     z_i | x_t ~ N( s_i/√(r² + s_i²) h_i, r²/(r² + s_i²) ),  independent over i.
 
 In many dimensions a student that starts without spread shows a posterior nothing, and collapses; in few, random weights
-fold the latents over the data, and students lose modes.
+fold the latents over the data, and some students lose modes.
 """
 
 from __future__ import annotations
