@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,9 @@ class TestAxes:
             (points(), 4, "but got 400 points and 4 axes"),
             (points(), 0, "but got 400 points and 0 axes"),
             (torch.ones(5, 3), 2, "need data that vary, but all points are the same"),
+            (torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), 1, "need finite points, but got NaN or infinity"),
+            (torch.zeros(4, 2, 3), 1, "points .n, d. of floats, but got .4, 2, 3. of torch.float32"),
+            (torch.zeros(4, 2, dtype=torch.uint8), 1, "but got .4, 2. of torch.uint8"),
         ],
     )
     def test_mistakes(self, data: Tensor, axes: int, match: str) -> None:
@@ -96,6 +100,24 @@ class TestGenerator:
         columns = (generator(torch.eye(3)) - axes.mean).T
         torch.testing.assert_close(columns, axes.directions * axes.scales)
         torch.testing.assert_close(columns @ columns.T, points().T.cov())
+
+    @every_latent
+    def test_it_is_made_of_points_in_one_call(self, latent: int) -> None:
+        """With their scale, their precision and their axes, which it gives back."""
+        generator, axes = MLP.from_data(points(), latent, depth=1, width=8), principal_axes(points(), latent)
+        assert generator.data_std == pytest.approx(float(points().var(0).mean().sqrt()))
+        assert (generator.latent_shape, generator.data_shape) == ((latent,), (3,))
+        z = torch.randn(5, latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        torch.testing.assert_close(generator(z), axes.mean + z @ (axes.directions * axes.scales).T)
+        for name in ("mean", "directions", "scales"):
+            torch.testing.assert_close(getattr(generator.axes, name), getattr(axes, name))
+
+    def test_it_has_a_latent_for_every_dimension_unless_told_otherwise(self) -> None:
+        assert MLP.from_data(points()).latent_shape == (3,)
+
+    def test_one_from_random_weights_has_no_axes(self) -> None:
+        with pytest.raises(UsageError, match=r"has no principal axes: see MLP.from_data"):
+            MLP(2, 3).axes  # noqa: B018
 
     @every_latent
     def test_its_perceptron_learns_and_comes_back_from_disk(self, latent: int, tmp_path: Path) -> None:

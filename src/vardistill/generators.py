@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vardistill.errors import UsageError
 from vardistill.hub import SafeHubMixin
 from vardistill.networks import full_precision, mlp
-from vardistill.principal_axes import PrincipalAxes
+from vardistill.principal_axes import PrincipalAxes, principal_axes
 
 
 class Generator(nn.Module):
@@ -71,7 +71,8 @@ class MLP(
     """x = mean + std · f(z), with f a perceptron of z and, for sharper maps, of its random Fourier features.
 
     The features are sin(zF) and cos(zF) with a fixed F ~ N(0, 1) (Tancik et al. 2020, arXiv 2006.10739).
-    With `linear` it is x = μ + U diag(s) z + std · f(z), and f starts at zero: see `start_from`.
+    With `linear` it is x = μ + U diag(s) z + std · f(z), and f starts at zero: see `from_data`, the best start where
+    there are data or a teacher's own samples.
 
     Args:
         latent: dimension of z.
@@ -132,6 +133,46 @@ class MLP(
         nn.init.uniform_(first.bias, -2, 2)
         nn.init.normal_(last.weight, std=0.0 if self.linear else last.in_features**-0.5)
         nn.init.zeros_(last.bias)
+
+    @classmethod
+    def from_data(
+        cls,
+        points: Tensor,
+        latent: int | None = None,
+        depth: int = 4,
+        width: int = 256,
+        activation: str = "silu",
+        fourier: int = 0,
+    ) -> MLP:
+        """A generator that starts as a linear map, with the mean and along the principal axes of the points.
+
+        Args:
+            points: (n, d), samples of the data or of a teacher; a thousand or more for few dimensions.
+            latent: dimension of z, at most d; default d.
+            depth: hidden layers.
+            width: units of a hidden layer.
+            activation: name in `vardistill.networks.ACTIVATIONS`.
+            fourier: random Fourier features; 0 for none.
+
+        Raises:
+            UsageError: as `principal_axes` does.
+        """
+        axes = principal_axes(points, points.shape[-1] if latent is None else latent)
+        std = float(points.var(0).mean().sqrt())
+        generator = cls(axes.directions.shape[1], len(axes.mean), depth, width, activation, std, 0.0, fourier, True)
+        return generator.to(points).start_from(axes)
+
+    @property
+    def axes(self) -> PrincipalAxes:
+        """The linear map's μ, U and s, for a posterior that starts as the exact one of this start.
+
+        Raises:
+            UsageError: for a generator without a linear map.
+        """
+        if not self.linear:
+            raise UsageError("a generator that starts from random weights has no principal axes: see MLP.from_data")
+        scales = self.slope.norm(dim=1)
+        return PrincipalAxes(self.offset.clone(), (self.slope / scales[:, None]).T, scales)
 
     def start_from(self, axes: PrincipalAxes) -> MLP:
         """Set the linear map z → μ + U diag(s) z, and return the generator.

@@ -35,8 +35,13 @@ def principal_axes(data: Tensor, axes: int) -> PrincipalAxes:
     """The first `axes` principal axes of data (n, d).
 
     Raises:
-        UsageError: for fewer than 2 points, more axes than dimensions, or points that are all the same.
+        UsageError: for points that are not vectors of floats, not finite, fewer than 2 or all the same, or more axes
+            than dimensions.
     """
+    if data.ndim != 2 or not data.is_floating_point():
+        raise UsageError(f"principal axes need points (n, d) of floats, but got {tuple(data.shape)} of {data.dtype}")
+    if not data.isfinite().all():
+        raise UsageError("principal axes need finite points, but got NaN or infinity")
     n, d = data.shape
     if n < 2 or not 1 <= axes <= d:
         raise UsageError(f"principal axes need 2 points and 1 to {d} axes, but got {n} points and {axes} axes")
