@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 from measured import HERE
@@ -170,6 +171,20 @@ def diff_instruct() -> str:
     return "\n".join(lines)
 
 
+def critics() -> str:
+    """What Diff-Instruct's critics leave: their error, and the bias that it is, over training."""
+    cells = _load("bench-mog40-3min")["cells"]
+    lines = ["| critic steps | critic's error, first | last | bias / gradient, median | from | to |", "|---" * 6 + "|"]
+    for steps in (1, 5, 10):
+        found = [c for c in cells if (c["objective"], c["teacher"]) == (f"Diff-Instruct {steps}", "true")]
+        ends = [spread([cell["curve"][place]["critic_error"] for cell in found]) for place in (0, -1)]
+        points = [point["gradient_bias"] for cell in found for point in cell["curve"]]
+        told = [bias for bias in points if bias is not None]
+        bias = f"{median(told):.2g} ({len(told)} of {len(points)} evaluations) | {min(told):.2g} | {max(told):.2g}"
+        lines.append(f"| {steps} | {ends[0]} | {ends[1]} | {bias} |")
+    return "\n".join(lines)
+
+
 ROW = ("objective", "teacher", "problem")
 MOG40 = ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "dikl", "gap", "gradient_bias", "step")
 HIGH = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "energy_distance", "step")
@@ -182,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "startup": startup,
     "energy": energy,
     "diff-instruct": diff_instruct,
+    "critics": critics,
     "mog40-readme": lambda: bench("mog40-3min", MOG40[:6], teacher="true"),
     "mog40-true": lambda: bench("mog40-3min", MOG40, teacher="true"),
     "mog40-empirical": lambda: bench("mog40", MOG40, teacher="empirical"),

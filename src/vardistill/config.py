@@ -95,7 +95,7 @@ class VarDiUConfig:
     pool: int = 0
     """Further latents from the prior beside the batch's, as candidates without gradient."""
     control_variate: Literal["zero", "one", "gaussian"] = "one"
-    """c(t) of the teacher's term: 0, 1, or σ²/(σ² + σ_d²)."""
+    """c(t) of the teacher's term: 0, 1, or r²/(r² + σ_d²) at the noise-to-signal ratio r = σ/α."""
     posterior_steps: int = 1
     """Posterior updates per generator update."""
     posterior_depth: int = 4

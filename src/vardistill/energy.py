@@ -297,18 +297,16 @@ class Products:
     def squared(self, block: Block, own: int | None) -> Tensor:
         """‖x_i − y_j‖², in double precision where the block needs it; 0 for coincident points."""
         if self.left.dtype == torch.float32:
-            distance2, squares = self.expand(block, torch.float32)
+            left, right = self.factors(block, torch.float32)
+            distance2 = _product(left, right.mT)
             if own is not None:
                 distance2.diagonal(own, 1, 2).fill_(torch.inf)
-            if not bool((distance2 < squares.mul_(NEAR)).any()):
+            largest = left[..., -2].max() + right[..., -1].max()  # spares most blocks the matrix of the squares
+            if bool(distance2.min() >= NEAR * largest) or not bool((distance2 < _squares(left, right, NEAR)).any()):
                 return distance2
-        distance2, squares = self.expand(block, torch.float64)
-        return distance2.masked_fill_(distance2 < squares.mul_(COINCIDENT), 0)
-
-    def expand(self, block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """‖x_i − y_j‖² and ‖x_i‖² + ‖y_j‖² of a block."""
-        left, right = self.factors(block, dtype)
-        return _product(left, right.mT), left[..., -2:-1] + right[..., -1:].mT
+        left, right = self.factors(block, torch.float64)
+        distance2 = _product(left, right.mT)
+        return distance2.masked_fill_(distance2 < _squares(left, right, COINCIDENT), 0)
 
     def moments(self, W: Tensor, block: Block, rows: bool, columns: bool) -> tuple[Tensor, Tensor]:
         """Σ_j W_ij (x_i − y_j) and −Σ_i W_ij (x_i − y_j), those wanted; else 0."""
@@ -330,6 +328,11 @@ _NOTHING = torch.zeros(())
 def _factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x2, y2 = ((v**2).sum(2, keepdim=True) for v in (x, y))
     return torch.cat([-2 * x, x2, torch.ones_like(x2)], 2), torch.cat([y, torch.ones_like(y2), y2], 2)
+
+
+def _squares(left: Tensor, right: Tensor, share: float) -> Tensor:
+    """A share of ‖x_i‖² + ‖y_j‖², of two factors."""
+    return (left[..., -2:-1] + right[..., -1:].mT).mul_(share)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ RULES = (
         share("posterior_information", "posterior_capacity"),
         0.05,
         "q(z | x_t) tells next to nothing of the latent: it ignores x_t, or lags far behind the generator",
-        "Give it a head_start, raise auxiliary_lr or posterior_steps, lower lr, or start the student as a linear map.",
+        "Give it a head_start (with posterior_steps of 2 or more), raise auxiliary_lr or posterior_steps, lower lr, or "
+        "start the student as a linear map.",
         below=True,
     ),
     Rule(

@@ -17,7 +17,7 @@ USAGE = "\n".join(
         "usage: vardistill bench NAME [--flags]          `vardistill bench NAME --help` lists the flags",
         "",
         "benches:",
-        *(f"  {name:<24}{bench.about}" for name, bench in BENCHES.items()),
+        *(f"  {name:<30}{bench.about}" for name, bench in BENCHES.items()),
     ]
 )
 

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     for title, abouts in described.items():
         print(f"{title}:")
         for name, about in abouts.items():
-            print(f"  {name:<24}{about}")
+            print(f"  {name:<30}{about}")
     choices: dict[str, Any] = {
         "problems": _options(Config, "problem"),
         "objectives": [kind_of(kind) for kind in typing.get_args(typing.get_args(ObjectiveConfig)[0])],

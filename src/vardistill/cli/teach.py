@@ -24,7 +24,7 @@ USAGE = "\n".join(
         "       vardistill teach --resume RUN            go on with a teacher of pictures that was interrupted",
         "",
         "presets:",
-        *(f"  {name:<24}{preset.about}" for name, preset in {**PICTURES, **POINTS}.items()),
+        *(f"  {name:<30}{preset.about}" for name, preset in {**PICTURES, **POINTS}.items()),
     ]
 )
 

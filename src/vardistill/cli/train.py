@@ -25,7 +25,7 @@ USAGE = "\n".join(
         "       vardistill train --resume RUN            go on with a run that was interrupted",
         "",
         "presets:",
-        *(f"  {name:<24}{preset.about}" for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()),
+        *(f"  {name:<30}{preset.about}" for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()),
     ]
 )
 

@@ -128,7 +128,7 @@ class ImageVarDiUConfig:
     posterior_steps: int = 1
     """Posterior updates per generator update."""
     control_variate: Literal["zero", "one", "gaussian"] = "gaussian"
-    """c(t) of the teacher's term: 0, 1, or σ²/(σ² + σ_d²)."""
+    """c(t) of the teacher's term: 0, 1, or r²/(r² + σ_d²) at the noise-to-signal ratio r = σ/α."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "candidates"):
