@@ -41,6 +41,10 @@ def test_output_is_scaled_and_moved_by_the_data() -> None:
     torch.testing.assert_close(scaled(z), -3.0 + 7.0 * plain(z))
 
 
+def test_a_linear_map_begins_at_the_datas_mean() -> None:
+    assert torch.equal(small(linear=True, data_mean=-3.0).sample(4), torch.full((4, 2), -3.0))
+
+
 def in_bfloat16(generator: MLP, z: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         x: torch.Tensor = generator(z)

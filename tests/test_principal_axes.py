@@ -118,6 +118,8 @@ class TestGenerator:
     def test_one_from_random_weights_has_no_axes(self) -> None:
         with pytest.raises(UsageError, match=r"has no principal axes: see MLP.from_data"):
             MLP(2, 3).axes  # noqa: B018
+        with pytest.raises(UsageError, match=r"linear map is not set: see MLP.from_data"):
+            MLP(2, 3, linear=True).axes  # noqa: B018
 
     @every_latent
     def test_its_perceptron_learns_and_comes_back_from_disk(self, latent: int, tmp_path: Path) -> None:

@@ -378,9 +378,9 @@ class TestConditions:
 
         self.refuses(
             r"the teacher does not take the generator's samples, .* with labels: .*'labels'",
-            objective=VarDiU(Deaf(), Prior()),
+            objective=VarDiU(Deaf(), Prior(), candidates=1),
         )
-        of_labels = VarDiU(small_runs.labelled_teacher(), Prior())
+        of_labels = VarDiU(small_runs.labelled_teacher(), Prior(), candidates=1)
         self.refuses(
             r"the teacher does not take the generator's samples, .*float64: .*'labels'",
             generator=small_runs.generator(), objective=of_labels, conditions=None,

@@ -25,13 +25,14 @@ from vardistill import clock as clock_module
 from vardistill import training as training_module
 from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
-from vardistill.denoisers import GaussianMixture
+from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.errors import UsageError
 from vardistill.generators import MLP, Generator
+from vardistill.networks import LevelMLP
 from vardistill.noise_levels import Draw
-from vardistill.objectives import Objective
+from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.optimisers import adam_state
-from vardistill.posteriors import Prior
+from vardistill.posteriors import DiagonalGaussian, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
 from vardistill.training import (
@@ -363,6 +364,23 @@ class TestModes:
         u = torch.rand(100, generator=rng)
         torch.testing.assert_close(large(u, 0.3, VE()), 10 * small(u, 0.3, VE()))
 
+    def test_what_is_trained_is_the_finished_function(self) -> None:
+        """Layers that draw numbers of their own are silent, so the seed and the checkpoint hold all that a run draws."""
+
+        class Careless(MLP):
+            def forward(self, z: Tensor) -> Tensor:
+                return nn.functional.dropout(super().forward(z), 0.5, self.training)
+
+        def weights(seed: int) -> dict[str, Tensor]:
+            torch.manual_seed(0)
+            generator = Careless(latent=2, data=2, depth=1, width=8).double()
+            torch.manual_seed(seed)
+            return small_distill(generator.train()).generator.state_dict()
+
+        with torch.random.fork_rng(devices=[]):
+            first, second = weights(1), weights(2)
+        assert_equal(first, second)
+
 
 class TestRefusals:
     def refuses(self, match: str, *, generator: Generator | None = None, **options: Any) -> None:
@@ -398,6 +416,57 @@ class TestRefusals:
         self.refuses(
             "teacher.*generator", teacher=GaussianMixture(torch.eye(3, dtype=torch.float64), std=1.0, schedule=VE())
         )
+
+    def test_a_network_that_is_no_denoiser(self) -> None:
+        self.refuses("the teacher must be a denoiser.*but is Linear: wrap it", teacher=nn.Linear(2, 2))
+        with pytest.raises(UsageError, match="the critic must be a denoiser.*but is Linear"):
+            DiffInstruct(small_runs.teacher(), nn.Linear(2, 2))
+
+    def test_a_module_that_is_no_generator(self) -> None:
+        self.refuses(
+            "the generator must be a vardistill.generators.Generator, but is Linear", generator=nn.Linear(2, 2)
+        )
+        self.refuses("must have parameters to train, but Generator has none", generator=Generator())
+
+    def test_a_generator_in_half_precision(self) -> None:
+        """Its draws would be, too: 1024 stratified levels are 271 in bfloat16."""
+        self.refuses(
+            "single or double precision, but is in torch.bfloat16", generator=small_runs.generator().bfloat16()
+        )
+
+    def test_a_generator_whose_samples_are_not_what_it_says(self) -> None:
+        generator = small_runs.generator()
+        generator.data_shape = (3,)
+        self.refuses(
+            r"data_shape is \(3,\), but for \(2, 2\) of torch.float64 it returns \(2, 2\)", generator=generator
+        )
+        generator = small_runs.generator()
+        generator.latent_shape = (3,)
+        self.refuses(r"the generator does not take its latents, \(2, 3\): ", generator=generator)
+        generator = small_runs.generator()
+        nn.init.constant_(generator.layers[0].bias, float("nan"))
+        self.refuses("the generator returns NaN or infinity", generator=generator)
+
+    @pytest.mark.parametrize("latent", [1, 5])
+    def test_a_posterior_of_other_latents(self, latent: int) -> None:
+        """One of a single latent would otherwise be broadcast, and be no density: ∫ q over two is not 1."""
+        objective = VarDiU(small_runs.teacher(), DiagonalGaussian(2, latent, 2.0).double())
+        self.refuses(f"the posterior has {latent} latents, the generator 2", teacher=None, objective=objective)
+
+    def test_a_posterior_of_other_data(self) -> None:
+        objective = VarDiU(small_runs.teacher(), DiagonalGaussian(3, 2, 2.0).double())
+        self.refuses(
+            r"the posterior does not take the generator's samples, \(2, 2\)", teacher=None, objective=objective
+        )
+
+    def test_a_critic_of_other_data(self) -> None:
+        critic = Preconditioned(LevelMLP(3, 3), 2.0, VE()).double()
+        objective = DiffInstruct(small_runs.teacher(), critic)
+        self.refuses("the critic does not take the generator's samples", teacher=None, objective=objective)
+
+    def test_a_bound_that_nothing_holds_up(self) -> None:
+        objective = VarDiU(small_runs.teacher(), Prior())
+        self.refuses("no candidates lets the student collapse", teacher=None, objective=objective)
 
     def test_a_resume_without_a_folder(self) -> None:
         self.refuses("resume needs the run folder", resume=True)

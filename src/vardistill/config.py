@@ -283,7 +283,7 @@ class TrainingConfig:
     max_skipped: int = 100
     """Skipped steps (NaN or infinite gradients) after which the run stops."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
+    """cpu, cuda, cuda:1, or auto."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the generator's forward pass; where a run is built from its configuration, of perceptrons as
     posteriors, of critics and of the teachers of pictures, too. In Python, wrap a network teacher in
@@ -321,7 +321,7 @@ class Config:
     """The target."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    objective: ObjectiveConfig = field(default_factory=VarDiUConfig)
+    objective: ObjectiveConfig = field(default_factory=lambda: VarDiUConfig(candidates="batch"))
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -358,7 +358,7 @@ class TeachConfig:
     seed: int = 0
     """Fixes the data, the initial weights and all draws."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
+    """cpu, cuda, cuda:1, or auto."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "batch", "lr", "depth", "width"):

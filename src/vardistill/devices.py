@@ -6,25 +6,31 @@ import torch
 
 from vardistill.errors import UsageError
 
+WITHOUT_DOUBLES = ("mps",)
+"""Kinds of devices without double precision, in which metrics and the distances of near points are computed."""
 
-def find_device(name: str) -> torch.device | None:
-    """The device of this name, None for `auto`; raises UsageError where it does not exist."""
+
+def find_device(name: str, automatic: torch.device | None = None) -> torch.device:
+    """The device of this name, for `auto` the `automatic` one.
+
+    Args:
+        name: of a device, or `auto`.
+        automatic: by default the accelerator or, where there is none, the CPU; which is also taken in the place of a
+            device without double precision.
+
+    Raises:
+        UsageError: for a device that does not exist, or has no double precision.
+    """
     if name == "auto":
-        return None
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = automatic or accelerator or torch.device("cpu")
+        return torch.device("cpu") if device.type in WITHOUT_DOUBLES else device
+    available = ", ".join(["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())])
     try:
         device = torch.device(name)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise UsageError(f"there is no device '{name}' here: choose auto or one of {', '.join(available)}") from error
+        raise UsageError(f"there is no device '{name}' here: choose auto or one of {available}") from error
+    if device.type in WITHOUT_DOUBLES:
+        raise UsageError(f"'{name}' has no double precision, which metrics need: choose auto or one of {available}")
     return device
-
-
-def best_device(name: str) -> torch.device:
-    """The device of this name, for `auto` the accelerator or, where there is none, the CPU.
-
-    Raises:
-        UsageError: where it does not exist.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return find_device(name) or accelerator or torch.device("cpu")

@@ -30,7 +30,7 @@ from vardistill.build import (
     build_schedule,
 )
 from vardistill.config import Config, TeachConfig
-from vardistill.denoisers import Denoiser, DensityDenoiser, check_denoiser, reschedule
+from vardistill.denoisers import Denoiser, DensityDenoiser, reschedule
 from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.figures import samples_figure
@@ -95,8 +95,8 @@ def check(config: Config, problem: Problem) -> None:
     teacher = build_ready_teacher(config, problem)
     if teacher is None:
         teacher = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
-    check_denoiser(teacher, student.data_shape, next(student.parameters()))
     objective = build_objective(config, problem, teacher)
+    objective.check(student)
     check_batch(config.training.batch, launched(), objective, levels)
     check_accumulation(config.training, launched(), objective)
     check_head_start(config.training, objective)

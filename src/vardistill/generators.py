@@ -118,7 +118,7 @@ class MLP(
         self.register_buffer("frequencies", torch.randn(latent, fourier))
         self.linear = linear
         if linear:
-            self.register_buffer("offset", torch.zeros(data))
+            self.register_buffer("offset", torch.full((data,), data_mean))
             self.register_buffer("slope", torch.zeros(latent, data))
         self.layers = mlp(latent + 2 * fourier, data, depth, width, activation)
         self._initialise()
@@ -172,6 +172,8 @@ class MLP(
         if not self.linear:
             raise UsageError("a generator that starts from random weights has no principal axes: see MLP.from_data")
         scales = self.slope.norm(dim=1)
+        if not (scales > 0).all():
+            raise UsageError("the generator's linear map is not set: see MLP.from_data, or start_from")
         return PrincipalAxes(self.offset.clone(), (self.slope / scales[:, None]).T, scales)
 
     def start_from(self, axes: PrincipalAxes) -> MLP:

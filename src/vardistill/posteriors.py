@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import zuko
@@ -26,6 +26,10 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.principal_axes import PrincipalAxes
+
+if TYPE_CHECKING:
+    from vardistill.data import Conditions
+    from vardistill.generators import Generator
 
 
 class Conditional(Protocol):
@@ -56,6 +60,26 @@ class Posterior(nn.Module):
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, **condition: Tensor) -> Conditional:
         """q(· | x_t, t, c) for x_t (B, *data), the scales (B,) and conditions of B rows, labels for example."""
         raise NotImplementedError
+
+
+def check_posterior(posterior: Posterior, generator: Generator, conditions: Conditions | None = None) -> None:
+    """Ask for the density of two latents of the generator; raise UsageError unless it has one for each."""
+    like, latent = next(generator.parameters()), math.prod(generator.latent_shape)
+    own = getattr(posterior, "latent", latent)
+    if own != latent:
+        raise UsageError(f"posterior and generator differ: the posterior has {own} latents, the generator {latent}")
+    x_t, z = like.new_zeros(2, *generator.data_shape), like.new_zeros(2, latent)
+    condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))
+    try:
+        with torch.no_grad():
+            log_q = posterior(x_t, like.new_ones(2), like.new_ones(2), **condition).log_prob(z)
+    except (RuntimeError, TypeError, UsageError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the posterior does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}: {reason}"
+        ) from error
+    if log_q.shape != (2,):
+        raise UsageError(f"a posterior has one log-density per row, (2,), but this one has {tuple(log_q.shape)}")
 
 
 @dataclass(frozen=True)

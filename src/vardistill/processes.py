@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vardistill.devices import find_device
+
 
 def launched() -> int:
     """How many processes were launched together, as torchrun and `accelerate launch` tell."""
@@ -20,7 +22,7 @@ def launched() -> int:
 
 def several_on_cpu(device: str) -> bool:
     """Whether several processes share the CPU. One need not tell Accelerate of it, for which the choice is for good."""
-    return launched() > 1 and (device == "cpu" or (device == "auto" and not torch.accelerator.is_available()))
+    return launched() > 1 and find_device(device).type == "cpu"
 
 
 _ALONE = ContextVar("alone", default=False)

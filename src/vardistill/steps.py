@@ -91,6 +91,53 @@ class Step(nn.Module):
         return x.to(z.dtype)
 
 
+def check_generator(generator: Generator, conditions: Conditions | None = None) -> None:
+    """Send two latents through the generator; raise UsageError unless samples of its data shape come back, finite.
+
+    Conditions are for a conditional generator, and it needs them.
+    """
+    if not isinstance(generator, Generator):
+        raise UsageError(
+            f"the generator must be a vardistill.generators.Generator, but is {type(generator).__name__}: derive your "
+            "module from it, with latent_shape and data_shape"
+        )
+    parameter = next(generator.parameters(), None)
+    if parameter is None:
+        raise UsageError(f"the generator must have parameters to train, but {type(generator).__name__} has none")
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise UsageError(
+            f"the generator must be in single or double precision, but is in {parameter.dtype}: give it as "
+            "generator.float(), and precision='bf16' for networks that compute in bfloat16"
+        )
+    if (conditions is None) != (not generator.classes):
+        raise UsageError(
+            "the generator is conditional: give conditions, e.g. vardistill.data.Labels(torch.ones(classes))"
+            if generator.classes
+            else "conditions are for a conditional generator, but this one takes no labels"
+        )
+    if isinstance(conditions, Labels) and len(conditions.frequencies) > generator.classes:
+        raise UsageError(
+            f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {generator.classes}"
+        )
+    rng = torch.Generator(parameter.device).manual_seed(0)
+    z, condition = generator.latents(2, rng), {} if conditions is None else conditions(2, rng)
+    try:
+        with torch.no_grad():
+            x = generator(z, **condition)
+    except (RuntimeError, TypeError) as error:
+        names = "".join(f" with {name}" for name in condition)
+        raise UsageError(
+            f"the generator does not take its latents, {tuple(z.shape)}{names}: {str(error).splitlines()[0]}"
+        ) from error
+    if tuple(x.shape) != (2, *generator.data_shape) or x.dtype != z.dtype:
+        raise UsageError(
+            f"the generator's data_shape is {tuple(generator.data_shape)}, but for {tuple(z.shape)} of {z.dtype} it "
+            f"returns {tuple(x.shape)} of {x.dtype}"
+        )
+    if not x.isfinite().all():
+        raise UsageError("the generator returns NaN or infinity")
+
+
 def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
     """Raise UsageError unless the noise levels follow the teacher's schedule."""
     if teacher.schedule != levels.schedule:
@@ -141,16 +188,8 @@ def check_head_start(training: TrainingConfig, objective: Objective) -> None:
 
 
 def check_conditions(conditions: Conditions | None, generator: Generator, objective: Objective) -> None:
-    """Raise UsageError unless conditions are given to a conditional generator alone, and the objective takes them."""
-    if (conditions is None) != (not generator.classes):
-        raise UsageError(
-            "the generator is conditional: give conditions, e.g. vardistill.data.Labels(torch.ones(classes))"
-            if generator.classes
-            else "conditions are for a conditional generator, but this one takes no labels"
-        )
+    """Raise UsageError unless the objective takes the conditions of a conditional generator."""
     classes = generator.classes
-    if isinstance(conditions, Labels) and len(conditions.frequencies) > classes:
-        raise UsageError(f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {classes}")
     for part in objective.parts if conditions is not None else ():
         if getattr(part, "candidates", 0) == "batch":
             raise UsageError(

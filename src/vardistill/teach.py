@@ -21,7 +21,7 @@ from vardistill.build import build_network_denoiser, build_problem
 from vardistill.checkpoints import match
 from vardistill.config import TeachConfig
 from vardistill.denoisers import Denoiser, Preconditioned, dsm_loss, score
-from vardistill.devices import best_device
+from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.metrics.bound import noise_level
 from vardistill.noise_levels import NoiseLevels, named_weight
@@ -49,7 +49,7 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
     write_whole(folder.environment, json.dumps(environment(), indent=2))
     configs.write(config, folder.config)
     problem = build_problem(config.problem, config.schedule)
-    device = best_device(config.device)
+    device = find_device(config.device)
     rng = torch.Generator(device).manual_seed(config.seed)
     data = problem.data
     if data is None:

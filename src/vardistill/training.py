@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from vardistill.bookkeeping import Books, StopRequest
 from vardistill.clock import Clock, phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
-from vardistill.denoisers import Denoiser, Guided, Mixed, check_denoiser
+from vardistill.denoisers import Denoiser, Guided, Mixed, require_denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
@@ -50,6 +50,7 @@ from vardistill.steps import (
     check_accumulation,
     check_batch,
     check_conditions,
+    check_generator,
     check_head_start,
     check_schedules,
     real_samples,
@@ -94,6 +95,7 @@ def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
     without parameters has no weights that a critic could start from: then it is the first in any dimension. The
     critic of a teacher with guidance is a copy of the denoiser that is guided: the student's score has no guidance.
     """
+    require_denoiser(teacher, "teacher")
     trained = isinstance(teacher, nn.Module) and next(teacher.parameters(), None) is not None
     if math.prod(generator.latent_shape) <= FEW_LATENTS or not trained:
         return VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
@@ -163,14 +165,16 @@ def distill(
         resume: go on from the latest checkpoint in `out`.
 
     Raises:
-        UsageError: for not exactly one of `teacher` and `objective`, a teacher that does not fit the generator, a run
-            folder that cannot be used, or a checkpoint that is damaged or of another run.
+        UsageError: for not exactly one of `teacher` and `objective`, a generator that is none or gives no samples of
+            its data shape, a teacher, posterior or critic that does not fit it, a run folder that cannot be used, or a
+            checkpoint that is damaged or of another run.
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
     training = TrainingConfig() if training is None else training
     if (teacher is None) == (objective is None):
         raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
+    check_generator(generator, conditions)
     if objective is None:
         assert teacher is not None
         objective = default_objective(teacher, generator)
@@ -204,8 +208,9 @@ class Trainer:
     ) -> None:
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
-        device = find_device(training.device) or self.accelerator.device
-        self.generator, self.objective = generator.to(device).train(), objective.to(device).train()
+        device = find_device(training.device, self.accelerator.device)
+        # in evaluation mode: what is trained is the finished function, and no layer draws numbers of its own
+        self.generator, self.objective = generator.to(device).eval(), objective.to(device).eval()
         parameter = next(generator.parameters())
         check_batch(training.batch, self.accelerator.num_processes, objective, levels)
         check_accumulation(training, self.accelerator.num_processes, objective)
@@ -213,7 +218,7 @@ class Trainer:
         if objective.teacher is not None:
             for some in (levels, *objective.other_levels):
                 check_schedules(objective.teacher, some)
-            check_denoiser(objective.teacher, generator.data_shape, parameter, conditions)
+        objective.check(generator, conditions)
         check_head_start(training, objective)
         self.conditions = conditions
         self.data = real_samples(data, objective, generator, parameter, conditions)
@@ -382,9 +387,8 @@ class Trainer:
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
         """The last updates' figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
-        with _evaluation_mode(self.generator, self.objective):
-            draw = self._diagnostic_draw(progress)
-            tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
+        draw = self._diagnostic_draw(progress)
+        tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
         ratio = draw.noise.sigma / draw.noise.alpha
         tensors |= {f"ratio_{percent:02d}": ratio.quantile(percent / 100) for percent in (5, 50, 95)}
         stacked = torch.stack([v.to(ratio) for v in tensors.values()])
@@ -410,7 +414,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
-            with alone(), _evaluation_mode(self.generator):
+            with alone():
                 values = {name: float(v) for name, v in self.evaluate(self.average).items()}
             self._record("eval", values)
 
@@ -464,11 +468,11 @@ class Trainer:
         self.books.resume(self.step)
 
     def _finish(self) -> Run:
-        generator = self.average.eval()
+        generator = self.average
         if self.folder is not None and self.accelerator.is_main_process:
             save_generator(generator, self.folder.generator)
         self.accelerator.wait_for_everyone()
-        return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
+        return Run(generator, self.objective, self.history, self.folder.path if self.folder else None)
 
 
 def average_of(generator: Generator) -> Generator:
@@ -484,17 +488,6 @@ def save_generator(generator: Generator, path: Path) -> None:
     else:
         path.mkdir(exist_ok=True)
         save_model(generator, str(path / "model.safetensors"))
-
-
-@contextmanager
-def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.train()
 
 
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:

@@ -21,7 +21,7 @@ import pytest
 import fake_work
 from fake_work import BENCH, TAUGHT
 from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
-from vardistill.bench.results import print_results, spread
+from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
 from vardistill.config import Config, TeachConfig, VarDiUConfig, write
 from vardistill.errors import UsageError
@@ -54,9 +54,9 @@ def untimed(folder: Path) -> Any:
     """The results but for their timings."""
     data = json.loads((folder / "results.json").read_text())
     for cell in data["cells"]:
-        for table in (cell["values"], *cell["curve"]):
+        for values in (cell["values"], *cell["curve"]):
             for name in TIMINGS:
-                table.pop(name)
+                values.pop(name)
     return data
 
 
@@ -288,6 +288,28 @@ def test_rows_are_marked_by_the_seeds(unbroken):
     assert single.best() == set()
     rows = json.loads((unbroken / "results.json").read_text())["rows"]
     assert [row["best"] for row in rows] == [["log_mmd", "log_density_gap"], [], []]
+
+
+def test_nothing_is_marked_where_a_run_failed(unbroken):
+    """The survivors are no fair sample. Other teachers' rows stay as they are."""
+    results = running.report(BENCH, unbroken)
+    good = results.finished[0].cell.row
+    failed = dataclasses.replace(results, failures=[Failure("bad", 1, "too hot", good)])
+    assert failed.best() == set()
+    elsewhere = good._replace(teacher="another")
+    assert dataclasses.replace(results, failures=[Failure("bad", 1, "too hot", elsewhere)]).best() == results.best()
+
+
+def test_nothing_is_marked_where_a_value_is_lost(unbroken, tmp_path):
+    """A loss that ends as NaN is no missing rival: its metric is not told apart, and says of how many seeds it is."""
+    shutil.copytree(unbroken, tmp_path / "bench")
+    path = tmp_path / "bench" / "worse_true_mog40_seed1" / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"log_mmd": None}))
+    results = running.report(BENCH, tmp_path / "bench")
+    assert {metric for _, metric in results.best()} == {"log_density_gap"}
+    headings, rows = table(results)
+    texts = [row[headings.index("log_mmd")].text for row in rows.values()]
+    assert texts == ["1.0050 ± 0.0071", "2.0050 ± 0.0071", "3 (1 of 2)"]
 
 
 def test_a_bench_says_which_values_of_its_own_metrics_are_good(unbroken):

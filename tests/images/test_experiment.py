@@ -396,7 +396,7 @@ def test_the_teacher_is_where_the_run_is_before_it_draws(
     def stop(setting: Setting, *_: object) -> None:
         raise Killed(next(setting.teacher.denoiser.parameters()).device.type)
 
-    monkeypatch.setattr(experiment, "find_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(experiment, "find_device", lambda *_: torch.device("meta"))
     monkeypatch.setattr(experiment, "build_real_samples", stop)
     with pytest.raises(Killed, match="meta"):
         run_images(config_of("images-varflow", teacher_run), tmp_path)

@@ -114,6 +114,14 @@ def test_without_a_gradient_there_is_no_ratio_to_it() -> None:
     assert all(result.gradient_bias.isnan() for result in results)
 
 
+def test_parameters_without_a_part_in_the_samples_have_no_gradient() -> None:
+    generator = student()
+    expected = measure(generator, wrong_critic(generator, VE(), shift=0.6, widen=1.0), n=512)
+    generator.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    idle = measure(generator, wrong_critic(generator, VE(), shift=0.6, widen=1.0), n=512)
+    assert torch.equal(idle.bias_norm2, expected.bias_norm2)
+
+
 def test_bad_input_is_refused(rng: torch.Generator) -> None:
     objective = SimpleNamespace(teacher=target(VE()), critic=exact_critic(student(), VE()))
     with pytest.raises(UsageError, match="at most 3 latent dimensions, but there are 4"):

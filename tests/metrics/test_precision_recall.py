@@ -96,6 +96,12 @@ def test_blocks_make_no_difference(rng: torch.Generator) -> None:
     assert precision_recall(x, y) == (share(x, y), share(y, x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_single(dtype: torch.dtype, rng: torch.Generator) -> None:
+    x, y = (torch.randn(50, 2, generator=rng).to(dtype) for _ in range(2))
+    assert precision_recall(x, y) == precision_recall(x.float(), y.float())
+
+
 def test_bad_arguments_are_refused() -> None:
     x = torch.zeros(10, 2)
     for k in (0, 5):

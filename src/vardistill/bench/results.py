@@ -38,11 +38,13 @@ class Result:
         cell: which.
         values: final metrics and costs, finite numbers by name.
         curve: the evaluations over training, with `step`, `seconds` and, where known, the other costs.
+        lost: metrics that ended as no finite number.
     """
 
     cell: Cell
     values: dict[str, float]
     curve: list[dict[str, Any]]
+    lost: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Failure:
         name: of its folder.
         exit: code of its process; None where none ran.
         reason: the last line that it said.
+        row: of the table.
     """
 
     name: str
     exit: int | None
     reason: str
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,16 @@ class Results:
             for row in self.rows:
                 if values := [loss(v, directions[metric]) for v in self.values(row, metric)]:
                     rivals.setdefault((row.teacher, row.problem), {})[row] = values
-            winners = (significantly_best(group) for group in rivals.values())
+            lacking = self._lacking(metric)
+            winners = (significantly_best(group) for where, group in rivals.items() if where not in lacking)
             found |= {(winner, metric) for winner in winners if winner is not None}
         return found
+
+    def _lacking(self, metric: str) -> set[tuple[str, str]]:
+        """Teachers and problems of which a run failed or lost the metric: the others are no fair sample."""
+        rows = [failure.row for failure in self.failures]
+        rows += [result.cell.row for result in self.finished if metric in result.lost]
+        return {(row.teacher, row.problem) for row in rows}
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
         if final is not None:
             finished.append(_result(cell, RunFolder(path), final))
         elif failure is not None:
-            failures.append(Failure(cell.name, failure.get("exit"), str(failure.get("reason"))))
+            failures.append(Failure(cell.name, failure.get("exit"), str(failure.get("reason")), cell.row))
         else:
             missing.append(cell.name)
     places = [read_json(RunFolder(folder / result.cell.name).environment) or {} for result in finished]
@@ -141,7 +152,8 @@ def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
 
     curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
     values = {**(curve[-1] if curve else {}), **final}
-    return Result(cell, {name: v for name, v in values.items() if is_finite(v)}, curve)
+    finite = {name: v for name, v in values.items() if is_finite(v)}
+    return Result(cell, finite, curve, frozenset(values) - frozenset(finite))
 
 
 def _common(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -204,7 +216,7 @@ def to_dict(results: Results) -> dict[str, Any]:
         "cells": [
             {**_labels(result.cell), "values": result.values, "curve": result.curve} for result in results.finished
         ],
-        "failures": [vars(failure) for failure in results.failures],
+        "failures": [{"name": f.name, "exit": f.exit, "reason": f.reason} for f in results.failures],
         "missing": results.missing,
     }
 
@@ -230,15 +242,17 @@ def table(results: Results) -> tuple[list[str], dict[Row, list[Entry]]]:
     rows = {
         row: [Entry(row[i]) for i in labels]
         + [Entry(str(len(found)))]
-        + [Entry(_text(metric, results.values(row, metric)), (row, metric) in best) for metric in metrics]
+        + [Entry(_text(metric, results.values(row, metric), len(found)), (row, metric) in best) for metric in metrics]
         for row, found in results.rows.items()
     }
     return [*(Row._fields[i] for i in labels), "seeds", *metrics], rows
 
 
-def _text(metric: str, values: Sequence[float]) -> str:
+def _text(metric: str, values: Sequence[float], seeds: int) -> str:
     if not values:
         return "–"
+    if len(values) < seeds:
+        return f"{_text(metric, values, len(values))} ({len(values)} of {seeds})"
     if metric in EACH:
         return ", ".join(f"{v:.2g}" for v in values)
     if metric in COSTS:

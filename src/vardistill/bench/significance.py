@@ -24,7 +24,7 @@ LEVEL = 0.05
 RULE = (
     f"Mean ± standard deviation over seeds. Bold: better than every other row of the same teacher and problem by "
     f"Welch's two-sided t-test at {LEVEL:g}, with Holm's correction over these comparisons; nothing is bold where the "
-    "seeds do not tell the best row from another."
+    "seeds do not tell the best row from another, or where one of these runs failed or has no finite value."
 )
 
 DIRECTIONS: dict[str, Direction] = {

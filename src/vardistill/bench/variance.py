@@ -5,9 +5,9 @@ For the gradient g of one step's mean loss in the generator's parameters, at one
     SNR = ‖E g‖² / tr Cov(g),
 
 estimated from n independent steps as (‖ḡ‖² − s²/n)/s², with ḡ their mean and s² the unbiased trace of their covariance:
-unbiased in the numerator, and the weight w(t) cancels. An SNR of 1 means that the step points the right way and the
-wrong way alike. The student is the same for every objective: one that the demo's preset has trained for `STEPS` steps;
-auxiliary networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
+unbiased in the numerator, and the weight w(t) cancels (the level weights of a sum's parts do not: they are set to 1).
+At an SNR of 1 a step's noise is as long as the mean. The student is the same for every objective: one that the demo's
+preset has trained for `STEPS` steps; auxiliary networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def partly_trained(config: Config) -> Generator:
 
 def fit_auxiliary(trainer: Trainer) -> None:
     """Fit posterior or critic to the student as it is."""
+    for part in trainer.objective.parts:  # of a sum, those with critic steps alone are fitted
+        part.critic_steps = max(part.critic_steps, int(bool(part.auxiliary_parameters())))
     for step in range(CRITIC_STEPS):
         trainer.set_learning_rates(step / CRITIC_STEPS)
         trainer.update(step / CRITIC_STEPS, critic=True)

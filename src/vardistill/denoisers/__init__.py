@@ -7,6 +7,7 @@ from vardistill.denoisers.base import (
     Rescheduled,
     check_denoiser,
     from_module,
+    require_denoiser,
     reschedule,
     score,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "from_edm",
     "from_module",
     "from_x",
+    "require_denoiser",
     "reschedule",
     "score",
     "to_x",

@@ -131,11 +131,21 @@ def from_module(
     return FromModule(module, schedule, predicts, time)
 
 
+def require_denoiser(denoiser: object, name: str) -> None:
+    """Raise UsageError for what is no `Denoiser`, a bare network for example."""
+    if not isinstance(denoiser, Denoiser):
+        raise UsageError(
+            f"the {name} must be a denoiser, E[x | x_t] with a schedule, but is {type(denoiser).__name__}: wrap it, "
+            "for example by vardistill.denoisers.from_module"
+        )
+
+
 def check_denoiser(
     denoiser: Denoiser,
     data_shape: torch.Size | tuple[int, ...],
     like: Tensor,
     conditions: Callable[[int, torch.Generator], Mapping[str, Tensor]] | None = None,
+    name: str = "teacher",
 ) -> None:
     """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite."""
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
@@ -147,12 +157,12 @@ def check_denoiser(
     except (RuntimeError, TypeError, UsageError) as error:
         reason, names = str(error).splitlines()[0], "".join(f" with {name}" for name in condition)
         raise UsageError(
-            f"the teacher does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
+            f"the {name} does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
         ) from error
     if out.shape != x_t.shape or out.dtype != x_t.dtype:
         raise UsageError(
-            f"teacher and generator differ: for {tuple(x_t.shape)} of {x_t.dtype} the teacher returns "
+            f"{name} and generator differ: for {tuple(x_t.shape)} of {x_t.dtype} the {name} returns "
             f"{tuple(out.shape)} of {out.dtype}"
         )
     if not out.isfinite().all():
-        raise UsageError("the teacher returns NaN or infinity at x_t = 0, t = 0.5")
+        raise UsageError(f"the {name} returns NaN or infinity at x_t = 0, t = 0.5")

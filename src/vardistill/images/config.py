@@ -68,7 +68,7 @@ class ImagesTeachConfig:
     seed: int = 0
     """Fixes initial weights and all draws."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
+    """cpu, cuda, cuda:1, or auto."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     max_skipped: int = 100

@@ -57,7 +57,7 @@ from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, open_run, write_whole
 from vardistill.samplers import sample
-from vardistill.steps import check_accumulation, check_batch, check_conditions, check_head_start
+from vardistill.steps import check_accumulation, check_batch, check_conditions, check_generator, check_head_start
 from vardistill.training import Evaluate, Run, Trainer
 
 TEACHER_STEPS = 18
@@ -90,7 +90,7 @@ def run_images(config: ImagesConfig, out: Path, resume: bool = False) -> RunFold
     teacher, conditions = build_guided(setting), build_conditions(setting)
     student, levels = build_student(setting), build_levels(setting)
     objective = build_objective(setting, teacher, features, student)
-    setting.teacher.denoiser.to(find_device(config.training.device) or processes.device)  # it may draw samples
+    setting.teacher.denoiser.to(find_device(config.training.device, processes.device))  # it may draw samples
     data = build_real_samples(setting, teacher, conditions)
     reference = None if setting.data is None or features is None else build_reference(setting.data, features)
     metrics = None if reference is None else image_metrics(reference, config)
@@ -117,6 +117,7 @@ def check(setting: Setting) -> None:
     check_batch(training.batch, launched(), objective, levels)
     check_accumulation(training, launched(), objective)
     check_head_start(training, objective)
+    check_generator(student, conditions)
     check_conditions(conditions, student, objective)
     if (varflow := varflow_of(setting.config)) is not None and varflow.real == "data":
         check_samples(build_pictures(setting), student.data_shape, torch.device("cpu"), conditions)

@@ -31,7 +31,7 @@ from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import dsm_loss
 from vardistill.denoisers.from_diffusers import DiffusersDenoiser
-from vardistill.devices import best_device
+from vardistill.devices import find_device
 from vardistill.errors import UsageError
 from vardistill.images.classifier import fit_classifier
 from vardistill.images.config import ImagesTeachConfig
@@ -185,7 +185,7 @@ class Fit:
 
     def __init__(self, config: ImagesTeachConfig, data: ImageData) -> None:
         self.config, self.data = config, data
-        self.device = best_device(config.device)
+        self.device = find_device(config.device)
         self.classes = data.classes if config.conditional else 0
         rows = self.classes + 1 if self.classes and config.label_dropout else self.classes
         network = build_unet(config.network, data.shape, rows, config.seed)

@@ -141,4 +141,7 @@ def _at_level(
 def _gradient(generator: Generator, x: Tensor, cotangent: Tensor) -> Tensor:
     """cotangentᵀ ∂x/∂θ, flat."""
     parameters = [p for p in generator.parameters() if p.requires_grad]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(x, parameters, cotangent, retain_graph=True)])
+    gradients = torch.autograd.grad(
+        x, parameters, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([g.flatten() for g in gradients])

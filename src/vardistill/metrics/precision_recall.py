@@ -63,7 +63,8 @@ def comparable(samples: Tensor, truth: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if samples.shape[1:] != truth.shape[1:]:
         shapes = f"{tuple(samples.shape)} and {tuple(truth.shape)}"
         raise UsageError(f"samples and truth must have the same data shape, but are {shapes}")
-    x, y = sample_matrix(samples, "samples"), sample_matrix(truth, "truth").to(samples)
+    dtype = torch.promote_types(samples.dtype, torch.float32)
+    x, y = (sample_matrix(v, name).to(samples.device, dtype) for v, name in ((samples, "samples"), (truth, "truth")))
     if not 1 <= k < min(len(x), len(y)):
         raise UsageError(f"k must be at least 1 and less than both sets' sizes, {len(x)} and {len(y)}, but is {k}")
     return x, y

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vardistill.denoisers import Denoiser
+from vardistill.data import Conditions
+from vardistill.denoisers import Denoiser, check_denoiser, require_denoiser
 from vardistill.errors import UsageError
+from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, NoiseLevels
 
 
@@ -36,6 +38,8 @@ class Objective(nn.Module):
 
     def __init__(self, teacher: Denoiser | None) -> None:
         super().__init__()
+        if teacher is not None:
+            require_denoiser(teacher, "teacher")
         self.teacher = teacher
         if isinstance(teacher, nn.Module):
             teacher.requires_grad_(False).eval()
@@ -46,6 +50,11 @@ class Objective(nn.Module):
         if isinstance(self.teacher, nn.Module):
             self.teacher.eval()
         return self
+
+    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+        """Raise UsageError unless the teacher and the objective's own networks take the generator's samples."""
+        if self.teacher is not None:
+            check_denoiser(self.teacher, generator.data_shape, next(generator.parameters()), conditions)
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters: all but the teacher's."""

@@ -17,9 +17,11 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers import Denoiser, score
+from vardistill.data import Conditions
+from vardistill.denoisers import Denoiser, check_denoiser, require_denoiser, score
 from vardistill.denoisers.network import dsm_loss
 from vardistill.errors import UsageError
+from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, named_weight
 from vardistill.objectives.base import Objective, inner
 
@@ -50,6 +52,7 @@ class DiffInstruct(Objective):
             raise UsageError(f"the critic must be a module with parameters, but {type(critic).__name__} has none")
         if isinstance(teacher, nn.Module) and set(critic.parameters()) & set(teacher.parameters()):
             raise UsageError("the critic is trained and the teacher is not: give a copy.deepcopy of the teacher")
+        require_denoiser(critic, "critic")
         if critic.schedule != teacher.schedule:
             raise UsageError(f"the critic's schedule is {critic.schedule}, but the teacher's is {teacher.schedule}")
         self.critic = critic.requires_grad_(True)
@@ -62,6 +65,11 @@ class DiffInstruct(Objective):
         super().train(mode)
         self.critic.eval()
         return self
+
+    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+        """Raise UsageError unless teacher and critic take the generator's samples."""
+        super().check(generator, conditions)
+        check_denoiser(self.critic, generator.data_shape, next(generator.parameters()), conditions, "critic")
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) ⟨sg(s_ψ − s_T), x_t⟩, (R,): only its gradient has a meaning."""

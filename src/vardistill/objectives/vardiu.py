@@ -33,13 +33,15 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from vardistill.data import Conditions
 from vardistill.denoisers import Denoiser, DensityDenoiser, score
 from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.diagnostics import posterior_information
 from vardistill.errors import UsageError, unknown
+from vardistill.generators import Generator
 from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective, inner
-from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised
+from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised, check_posterior
 from vardistill.processes import gather
 from vardistill.schedules import expand
 
@@ -115,6 +117,16 @@ class VarDiU(Objective):
         self.critic_steps = posterior_steps - 1
         self.fresh_latents = candidates if isinstance(candidates, int) else 0
         self.smallest_batch = 2 if candidates == "batch" else 1
+
+    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+        """Raise UsageError unless teacher and posterior take the generator's samples and latents."""
+        super().check(generator, conditions)
+        check_posterior(self.posterior, generator, conditions)
+        if isinstance(self.posterior, Prior) and not self.candidates:
+            raise UsageError(
+                "VarDiU with the prior as its posterior and no candidates lets the student collapse, for nothing keeps "
+                "samples apart: give candidates='batch' or their number, or a posterior that is learned"
+            )
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) times the integrand of the bound, up to constants and the value of log p_d^t, (R,)."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vardistill.data import Conditions
 from vardistill.errors import UsageError
+from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives.base import Objective
 
@@ -95,6 +97,11 @@ class WeightedSum(Objective):
     def draws(self, draw: Draw) -> list[tuple[str, Objective, Draw]]:
         """The parts with a prefix of their names and the draws that they see."""
         return [(f"{part.label}/", part.objective, own) for part, own in self._draws(draw)]
+
+    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+        """Raise UsageError unless all parts take the generator's latents and samples."""
+        for objective in self.parts:
+            objective.check(generator, conditions)
 
     def auxiliary_state(self) -> dict[str, Tensor]:
         """The parts' states, by their names."""
