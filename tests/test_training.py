@@ -365,7 +365,7 @@ class TestModes:
         torch.testing.assert_close(large(u, 0.3, VE()), 10 * small(u, 0.3, VE()))
 
     def test_what_is_trained_is_the_finished_function(self) -> None:
-        """Layers that draw numbers of their own are silent, so the seed and the checkpoint hold all that a run draws."""
+        """Layers that draw numbers are silent, so that the seed and the checkpoint hold all that a run draws."""
 
         class Careless(MLP):
             def forward(self, z: Tensor) -> Tensor:
