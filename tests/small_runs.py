@@ -280,10 +280,10 @@ Loss = Callable[[Draw], Tensor]
 
 
 def in_training(objective: Objective, change: Callable[[Loss], Loss]) -> None:
-    """Put `change(loss)` in the generator's loss's place, but for the books, which take it of samples alone, too."""
+    """Put `change(loss)` in the generator's loss's place, but for the books, which take that loss, too."""
     loss = objective.generator_loss
     changed = change(loss)
-    objective.generator_loss = lambda draw: (loss if draw.x.is_leaf else changed)(draw)
+    objective.generator_loss = lambda draw: (changed if objective.training else loss)(draw)
 
 
 def kill_in_step(objective: Objective, at: int) -> None:

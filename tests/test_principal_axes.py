@@ -121,6 +121,10 @@ class TestGenerator:
         with pytest.raises(UsageError, match=r"linear map is not set: see MLP.from_data"):
             MLP(2, 3, linear=True).axes  # noqa: B018
 
+    def test_an_int_as_the_datas_mean_does_not_round_the_map(self) -> None:
+        axes = principal_axes(points().float(), 3)
+        assert torch.equal(MLP(3, 3, linear=True, data_mean=0).start_from(axes).offset, axes.mean)
+
     @every_latent
     def test_its_perceptron_learns_and_comes_back_from_disk(self, latent: int, tmp_path: Path) -> None:
         generator, _ = start(latent, fourier=4)

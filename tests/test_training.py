@@ -364,22 +364,40 @@ class TestModes:
         u = torch.rand(100, generator=rng)
         torch.testing.assert_close(large(u, 0.3, VE()), 10 * small(u, 0.3, VE()))
 
-    def test_what_is_trained_is_the_finished_function(self) -> None:
-        """Layers that draw numbers are silent, so that the seed and the checkpoint hold all that a run draws."""
-
-        class Careless(MLP):
-            def forward(self, z: Tensor) -> Tensor:
-                return nn.functional.dropout(super().forward(z), 0.5, self.training)
+    def test_dropout_is_silent(self) -> None:
+        """The seed and the checkpoints hold all that a run draws; also after lines of metrics and evaluations."""
 
         def weights(seed: int) -> dict[str, Tensor]:
             torch.manual_seed(0)
-            generator = Careless(latent=2, data=2, depth=1, width=8).double()
+            generator = MLP(latent=2, data=2, depth=1, width=8).double()
+            generator.layers.insert(1, nn.Dropout(0.5))
             torch.manual_seed(seed)
-            return small_distill(generator.train()).generator.state_dict()
+            return small_distill(generator, training=small_runs.config(steps=5)).generator.state_dict()
 
         with torch.random.fork_rng(devices=[]):
             first, second = weights(1), weights(2)
         assert_equal(first, second)
+
+    def test_other_layers_see_batches_as_they_are_trained_to(self) -> None:
+        """Normalisation by the batch, whose statistics no check has a part in and evaluations leave alone."""
+        generator = small_runs.generator()
+        norm = nn.BatchNorm1d(8).double()
+        generator.layers.insert(1, norm)
+        steps, batch = 4, small_runs.config().batch
+        seen = []
+        norm.register_forward_hook(lambda module, inputs, output: seen.append((module.training, len(inputs[0]))))
+        small_distill(generator, training=small_runs.config(steps=steps, log_every=2, eval_every=2, ema=0.0))
+        assert [rows for trained, rows in seen if trained] == steps * [batch]
+        assert norm.num_batches_tracked == steps
+        assert not norm.training
+
+    def test_wrapped_generators_and_teachers_are_what_they_wrap(self) -> None:
+        """As far as attributes are passed on, by `torch.compile` for example; seen also by Python 3.12's isinstance."""
+        compiled = torch.compile(small_runs.generator(), backend="eager")
+        assert small_distill(compiled).history
+        schedule = nn.Module()  # a module's submodules are no attributes that a class or an instance's dict has
+        teacher = vd.denoisers.from_module(nn.Identity(), schedule)  # type: ignore[arg-type]
+        vd.denoisers.require_denoiser(teacher, "teacher")
 
 
 class TestRefusals:
@@ -426,7 +444,10 @@ class TestRefusals:
         self.refuses(
             "the generator must be a vardistill.generators.Generator, but is Linear", generator=nn.Linear(2, 2)
         )
-        self.refuses("must have parameters to train, but Generator has none", generator=Generator())
+        empty = Generator()
+        self.refuses("must be a .*Generator, but is Generator: .* with latent_shape and data_shape", generator=empty)
+        empty.latent_shape = empty.data_shape = (2,)
+        self.refuses("must have parameters to train, but Generator has none", generator=empty)
 
     def test_a_generator_in_half_precision(self) -> None:
         """Its draws would be, too: 1024 stratified levels are 271 in bfloat16."""

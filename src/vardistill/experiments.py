@@ -45,7 +45,7 @@ from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run, write_whole
-from vardistill.steps import check_accumulation, check_batch, check_head_start
+from vardistill.steps import check_accumulation, check_batch, check_head_start, check_spread
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
 
@@ -97,6 +97,7 @@ def check(config: Config, problem: Problem) -> None:
         teacher = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
     objective = build_objective(config, problem, teacher)
     objective.check(student)
+    check_spread(objective)
     check_batch(config.training.batch, launched(), objective, levels)
     check_accumulation(config.training, launched(), objective)
     check_head_start(config.training, objective)

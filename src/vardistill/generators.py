@@ -118,7 +118,7 @@ class MLP(
         self.register_buffer("frequencies", torch.randn(latent, fourier))
         self.linear = linear
         if linear:
-            self.register_buffer("offset", torch.full((data,), data_mean))
+            self.register_buffer("offset", torch.full((data,), float(data_mean)))
             self.register_buffer("slope", torch.zeros(latent, data))
         self.layers = mlp(latent + 2 * fourier, data, depth, width, activation)
         self._initialise()

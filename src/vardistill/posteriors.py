@@ -65,8 +65,8 @@ class Posterior(nn.Module):
 def check_posterior(posterior: Posterior, generator: Generator, conditions: Conditions | None = None) -> None:
     """Ask for the density of two latents of the generator; raise UsageError unless it has one for each."""
     like, latent = next(generator.parameters()), math.prod(generator.latent_shape)
-    own = getattr(posterior, "latent", latent)
-    if own != latent:
+    own = getattr(posterior, "latent", None)
+    if isinstance(own, int) and own != latent:
         raise UsageError(f"posterior and generator differ: the posterior has {own} latents, the generator {latent}")
     x_t, z = like.new_zeros(2, *generator.data_shape), like.new_zeros(2, latent)
     condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))

@@ -169,14 +169,17 @@ class Table:
         return (index / (len(angles) - 1)).to(ratio.dtype)
 
     def angles(self, device: torch.device) -> Tensor:
-        """(T,) φ_i on `device`, in double precision."""
+        """(T,) φ_i on `device`, in double precision where it has one."""
         import torch
+
+        from vardistill.devices import WITHOUT_DOUBLES
 
         if device not in self._angles:
             with torch.inference_mode(False):
                 alpha2 = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
                 angles = torch.atan2((1 - alpha2).sqrt(), alpha2.sqrt())
-                self._angles[device] = angles.to(device)
+                dtype = torch.float32 if device.type in WITHOUT_DOUBLES else torch.float64
+                self._angles[device] = angles.to(device, dtype)
         return self._angles[device]
 
 

@@ -14,7 +14,8 @@ from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise, NoiseLevels
-from vardistill.objectives import Objective
+from vardistill.objectives import Objective, VarDiU
+from vardistill.posteriors import Prior
 
 
 class Drawn(NamedTuple):
@@ -92,11 +93,9 @@ class Step(nn.Module):
 
 
 def check_generator(generator: Generator, conditions: Conditions | None = None) -> None:
-    """Send two latents through the generator; raise UsageError unless samples of its data shape come back, finite.
-
-    Conditions are for a conditional generator, and it needs them.
-    """
-    if not isinstance(generator, Generator):
+    """Raise UsageError for what is no generator that can be trained, or without the conditions that it takes."""
+    needed = ("latent_shape", "data_shape", "latents", "classes")
+    if not (isinstance(generator, nn.Module) and all(hasattr(generator, name) for name in needed)):
         raise UsageError(
             f"the generator must be a vardistill.generators.Generator, but is {type(generator).__name__}: derive your "
             "module from it, with latent_shape and data_shape"
@@ -119,15 +118,19 @@ def check_generator(generator: Generator, conditions: Conditions | None = None) 
         raise UsageError(
             f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {generator.classes}"
         )
-    rng = torch.Generator(parameter.device).manual_seed(0)
-    z, condition = generator.latents(2, rng), {} if conditions is None else conditions(2, rng)
+
+
+def check_forward(generator: Generator, conditions: Conditions | None = None) -> None:
+    """Send two latents through the generator; raise UsageError unless samples of its data shape come back, finite."""
+    rng = torch.Generator(next(generator.parameters()).device).manual_seed(0)
+    z = generator.latents(2, rng)
     try:
         with torch.no_grad():
-            x = generator(z, **condition)
-    except (RuntimeError, TypeError) as error:
-        names = "".join(f" with {name}" for name in condition)
+            x = generator(z, **({} if conditions is None else conditions(2, rng)))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        under = "" if conditions is None else " under the conditions"
         raise UsageError(
-            f"the generator does not take its latents, {tuple(z.shape)}{names}: {str(error).splitlines()[0]}"
+            f"the generator does not take its latents, {tuple(z.shape)}{under}: {str(error).splitlines()[0]}"
         ) from error
     if tuple(x.shape) != (2, *generator.data_shape) or x.dtype != z.dtype:
         raise UsageError(
@@ -136,6 +139,15 @@ def check_generator(generator: Generator, conditions: Conditions | None = None) 
         )
     if not x.isfinite().all():
         raise UsageError("the generator returns NaN or infinity")
+
+
+def check_spread(objective: Objective) -> None:
+    """Raise UsageError for a bound that is all of the objective and has nothing that keeps the samples apart."""
+    if isinstance(objective, VarDiU) and isinstance(objective.posterior, Prior) and not objective.candidates:
+        raise UsageError(
+            "VarDiU with the prior as its posterior and no candidates lets the student collapse, for nothing keeps "
+            "samples apart: give candidates='batch' or their number, or a posterior that is learned"
+        )
 
 
 def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from vardistill import checkpoints
 from vardistill.bookkeeping import Books, StopRequest
@@ -50,9 +51,11 @@ from vardistill.steps import (
     check_accumulation,
     check_batch,
     check_conditions,
+    check_forward,
     check_generator,
     check_head_start,
     check_schedules,
+    check_spread,
     real_samples,
 )
 
@@ -209,8 +212,8 @@ class Trainer:
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
         device = find_device(training.device, self.accelerator.device)
-        # in evaluation mode: what is trained is the finished function, and no layer draws numbers of its own
         self.generator, self.objective = generator.to(device).eval(), objective.to(device).eval()
+        check_forward(generator, conditions)
         parameter = next(generator.parameters())
         check_batch(training.batch, self.accelerator.num_processes, objective, levels)
         check_accumulation(training, self.accelerator.num_processes, objective)
@@ -219,7 +222,9 @@ class Trainer:
             for some in (levels, *objective.other_levels):
                 check_schedules(objective.teacher, some)
         objective.check(generator, conditions)
+        check_spread(objective)
         check_head_start(training, objective)
+        _training_mode(generator, objective)
         self.conditions = conditions
         self.data = real_samples(data, objective, generator, parameter, conditions)
         if training.compile:
@@ -387,8 +392,9 @@ class Trainer:
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
         """The last updates' figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
-        draw = self._diagnostic_draw(progress)
-        tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
+        with _evaluation_mode(self.generator, self.objective):
+            draw = self._diagnostic_draw(progress)
+            tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
         ratio = draw.noise.sigma / draw.noise.alpha
         tensors |= {f"ratio_{percent:02d}": ratio.quantile(percent / 100) for percent in (5, 50, 95)}
         stacked = torch.stack([v.to(ratio) for v in tensors.values()])
@@ -414,7 +420,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
-            with alone():
+            with alone(), _evaluation_mode(self.generator):
                 values = {name: float(v) for name, v in self.evaluate(self.average).items()}
             self._record("eval", values)
 
@@ -468,11 +474,11 @@ class Trainer:
         self.books.resume(self.step)
 
     def _finish(self) -> Run:
-        generator = self.average
+        generator = self.average.eval()
         if self.folder is not None and self.accelerator.is_main_process:
             save_generator(generator, self.folder.generator)
         self.accelerator.wait_for_everyone()
-        return Run(generator, self.objective, self.history, self.folder.path if self.folder else None)
+        return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
 
 
 def average_of(generator: Generator) -> Generator:
@@ -488,6 +494,25 @@ def save_generator(generator: Generator, path: Path) -> None:
     else:
         path.mkdir(exist_ok=True)
         save_model(generator, str(path / "model.safetensors"))
+
+
+def _training_mode(*modules: nn.Module) -> None:
+    """Training mode but for dropout: its numbers would come from neither the run's seed nor its checkpoints."""
+    for module in modules:
+        module.train()
+        for child in module.modules():
+            if isinstance(child, _DropoutNd):
+                child.eval()
+
+
+@contextmanager
+def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        _training_mode(*modules)
 
 
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:

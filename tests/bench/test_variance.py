@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,4 +74,4 @@ def test_every_objective_is_measured(config: Config, tmp_path: Path, monkeypatch
     monkeypatch.setattr(variance, "DEMO", small(variance.DEMO))
     values = variance.gradient_noise(small(config), RunFolder(tmp_path))
     assert set(values) == {f"snr_{ratio:g}" for ratio in variance.RATIOS}
-    assert all(v > -1 for v in values.values())
+    assert all(math.isfinite(v) for v in values.values())  # which they are not where a gradient is 0

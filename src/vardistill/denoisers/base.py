@@ -133,7 +133,7 @@ def from_module(
 
 def require_denoiser(denoiser: object, name: str) -> None:
     """Raise UsageError for what is no `Denoiser`, a bare network for example."""
-    if not isinstance(denoiser, Denoiser):
+    if not (callable(denoiser) and hasattr(denoiser, "schedule")):  # isinstance does not see what wrappers pass on
         raise UsageError(
             f"the {name} must be a denoiser, E[x | x_t] with a schedule, but is {type(denoiser).__name__}: wrap it, "
             "for example by vardistill.denoisers.from_module"

@@ -122,11 +122,6 @@ class VarDiU(Objective):
         """Raise UsageError unless teacher and posterior take the generator's samples and latents."""
         super().check(generator, conditions)
         check_posterior(self.posterior, generator, conditions)
-        if isinstance(self.posterior, Prior) and not self.candidates:
-            raise UsageError(
-                "VarDiU with the prior as its posterior and no candidates lets the student collapse, for nothing keeps "
-                "samples apart: give candidates='batch' or their number, or a posterior that is learned"
-            )
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) times the integrand of the bound, up to constants and the value of log p_d^t, (R,)."""
