@@ -223,6 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dimension": lambda: bench("dimension", HIGH, teacher="true"),
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
+    "digits-4min": lambda: bench("dimension-4min", DIGITS),
     "images-digits": lambda: images("digits_1min"),
     "images-digits-2": lambda: images("digits_2min"),
     "images-mnist": lambda: images("mnist_15min"),
