@@ -154,7 +154,7 @@ def distill(
     """Distil a diffusion model into a one-step generator.
 
     Args:
-        generator: the student; its weights are trained in place.
+        generator: the student; its weights are trained in place, with dropout silent.
         teacher: the denoiser to distil with `default_objective`.
         objective: instead of `teacher`, an objective that knows its own, or needs none.
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
