@@ -216,6 +216,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "mog40-empirical": lambda: bench("mog40-3min", MOG40, teacher="empirical"),
     "mog40-learned": lambda: bench("mog40-3min", MOG40, teacher="learned"),
     "start": start,
+    "teacher-quality": lambda: bench(
+        "teacher-quality", ("teacher_error", "log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "step")
+    ),
     "capacity": lambda: bench("posterior-capacity", ("gap", "diu", "dikl", "log_mmd", "modes_found", "step")),
     "ablation": lambda: bench(
         "varflow-ablation", ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "step")
