@@ -117,9 +117,9 @@ class TestGenerator:
 
     def test_one_from_random_weights_has_no_axes(self) -> None:
         with pytest.raises(UsageError, match=r"has no principal axes: see MLP.from_data"):
-            MLP(2, 3).axes  # noqa: B018
+            _ = MLP(2, 3).axes
         with pytest.raises(UsageError, match=r"linear map is not set: see MLP.from_data"):
-            MLP(2, 3, linear=True).axes  # noqa: B018
+            _ = MLP(2, 3, linear=True).axes
 
     def test_an_int_as_the_datas_mean_does_not_round_the_map(self) -> None:
         axes = principal_axes(points().float(), 3)

@@ -32,7 +32,7 @@ from vardistill.networks import LevelMLP
 from vardistill.noise_levels import Draw
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.optimisers import adam_state
-from vardistill.posteriors import DiagonalGaussian, Prior
+from vardistill.posteriors import DiagonalGaussian, Posterior, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
 from vardistill.training import (
@@ -395,8 +395,15 @@ class TestModes:
         """As far as attributes are passed on, by `torch.compile` for example; seen also by Python 3.12's isinstance."""
         compiled = torch.compile(small_runs.generator(), backend="eager")
         assert small_distill(compiled).history
-        schedule = nn.Module()  # a module's submodules are no attributes that a class or an instance's dict has
-        teacher = vd.denoisers.from_module(nn.Identity(), schedule)  # type: ignore[arg-type]
+
+        class Learned(nn.Module):  # a module's submodules are no attributes that a class or an instance's dict has
+            def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
+                return VE()(t)
+
+            def time(self, ratio: Tensor) -> Tensor:
+                return VE().time(ratio)
+
+        teacher = vd.denoisers.from_module(nn.Identity(), Learned())
         vd.denoisers.require_denoiser(teacher, "teacher")
 
 
@@ -479,6 +486,11 @@ class TestRefusals:
         self.refuses(
             r"the posterior does not take the generator's samples, \(2, 2\)", teacher=None, objective=objective
         )
+
+    def test_a_posterior_without_a_forward_pass(self) -> None:
+        """Its error has no words of its own."""
+        objective = VarDiU(small_runs.teacher(), Posterior())
+        self.refuses(r"the posterior does not take .*: NotImplementedError", teacher=None, objective=objective)
 
     def test_a_critic_of_other_data(self) -> None:
         critic = Preconditioned(LevelMLP(3, 3), 2.0, VE()).double()

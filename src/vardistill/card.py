@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vardistill.contents import metrics_lines
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.formats import duration, metric_of, sentence_case
 from vardistill.pipelines import usage
 from vardistill.runs import RunFolder, write_whole
@@ -164,7 +164,7 @@ def mapping(path: Path, reader: Any) -> dict[str, Any]:
     try:
         content = reader(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"cannot read {path}: {first_line(error)}") from error
     return dict(content) if isinstance(content, dict) else {}
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 
 FORMAT = "vardistill-checkpoint-2"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -87,7 +87,7 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
         flat = load_file(checkpoint / "state.safetensors", device=str(device))
         step, seconds, form = int(counters["step"]), float(counters["seconds"]), counters["format"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UsageError(f"the checkpoint {checkpoint} is truncated or not one of vardistill's: {reason}") from error
     if form != FORMAT:
         raise UsageError(f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}")

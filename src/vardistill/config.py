@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 import yaml
 
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import UsageError, first_line, unknown
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
@@ -502,7 +502,7 @@ def read(classes: Any, path: Path) -> Any:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"cannot read the configuration {path}: {first_line(error)}") from error
     options = classes if isinstance(classes, tuple) else (classes,)
     kinds = {kind_of(option): option for option in options}
     kind = str(data.pop("kind", kind_of(options[0]))) if isinstance(data, dict) else kind_of(options[0])

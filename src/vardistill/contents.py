@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.figures import LARGEST, is_finite
 from vardistill.problems import PROBLEMS, Problem
 from vardistill.runs import RunFolder
@@ -168,7 +168,7 @@ def _read(path: Path, reader: Callable[[Path], Any], default: Any) -> Any:
     try:
         return reader(path)
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(f"cannot read {path}: {reason}") from error
 
 

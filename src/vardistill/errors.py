@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and other errors in a line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ class UsageError(ValueError):
 
     The command line prints the line without a traceback and exits with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or what it is where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -32,7 +32,7 @@ from vardistill.build import (
 from vardistill.config import Config, TeachConfig
 from vardistill.denoisers import Denoiser, DensityDenoiser, reschedule
 from vardistill.devices import find_device
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.figures import samples_figure
 from vardistill.generators import MLP, Generator
 from vardistill.metrics import bound_gap, evaluate
@@ -253,10 +253,6 @@ def load_generator(path: Path, kind: type[G]) -> G:
         raise
     except Exception as error:
         raise UsageError(
-            f"the generator in {path} is truncated or not one of vardistill's: {_first_line(error)}"
+            f"the generator in {path} is truncated or not one of vardistill's: {first_line(error)}"
         ) from error
     return generator.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

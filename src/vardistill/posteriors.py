@@ -23,7 +23,7 @@ import zuko
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.networks import LevelMLP
 from vardistill.principal_axes import PrincipalAxes
 
@@ -74,7 +74,7 @@ def check_posterior(posterior: Posterior, generator: Generator, conditions: Cond
         with torch.no_grad():
             log_q = posterior(x_t, like.new_ones(2), like.new_ones(2), **condition).log_prob(z)
     except (RuntimeError, TypeError, UsageError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"the posterior does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}: {reason}"
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Labels, Samples, StoredSamples, check_samples
 from vardistill.denoisers import Denoiser
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise, NoiseLevels
 from vardistill.objectives import Objective, VarDiU
@@ -130,7 +130,7 @@ def check_forward(generator: Generator, conditions: Conditions | None = None) ->
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         under = "" if conditions is None else " under the conditions"
         raise UsageError(
-            f"the generator does not take its latents, {tuple(z.shape)}{under}: {str(error).splitlines()[0]}"
+            f"the generator does not take its latents, {tuple(z.shape)}{under}: {first_line(error)}"
         ) from error
     if tuple(x.shape) != (2, *generator.data_shape) or x.dtype != z.dtype:
         raise UsageError(

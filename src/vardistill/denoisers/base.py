@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vardistill.denoisers.parametrisations import to_x
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.schedules import Schedule, expand
 
 
@@ -155,7 +155,7 @@ def check_denoiser(
         with torch.no_grad():
             out = denoiser(x_t, t, **condition)
     except (RuntimeError, TypeError, UsageError) as error:
-        reason, names = str(error).splitlines()[0], "".join(f" with {name}" for name in condition)
+        reason, names = first_line(error), "".join(f" with {name}" for name in condition)
         raise UsageError(
             f"the {name} does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
         ) from error

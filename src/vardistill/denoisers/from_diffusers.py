@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vardistill.denoisers.base import FromModule
 from vardistill.denoisers.network import Preconditioned
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.schedules import VE, Rectified, Schedule, Table
 
 NETWORKS = {
@@ -327,7 +327,7 @@ def read_index(source: str) -> dict[str, Any]:
 def unreadable(source: str, what: str, error: Exception) -> UsageError:
     """One line for a pipeline that could not be read."""
     kind = "" if Path(source).is_dir() else ", which is no folder here"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UsageError(f"cannot read {what} of the pipeline '{source}'{kind}: {reason}")
 
 

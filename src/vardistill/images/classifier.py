@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.hub import SafeHubMixin
 from vardistill.images.data import Images
 
@@ -191,7 +191,7 @@ def load_classifier(path: Path) -> Classifier:
     except UsageError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UsageError(f"the classifier in {path} is truncated or not one of vardistill's: {reason}") from error
     return classifier.eval()
 
