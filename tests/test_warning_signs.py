@@ -33,7 +33,7 @@ HEALTHY = {
 
 BROKEN = {
     "posterior-collapse": {"posterior_information": 0.1},
-    "mode-loss": {"diversity": 1.9},
+    "mode-loss": {"diversity": 2.4},
     "critic-lag": {"critic_lag": 1.2},
     "idle-levels": {"low_level_share": 0.00005},
     "skipped-updates": {"skipped": 2.0},

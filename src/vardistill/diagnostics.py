@@ -33,8 +33,8 @@ from vardistill.posteriors import Posterior
 LARGEST = 1024
 """Samples that diversity and covariances are computed of, at most."""
 
-FINENESS = 0.25
-"""Ratio r of the diversity, in standard deviations of the target."""
+FINENESS = 1 / 8
+"""Ratio r of the diversity, in root mean square distances of two samples of the target: coarse alike in any dimension."""
 
 
 @torch.no_grad()
@@ -71,18 +71,19 @@ def diversity(x: Tensor, eps: Tensor, ratio: float) -> Tensor:
 def diversities(draw: Draw, teacher: Denoiser | None, data_std: float, rng: torch.Generator) -> dict[str, Tensor]:
     """The diversity of the student's samples, and of as many of the target's where there are any.
 
-    Those are the draw's real samples, or a teacher's that is a distribution; the ratio is `FINENESS` of their standard
-    deviation, else of `data_std`.
+    Those are the draw's real samples, or a teacher's that is a distribution; the ratio is `FINENESS` √(2d) σ_d, with σ_d
+    their standard deviation, else `data_std`.
     """
     n = min(draw.noise.latents, LARGEST)
     x, eps = draw.x[:n], draw.noise.eps[:n]
+    fineness = FINENESS * math.sqrt(2 * x[0].numel())
     if draw.real is not None:
         target = draw.real[:n]
     elif isinstance(teacher, GaussianMixture):
         target = teacher.sample(n, rng).view_as(x)
     else:
-        return {"diversity": diversity(x, eps, FINENESS * data_std)}
-    ratio = FINENESS * float((target - target.mean(0)).pow(2).mean().sqrt())
+        return {"diversity": diversity(x, eps, fineness * data_std)}
+    ratio = fineness * float((target - target.mean(0)).pow(2).mean().sqrt())
     return {"diversity": diversity(x, eps, ratio), "diversity_target": diversity(target, eps, ratio)}
 
 

@@ -112,7 +112,7 @@ def _gradient_norms(line: Line) -> dict[str, float]:
     return {key.removeprefix(prefix): number(v) for key, v in line.items() if key.startswith(prefix)}
 
 
-LOST = "modes are being lost: the student's samples fill less than half of what {} filled"
+LOST = "modes are being lost: the student's samples fill less than {} filled"
 COVER = "Add an objective that covers (VarFlow), more candidates or posterior steps, or anneal the levels slower."
 
 RULES = (
@@ -128,15 +128,15 @@ RULES = (
     Rule(
         "mode-loss",
         difference("diversity_target", "diversity"),
-        math.log(2),
-        LOST.format("as many of the target's"),
+        math.log(5 / 4),
+        LOST.format("four fifths of what as many of the target's"),
         COVER,
     ),
     Rule(
         "mode-loss",
         _untargeted_diversity,
         math.log(2),
-        LOST.format("its own once"),
+        LOST.format("half of what its own once"),
         COVER,
         against=lambda now, best: best - now,
     ),
