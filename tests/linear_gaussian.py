@@ -31,7 +31,7 @@ class Linear(Generator):
 
     def __init__(self, A: Tensor, b: Tensor, data_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.latent_shape, self.data_shape = (A.shape[1],), data_shape or (len(A),)
+        self.latent_shape, self.data_shape, self.data_std = (A.shape[1],), data_shape or (len(A),), 1.0
         self.A, self.b = nn.Parameter(A), nn.Parameter(b)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Linears(Generator):
     def __init__(self, A: Tensor, b: Tensor) -> None:
         super().__init__()
         self.classes, *data_shape, latent = A.shape
-        self.latent_shape, self.data_shape = (latent,), tuple(data_shape)
+        self.latent_shape, self.data_shape, self.data_std = (latent,), tuple(data_shape), 1.0
         self.A, self.b = nn.Parameter(A), nn.Parameter(b)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ LARGEST = 1024
 """Samples that diversity and covariances are computed of, at most."""
 
 FINENESS = 1 / 8
-"""Ratio r of the diversity, in root mean square distances of two samples of the target: coarse alike in any dimension."""
+"""Ratio r of the diversity, in root mean square distances √(2d) σ_d of the target's samples: alike in any dimension."""
 
 
 @torch.no_grad()
@@ -71,8 +71,8 @@ def diversity(x: Tensor, eps: Tensor, ratio: float) -> Tensor:
 def diversities(draw: Draw, teacher: Denoiser | None, data_std: float, rng: torch.Generator) -> dict[str, Tensor]:
     """The diversity of the student's samples, and of as many of the target's where there are any.
 
-    Those are the draw's real samples, or a teacher's that is a distribution; the ratio is `FINENESS` √(2d) σ_d, with σ_d
-    their standard deviation, else `data_std`.
+    Those are the draw's real samples, or a teacher's that is a distribution; the ratio is `FINENESS` √(2d) σ_d, with
+    σ_d their standard deviation, else `data_std`.
     """
     n = min(draw.noise.latents, LARGEST)
     x, eps = draw.x[:n], draw.noise.eps[:n]

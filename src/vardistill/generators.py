@@ -2,6 +2,8 @@ r"""One-step generators x = g(z), z ~ N(0, I)."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +19,19 @@ class Generator(nn.Module):
     Attributes:
         latent_shape: shape of one z.
         data_shape: shape of one x.
+        data_std: σ_d, standard deviation of the data, that default noise levels are in units of.
         classes: K, where it takes labels 0..K−1 as the condition `labels`; 0 for an unconditional one.
     """
 
     latent_shape: tuple[int, ...]
     data_shape: tuple[int, ...]
+    data_std: float
     classes: int = 0
+
+    @property
+    def initial_ratio(self) -> float:
+        """The noise-to-signal ratio above which it is right from the start, as a teacher's own step; else infinite."""
+        return math.inf
 
     def latents(self, n: int, rng: torch.Generator) -> Tensor:
         """z ~ N(0, I), (n, *latent), in the generator's dtype, on the device of `rng`."""

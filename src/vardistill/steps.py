@@ -94,11 +94,12 @@ class Step(nn.Module):
 
 def check_generator(generator: Generator, conditions: Conditions | None = None) -> None:
     """Raise UsageError for what is no generator that can be trained, or without the conditions that it takes."""
-    needed = ("latent_shape", "data_shape", "latents", "classes")
-    if not (isinstance(generator, nn.Module) and all(hasattr(generator, name) for name in needed)):
+    needed = ("latent_shape", "data_shape", "data_std", "latents", "classes")
+    missing = [name for name in needed if not hasattr(generator, name)]
+    if missing or not isinstance(generator, nn.Module):
         raise UsageError(
-            f"the generator must be a vardistill.generators.Generator, but is {type(generator).__name__}: derive your "
-            "module from it, with latent_shape and data_shape"
+            "the generator must be a vardistill.generators.Generator with latent_shape, data_shape and data_std, the "
+            f"data's standard deviation, but {type(generator).__name__} has no {', '.join(missing) or 'parameters'}"
         )
     parameter = next(generator.parameters(), None)
     if parameter is None:
@@ -125,7 +126,7 @@ def check_forward(generator: Generator, conditions: Conditions | None = None) ->
     rng = torch.Generator(next(generator.parameters()).device).manual_seed(0)
     z = generator.latents(2, rng)
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             x = generator(z, **({} if conditions is None else conditions(2, rng)))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         under = "" if conditions is None else " under the conditions"
@@ -139,6 +140,8 @@ def check_forward(generator: Generator, conditions: Conditions | None = None) ->
         )
     if not x.isfinite().all():
         raise UsageError("the generator returns NaN or infinity")
+    if not x.requires_grad and any(p.requires_grad for p in generator.parameters()):
+        raise UsageError("no gradient reaches the generator's parameters: its forward cuts the graph, e.g. by no_grad")
 
 
 def check_spread(objective: Objective) -> None:

@@ -32,19 +32,17 @@ from vardistill.bookkeeping import Books, StopRequest
 from vardistill.clock import Clock, phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
-from vardistill.denoisers import Denoiser, Guided, Mixed, require_denoiser
+from vardistill.defaults import default_levels, default_objective
+from vardistill.denoisers import Denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
 from vardistill.errors import UsageError
 from vardistill.generators import Generator
-from vardistill.levels import LogNormal
-from vardistill.noise_levels import Draw, NoiseLevels, named_weight
-from vardistill.objectives import DiffInstruct, Objective, VarDiU
+from vardistill.noise_levels import Draw, NoiseLevels
+from vardistill.objectives import Objective
 from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
-from vardistill.posteriors import Prior
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
-from vardistill.schedules import VE
 from vardistill.steps import (
     Drawn,
     Step,
@@ -58,9 +56,6 @@ from vardistill.steps import (
     check_spread,
     real_samples,
 )
-
-FEW_LATENTS = 4
-"""Up to which a batch's latents are near enough to each other to be candidates."""
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
@@ -89,53 +84,6 @@ class Run:
     objective: Objective
     history: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
-
-
-def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
-    """For few latents multi-sample `VarDiU` with the batch's candidates; for more, `DiffInstruct` from the teacher.
-
-    The first is the best of those that need no data on MoG-40, the second on pictures (docs/results.md). A teacher
-    without parameters has no weights that a critic could start from: then it is the first in any dimension. The
-    critic of a teacher with guidance is a copy of the denoiser that is guided: the student's score has no guidance.
-    """
-    require_denoiser(teacher, "teacher")
-    trained = isinstance(teacher, nn.Module) and next(teacher.parameters(), None) is not None
-    if math.prod(generator.latent_shape) <= FEW_LATENTS or not trained:
-        return VarDiU(teacher, Prior(), candidates="batch", control_variate="one")
-    return DiffInstruct(
-        teacher, copy.deepcopy(unguided(teacher)), sigma_data=float(getattr(generator, "data_std", 1.0))
-    )
-
-
-def unguided(teacher: Denoiser) -> Denoiser:
-    """The denoiser that is guided, in the teacher's precision; the teacher itself without guidance."""
-    if isinstance(teacher, Mixed):
-        return Mixed(unguided(teacher.denoiser))
-    return teacher.denoiser if isinstance(teacher, Guided) else teacher
-
-
-def default_levels(
-    denoiser: Denoiser | None, data_std: float, dimension: int, shared: int = 0, start: float = math.inf
-) -> NoiseLevels:
-    """Half the levels anneal from √(2d) to 0.05 standard deviations σ_d of the data, half stay log-uniform in between.
-
-    √(2d) σ_d is what two points of the data are apart: noise of that size blurs all modes into one, in any dimension.
-    A student that starts as a teacher's step from the ratio `start` is right above it, and the levels begin there.
-    Shared levels are for energy distances, whose gradient is of one size at every level: their weight is 1.
-    """
-    largest, smallest = min(math.sqrt(2 * dimension) * data_std, start), 0.05 * data_std
-    annealed = LogNormal(
-        base_start=largest,
-        base_end=smallest,
-        sigma_min=0.02 * smallest,
-        sigma_max=5 * largest,
-        broad=0.5,
-        broad_min=smallest,
-        broad_max=largest,
-    )
-    schedule = VE() if denoiser is None else denoiser.schedule
-    weight = named_weight("one" if shared else "sigma2_linear", data_std)
-    return NoiseLevels(schedule, annealed, weight, stratified=True, shared=shared)
 
 
 def distill(
@@ -168,15 +116,18 @@ def distill(
         resume: go on from the latest checkpoint in `out`.
 
     Raises:
-        UsageError: for not exactly one of `teacher` and `objective`, a generator that is none or gives no samples of
-            its data shape, a teacher, posterior or critic that does not fit it, a run folder that cannot be used, or a
-            checkpoint that is damaged or of another run.
+        UsageError: for not exactly one of `teacher` and `objective`, a teacher that has no default objective for the
+            generator, a generator that is none or gives no samples of its data shape, a teacher, posterior or critic
+            that does not fit it, levels that the teacher's schedule does not reach, data beside a teacher alone, a
+            run folder that cannot be used, or a checkpoint that is damaged or of another run.
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
     training = TrainingConfig() if training is None else training
     if (teacher is None) == (objective is None):
         raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
+    if teacher is not None and data is not None:
+        raise UsageError("no default objective compares with data: leave data out, or give objective=, e.g. VarFlow")
     check_generator(generator, conditions)
     if objective is None:
         assert teacher is not None
@@ -184,9 +135,8 @@ def distill(
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
         shared = math.gcd(*shares, 8) if objective.compares_groups else 0
-        data_std, dimension = float(getattr(generator, "data_std", 1.0)), math.prod(generator.data_shape)
-        start = float(getattr(generator, "initial_ratio", math.inf))
-        levels = default_levels(objective.teacher, data_std, dimension, shared, start)
+        dimension, start = math.prod(generator.data_shape), generator.initial_ratio
+        levels = default_levels(objective.teacher, generator.data_std, dimension, shared, start)
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
@@ -403,8 +353,7 @@ class Trainer:
     def _diagnostics(self, draw: Draw) -> dict[str, Tensor]:
         """What is worth watching under every objective."""
         rng = torch.Generator(self.rng.device).manual_seed(self.step)
-        data_std = float(getattr(self.generator, "data_std", 1.0))
-        return diversities(draw, self.objective.teacher, data_std, rng) | {
+        return diversities(draw, self.objective.teacher, self.generator.data_std, rng) | {
             f"{prefix}low_level_share": low_level_share(part.generator_loss, own)
             for prefix, part, own in self.objective.draws(draw)
         }
