@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from vardistill.config import (
     TeachConfig,
     TeacherConfig,
     TrainingConfig,
+    VarFlowConfig,
     write,
 )
 from vardistill.errors import UsageError
@@ -57,6 +59,31 @@ def test_a_teachers_run_that_does_not_fit_is_refused_without_a_folder(tmp_path: 
 def test_a_head_start_of_nothing_is_refused_without_a_folder(tmp_path: Path) -> None:
     config = replace(CONFIG, training=replace(CONFIG.training, head_start=0.3))
     refused(config, tmp_path / "run", "a head start is for the objective's own networks, but VarDiU has no steps")
+
+
+def test_varflow_from_data_needs_no_teacher(tmp_path: Path) -> None:
+    """The digits have no exact one, and MoG-40's is what the run is measured against."""
+    training = replace(CONFIG.training, steps=2, batch=32)
+    config = replace(
+        CONFIG, objective=VarFlowConfig(real="data"), levels=replace(CONFIG.levels, shared=4), training=training
+    )
+    folder = experiments.run_experiment(config, tmp_path / "plane")
+    assert math.isfinite(folder.history()[-1]["dikl"])
+    digits = replace(config, problem="digits", generator=replace(CONFIG.generator, latent=8))
+    experiments.run_experiment(digits, tmp_path / "digits")
+    learned = replace(config, teacher=TeacherConfig(teacher="learned"))
+    refused(learned, tmp_path / "learned", "takes no teacher, but teacher is 'learned': leave it out")
+
+
+def test_a_critics_errors_are_told_with_a_learned_teacher_too(tmp_path: Path) -> None:
+    """They need the teacher's score alone; the KL needs its density."""
+    teach(TeachConfig(samples=64, steps=1, width=8, depth=1, batch=16), tmp_path / "teacher")
+    teacher = TeacherConfig("learned", teacher_run=tmp_path / "teacher")
+    training = replace(CONFIG.training, steps=1)
+    config = replace(CONFIG, teacher=teacher, objective=DiffInstructConfig(critic_width=8), training=training)
+    line = experiments.run_experiment(config, tmp_path / "run").history()[-1]
+    assert line["critic_error"] > 0
+    assert "dikl" not in line
 
 
 def finish(folder: RunFolder) -> None:

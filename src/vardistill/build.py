@@ -106,11 +106,17 @@ def build_axes(config: Config, problem: Problem) -> PrincipalAxes:
     return principal_axes(problem.sample(config.teacher.teacher_samples, rng), config.generator.latent)
 
 
-def build_objective(config: Config, problem: Problem, teacher: Denoiser) -> Objective:
-    """The objective, with untrained auxiliary networks."""
+def takes_teacher(config: Config) -> bool:
+    """Whether the objective has a teacher: VarFlow from the problem's data has none."""
+    return not (isinstance(config.objective, VarFlowConfig) and config.objective.real == "data")
+
+
+def build_objective(config: Config, problem: Problem, teacher: Denoiser | None) -> Objective:
+    """The objective, with untrained auxiliary networks; the teacher is None where it takes none."""
     o = config.objective
     if isinstance(o, VarFlowConfig):
         return build_varflow(o, teacher)
+    assert teacher is not None
     if isinstance(o, DiffInstructConfig):
         return build_diff_instruct(o, config, problem, teacher)
     if isinstance(o, VarDiUVarFlowConfig):
@@ -151,7 +157,7 @@ def build_vardiu(o: VarDiUConfig, config: Config, problem: Problem, teacher: Den
     )
 
 
-def build_varflow(o: VarFlowConfig, teacher: Denoiser) -> VarFlow:
+def build_varflow(o: VarFlowConfig, teacher: Denoiser | None) -> VarFlow:
     """VarFlow; it knows the teacher only as whose samples it may compare with."""
     return VarFlow(o.beta, o.cross, teacher=teacher)
 
@@ -181,7 +187,7 @@ class Geometric:
         return float(self.start ** (1 - progress) * self.end**progress)
 
 
-def build_real_samples(config: Config, problem: Problem, teacher: Denoiser) -> Samples | None:
+def build_real_samples(config: Config, problem: Problem, teacher: Denoiser | None) -> Samples | None:
     """Where the objective's real samples come from, or None for one that needs none.
 
     A teacher that is a distribution (a mixture, a data set) is drawn from; a network's own sampler fills a stored set.
@@ -191,6 +197,7 @@ def build_real_samples(config: Config, problem: Problem, teacher: Denoiser) -> S
         return None
     if o.real == "data":
         return problem.sample
+    assert teacher is not None
     if isinstance(teacher, GaussianMixture):
         return teacher.sample
     rng = torch.Generator().manual_seed(config.training.seed + 2)

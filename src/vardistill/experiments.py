@@ -28,9 +28,10 @@ from vardistill.build import (
     build_problem,
     build_real_samples,
     build_schedule,
+    takes_teacher,
 )
 from vardistill.config import Config, TeachConfig
-from vardistill.denoisers import Denoiser, DensityDenoiser, reschedule
+from vardistill.denoisers import Denoiser, DensityDenoiser, GaussianMixture, reschedule
 from vardistill.devices import find_device
 from vardistill.errors import UsageError, first_line
 from vardistill.figures import samples_figure
@@ -92,8 +93,11 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
 def check(config: Config, problem: Problem) -> None:
     """Raise the UsageError that the run would end with, before a folder is made or a teacher fitted."""
     student, levels = build_generator(config, problem), build_levels(config.levels, problem)
+    if not takes_teacher(config) and config.teacher.teacher != "true":
+        kind = config.teacher.teacher
+        raise UsageError(f"VarFlow from the problem's data takes no teacher, but teacher is {kind!r}: leave it out")
     teacher = build_ready_teacher(config, problem)
-    if teacher is None:
+    if teacher is None and takes_teacher(config):
         teacher = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
     objective = build_objective(config, problem, teacher)
     objective.check(student)
@@ -118,10 +122,13 @@ def prepare_folder(config: object, out: Path, resume: bool) -> RunFolder:
     return folder
 
 
-def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser:
-    """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`."""
+def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser | None:
+    """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`.
+
+    None for an objective that takes none.
+    """
     teacher = build_ready_teacher(config, problem)
-    if teacher is not None:
+    if teacher is not None or not takes_teacher(config):
         return teacher
     if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
         shutil.rmtree(folder.teacher, ignore_errors=True)
@@ -137,7 +144,9 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
 
 
 def build_ready_teacher(config: Config, problem: Problem) -> Denoiser | None:
-    """The teacher that `config` names, None for one that has yet to be fitted."""
+    """The teacher that `config` names, None for one that has yet to be fitted and an objective that takes none."""
+    if not takes_teacher(config):
+        return None
     if config.teacher.teacher == "true":
         return build_exact(problem)
     if config.teacher.teacher == "empirical":
@@ -154,36 +163,45 @@ def problem_metrics(config: Config, problem: Problem, objective: Objective, stud
     whose auxiliary networks they are.
     """
     teacher_error: dict[str, float] = {}
+    exact = build_problem(config.problem, config.levels.schedule)  # a copy, which moves to where the student is
 
     def measure(average: Generator) -> dict[str, float]:
         samples = average.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
         rng = torch.Generator().manual_seed(config.training.seed + 2)
         table: dict[str, float] = dict(evaluate(samples, problem, rng, p_value=False))
         rng = torch.Generator(device_of(student)).manual_seed(config.training.seed + 3)
-        if not teacher_error and config.teacher.teacher != "true" and problem.denoiser is not None:
+        if not teacher_error and config.teacher.teacher != "true" and exact.denoiser is not None:
             assert objective.teacher is not None
-            exact = build_problem(config.problem, config.levels.schedule)
             errors = teacher_errors(objective.teacher, exact, device_of(student))["relative_score_error"]
             teacher_error["teacher_error"] = sum(errors) / len(errors)
-        return table | teacher_error | student_divergence(objective, student, rng, max(2, config.training.batch))
+        n = max(2, config.training.batch)
+        return table | teacher_error | student_divergence(objective, student, exact.denoiser, rng, n)
 
     return measure
 
 
-def student_divergence(objective: Objective, student: Generator, rng: torch.Generator, n: int) -> dict[str, float]:
-    """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it; empty where it is not exact."""
-    teacher = objective.teacher
-    if not isinstance(teacher, DensityDenoiser) or math.prod(student.latent_shape) > LARGEST_LATENT:
+def student_divergence(
+    objective: Objective, student: Generator, truth: GaussianMixture | None, rng: torch.Generator, n: int
+) -> dict[str, float]:
+    """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it, where they can be computed exactly.
+
+    The KL and the bound need the teacher's density, which a network has not; a critic's errors its score alone. An
+    objective without a teacher is measured against the truth.
+    """
+    if math.prod(student.latent_shape) > LARGEST_LATENT:
         return {}
+    teacher: Denoiser | None = objective.teacher
+    if teacher is None and truth is not None:
+        teacher = truth.to(device_of(student))
     table: dict[str, float] = {}
     for part in objective.parts:
-        if isinstance(part, VarDiU):
+        if isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
             gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128)
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
         elif isinstance(part, DiffInstruct):
             bias = critic_bias(part, student, GAP_RATIOS, rng, CRITIC_DRAWS, nodes=128)
             table |= {"critic_error": float(bias.critic_error.mean()), "gradient_bias": float(bias.gradient_bias)}
-    if "dikl" not in table:
+    if "dikl" not in table and isinstance(teacher, DensityDenoiser):
         table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, n, nodes=128).mean())
     return table
 
