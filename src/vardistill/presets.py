@@ -185,6 +185,10 @@ PRESETS = {
     "mog40-vardiu-nsf": Preset("MoG-40, VarDiU with a neural spline flow posterior", learned_posterior("nsf")),
     "mog40-varflow": Preset("MoG-40, VarFlow: the energy distance between noisy marginals", VARFLOW),
     "mog40-vardiu-varflow": Preset("MoG-40, VarDiU + λ·VarFlow", VARDIU_VARFLOW),
+    "mog40-vardiu-gaussian-varflow": Preset(
+        "MoG-40, VarDiU with a full-covariance Gaussian posterior + λ·VarFlow; for data of many dimensions",
+        learned_posterior_varflow("full"),
+    ),
     "mog40-diff-instruct": Preset("MoG-40, Diff-Instruct with 5 critic steps", diff_instruct(5)),
     "mog40-vardiu-paper": Preset(
         "MoG-40, VarDiU with the reference's settings; initial weights and input scaling are ours (1,000,000 steps)",

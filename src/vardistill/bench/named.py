@@ -8,6 +8,7 @@ from typing import Any
 
 from vardistill.bench.cells import Bench, Budget, Cell, grid
 from vardistill.config import Config, DiffInstructConfig, ProblemName, TeacherConfig, VarDiUConfig
+from vardistill.levels import LogNormal
 from vardistill.presets import (
     DEMO,
     MOG40,
@@ -49,6 +50,22 @@ def with_batch(config: Config, batch: int) -> Config:
     return replace(config, training=replace(config.training, batch=batch))
 
 
+def with_rates(config: Config, student: float = 1.0, auxiliary: float = 1.0) -> Config:
+    """The configuration with so many times its learning rates."""
+    t = config.training
+    return replace(config, training=replace(t, lr=student * t.lr, auxiliary_lr=auxiliary * t.auxiliary_lr))
+
+
+def with_noise(config: Config, factor: float) -> Config:
+    """The configuration with so many times its annealed noise levels."""
+    levels = config.levels.distribution
+    assert isinstance(levels, LogNormal)
+    return with_levels(
+        config,
+        distribution=replace(levels, base_start=factor * levels.base_start, base_end=factor * levels.base_end),
+    )
+
+
 SMOKE = {
     "batch candidates": tiny(DEMO),
     "diagonal": replace(
@@ -82,7 +99,7 @@ TEACHERS = {
 
 MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
 
-STARTED = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "Diff-Instruct 1", "Diff-Instruct 5")
+STARTED = (*MAIN, "Diff-Instruct 1")
 
 STARTS = {
     f"{name}, {start} start": replace(
@@ -92,6 +109,36 @@ STARTS = {
 }
 """What the student's first map is worth."""
 
+TUNED: dict[str, dict[str, Config]] = {
+    "VarDiU, batch candidates": {f"pool {pool}": with_objective(DEMO, pool=pool) for pool in (1024, 2048)},
+    "VarDiU, full": {
+        f"posterior's rate × {factor:g}": with_rates(learned_posterior("full"), auxiliary=factor) for factor in (0.5, 2)
+    },
+    "VarFlow": {f"β = {beta:g}": with_objective(VARFLOW, beta=beta) for beta in (0.25, 1.0)},
+    "VarDiU + VarFlow": {
+        f"λ × {factor:g}": with_objective(VARDIU_VARFLOW, varflow_weight=0.3 * factor, varflow_weight_end=0.03 * factor)
+        for factor in (0.3, 3)
+    },
+    "Diff-Instruct 5": {
+        f"critic's rate × {factor:g}": with_rates(diff_instruct(5), auxiliary=factor) for factor in (0.5, 2)
+    },
+}
+"""The choice that is each objective's own, moved either way."""
+
+
+def neighbours(name: str) -> dict[str, Config]:
+    """A preset, and eight that differ from it in one thing: rates, noise levels, batch, and the objective's own."""
+    preset = OBJECTIVES[name]
+    every, factors = preset.training.eval_every, (0.5, 2)
+    moved = (
+        {f"rates × {f:g}": with_rates(preset, f, f) for f in factors}
+        | {f"noise × {f:g}": with_noise(preset, f) for f in factors}
+        | {f"batch × {f:g}": with_batch(preset, int(f * preset.training.batch)) for f in factors}
+        | {choice: evaluated(config, every) for choice, config in TUNED[name].items()}
+    )
+    return {name: preset} | {f"{name}, {choice}": config for choice, config in moved.items()}
+
+
 FITTED = {f"learned, {n // 1000}k": TeacherConfig("learned", teacher_samples=n) for n in (1_000, 5_000, 10_000)}
 
 FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
@@ -99,12 +146,15 @@ FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
 CAPACITY = {
     f"{posterior}, width {width}": evaluated(with_objective(learned_posterior(posterior), posterior_width=width), 300)
     for posterior, width in itertools.product(FAMILIES, (32, 128, 512))
-} | {"batch candidates": evaluated(DEMO, 1500)}
+} | {"batch candidates": evaluated(DEMO, 1500), "batch candidates + VarFlow": evaluated(VARDIU_VARFLOW, 1500)}
 
 ABLATION = (
     {f"β = {beta:g}": with_objective(VARFLOW, beta=beta) for beta in (0.5, 1.0, 1.5, 1.9)}
     | {f"weight {weight}": with_levels(VARFLOW, weight=weight) for weight in ("sigma2", "inverse_sigma", "snr")}
-    | {f"K = {k}": with_levels(VARFLOW, shared=VARFLOW.training.batch // k) for k in (4, 8, 16, 32, 128, 256, 1024)}
+    | {
+        f"K = {k}": with_levels(VARFLOW, shared=VARFLOW.training.batch // k)
+        for k in (4, 8, 16, 32, 128, 256, 512, 1024)
+    }
     | {"paired": with_objective(VARFLOW, cross="paired")}
 )
 """VarFlow's choices one at a time, beside its preset: β = 0.5, weight 1, groups of K = 64, all pairs. The rows of a
@@ -170,6 +220,15 @@ _ALL = (
         metrics=("log_density", *QUALITY, "gap", "critic_error", "gradient_bias"),
         curves=("log_mmd", "dikl"),
         budget=Budget("cpu", 3),
+    ),
+    Bench(
+        "tuning",
+        "five objectives' presets and their neighbours: as many for each, one thing moved at a time",
+        lambda seeds: grid({label: c for name in TUNED for label, c in neighbours(name).items()}, seeds=seeds),
+        metrics=("log_density", *QUALITY),
+        curves=("log_mmd",),
+        seeds=1,
+        budget=Budget("cpu", 1),
     ),
     Bench(
         "start",
