@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from vardistill.bench.named import BENCHES
+from vardistill.bench.named import BENCHES, TUNED
 from vardistill.build import build_generator, build_levels, build_problem
 from vardistill.cli.train import _start
 from vardistill.config import VarDiUConfig, VarDiUVarFlowConfig
@@ -90,10 +90,29 @@ def test_starts_are_compared_with_all_else_equal() -> None:
     cells = BENCHES["start"].plan(seeds=1)
     linear = {cell.objective: cell.config for cell in cells if cell.config.generator.linear}
     others = {cell.objective: cell.config for cell in cells if not cell.config.generator.linear}
-    assert len(linear) == len(others) == 5
+    assert len(linear) == len(others) == 6
     for name, config in linear.items():
         other = others[name.replace("linear", "random")]
         assert replace(other, generator=replace(other.generator, linear=True)) == config
+
+
+def test_tuning_tries_as_much_for_every_objective_and_one_thing_at_a_time() -> None:
+    cells = {cell.objective: cell.config for cell in BENCHES["tuning"].plan(seeds=1)}
+    for name in TUNED:
+        moved = {label: config for label, config in cells.items() if label.startswith(f"{name}, ")}
+        assert len(moved) == 8
+        for config in moved.values():
+            preset = cells[name]
+            parts = [f.name for f in fields(config) if getattr(config, f.name) != getattr(preset, f.name)]
+            assert len(parts) == 1
+            (part,) = parts
+            changes = [
+                f.name
+                for f in fields(getattr(config, part))
+                if getattr(getattr(config, part), f.name) != getattr(getattr(preset, part), f.name)
+            ]
+            assert changes in (["batch"], ["lr", "auxiliary_lr"], ["auxiliary_lr"], ["distribution"], ["pool"],
+                               ["beta"], ["varflow_weight", "varflow_weight_end"])  # fmt: skip
 
 
 def test_the_groups_of_a_sum_keep_their_size() -> None:
