@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from vardistill.bench.named import BENCHES, TUNED
+from vardistill.bench.running import shared_teacher, teacher_name
 from vardistill.build import build_generator, build_levels, build_problem
 from vardistill.cli.train import _start
-from vardistill.config import VarDiUConfig, VarDiUVarFlowConfig
+from vardistill.config import LevelsConfig, TeacherConfig, VarDiUConfig, VarDiUVarFlowConfig
 from vardistill.levels import LogNormal
 from vardistill.presets import (
     HIGH_BATCH,
@@ -23,6 +24,7 @@ from vardistill.presets import (
     adapted,
     learned_posterior_varflow,
     rescaled,
+    teacher_fit_of,
 )
 from vardistill.problems import PROBLEMS
 
@@ -130,3 +132,13 @@ def test_shared_levels_do_not_vanish() -> None:
 def test_the_steps_whose_noise_is_compared_are_of_one_size() -> None:
     cells = BENCHES["variance"].plan(seeds=1)
     assert {cell.config.training.batch * cell.config.levels.draws for cell in cells} == {1024}
+
+
+def test_a_shared_teacher_is_the_one_that_a_run_alone_would_fit() -> None:
+    vp = replace(MOG40, teacher=TeacherConfig("learned", teacher_samples=500), levels=LevelsConfig(schedule="vp"))
+    fit = shared_teacher(vp)
+    assert fit == teacher_fit_of(vp)
+    assert (fit.schedule, fit.samples) == ("vp", 500)
+    ve = shared_teacher(replace(vp, levels=LevelsConfig(schedule="ve")))
+    assert ve is not None
+    assert teacher_name(fit) != teacher_name(ve) == "mog40-500-seed0"

@@ -41,7 +41,7 @@ from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
 from vardistill.metrics.critic import critic_bias
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.one_step import OneStep
-from vardistill.presets import teacher_fit
+from vardistill.presets import teacher_fit_of
 from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
@@ -132,14 +132,7 @@ def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denois
         return teacher
     if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
         shutil.rmtree(folder.teacher, ignore_errors=True)
-        fit = dataclasses.replace(
-            teacher_fit(config.problem),
-            samples=config.teacher.teacher_samples,
-            schedule=config.levels.schedule,
-            seed=config.training.seed,
-            device=config.training.device,
-        )
-        teach(fit, folder.teacher)
+        teach(teacher_fit_of(config), folder.teacher)
     return load_teacher(folder.teacher)
 
 

@@ -104,6 +104,17 @@ def teacher_fit(problem: ProblemName) -> TeachConfig:
     return TeachConfig(problem=problem, distribution=LogNormal(base_start=base, base_end=base, spread=1.4))
 
 
+def teacher_fit_of(config: Config) -> TeachConfig:
+    """The fit of the learned teacher that a run asks for: with its data, schedule, seed and device."""
+    return replace(
+        teacher_fit(config.problem),
+        samples=config.teacher.teacher_samples,
+        schedule=config.levels.schedule,
+        seed=config.training.seed,
+        device=config.training.device,
+    )
+
+
 MOG40_LEVELS = LogNormal(base_start=15.0, base_end=0.5, broad=0.8, broad_min=0.4, broad_max=15.0)
 
 MOG40 = Config(

@@ -30,7 +30,7 @@ from vardistill.bench.cells import Bench, Budget, Cell, Settings
 from vardistill.bench.results import Results, collect, failure_file, read_json, write
 from vardistill.config import Config, TeachConfig
 from vardistill.errors import UsageError
-from vardistill.presets import teacher_fit
+from vardistill.presets import teacher_fit_of
 from vardistill.runs import RunFolder, write_whole
 
 PATIENCE = 30.0
@@ -240,13 +240,13 @@ def shared_teacher(config: Config) -> TeachConfig | None:
     """The fit of the learned teacher that the configuration wants and has no run of; None for any other."""
     if config.teacher.teacher != "learned" or config.teacher.teacher_run is not None:
         return None
-    training, samples = config.training, config.teacher.teacher_samples
-    return replace(teacher_fit(config.problem), samples=samples, seed=training.seed, device=training.device)
+    return teacher_fit_of(config)
 
 
 def teacher_name(fit: TeachConfig) -> str:
     """The folder of a shared teacher."""
-    return f"{fit.problem}-{fit.samples}-seed{fit.seed}"
+    schedule = "" if fit.schedule == "ve" else f"-{fit.schedule}"
+    return f"{fit.problem}{schedule}-{fit.samples}-seed{fit.seed}"
 
 
 def is_finished(path: Path) -> bool:
