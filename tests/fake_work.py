@@ -5,6 +5,7 @@ The environment variable FAKE says which cells fail or wait until they are inter
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -97,6 +98,19 @@ def figures(results: Results) -> dict[str, Any]:
     return {"Signal to noise": figure}
 
 
+def die_between_cells() -> None:
+    """Have this bench killed when its second cell has ended, and before the third begins."""
+    end, ended = running._end, itertools.count(1)
+
+    def end_and_die(process: running._Process) -> str:
+        how = end(process)
+        if next(ended) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return how
+
+    running._end = end_and_die
+
+
 def command(task: running.Task) -> Sequence[str]:
     return [sys.executable, __file__, *task.words]
 
@@ -106,7 +120,9 @@ if __name__ == "__main__":
         running.command = command
         if "--foreground" in sys.argv:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        run_bench(BENCH, Path(sys.argv[2]), jobs=2, seeds=2)
+        if "--die-between-cells" in sys.argv:
+            die_between_cells()
+        run_bench(BENCH, Path(sys.argv[2]), jobs=1 if "--die-between-cells" in sys.argv else 2, seeds=2)
     else:
         work.ACTIONS |= {"train": train, "teach": teach}
         sys.exit(work.main(sys.argv[1:]))

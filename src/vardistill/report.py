@@ -23,7 +23,7 @@ from vardistill.metrics.modes import mode_radius
 from vardistill.pages import card, document, grid, masthead, pairs, scroll_table, swatch
 from vardistill.problems import Problem
 from vardistill.runs import RunFolder, write_whole
-from vardistill.verdict import DRAWS, LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
+from vardistill.verdict import LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
 from vardistill.warning_signs import Sign, signs
 
 CHARTS = (
@@ -389,7 +389,7 @@ def rules(graded: Iterable[str], truth: Mapping[str, Standard]) -> str:
     )
     text = (
         f"A metric matches where it is within {MATCHING:g} standard deviations of what as many true samples score "
-        f"(modes: {DRAWS} sets of them; the others: the problem's reference). Otherwise its distance from their mean "
+        f"(the problem's reference). Otherwise its distance from their mean "
         f"makes it close or rough, up to these limits: {limits}. The run has the worst of its metrics' grades, and "
         f"matches only if the two-sample test does not tell it apart at the level {LEVEL:g}."
     )

@@ -20,17 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 
 from vardistill.errors import UsageError
-from vardistill.metrics import mode_statistics
+from vardistill.metrics.modes import FOUND_SHARE
 from vardistill.problems import Problem
-
-DRAWS = 16
-"""Sets of true samples from which the standards are measured."""
 
 MATCHING = 3.0
 """Standard deviations of true samples."""
@@ -82,7 +79,8 @@ def standards(problem: Problem, n: int) -> dict[str, Standard]:
     """What `n` true samples score in the metrics of `LIMITS` that the problem has, and in `log_density`.
 
     The biased MMD² of true samples is proportional to 1/n: so the problem's reference serves any n. Precision and
-    recall are means over sets of the held-out data's size: it serves any n that is not below that.
+    recall are means over sets of the held-out data's size: it serves any n that is not below that. The mode TV is
+    proportional to 1/√n, and tends to 1 where there are fewer samples than modes.
 
     Raises:
         UsageError: unless n is at least 2.
@@ -109,15 +107,17 @@ def density_standards(problem: Problem, n: int) -> dict[str, Standard]:
 
 
 def mode_standards(problem: Problem, n: int) -> dict[str, Standard]:
-    """Of the modes, over `DRAWS` sets of true samples."""
-    m = problem.modes
-    if m is None:
+    """Of the modes; those found are as of independent Poisson counts, which are nearly the samples' own."""
+    m, r = problem.modes, problem.reference
+    if m is None or r.modes is None:
         return {}
-    rng = torch.Generator().manual_seed(0)
-    draws = [mode_statistics(problem.sample(n, rng), m.means, m.std, m.weights) for _ in range(DRAWS)]
-    values = torch.tensor(draws, dtype=torch.float64)
-    found, tv, off = (Standard(float(v.mean()), float(v.std())) for v in values.unbind(1))
-    return {"modes_found": replace(found, scale=float(len(m))), "off_mode": off, "mode_tv": tv}
+    expected, ratio = n * m.weights.double(), math.sqrt(r.samples / n)
+    found = torch.special.gammainc((FOUND_SHARE * expected).ceil(), (1 - r.modes.off_mode) * expected)
+    return {
+        "modes_found": Standard(float(found.sum()), float((found * (1 - found)).sum().sqrt()), scale=float(len(m))),
+        "off_mode": Standard(r.modes.off_mode, r.modes.off_mode_std * ratio),
+        "mode_tv": Standard(min(r.modes.mode_tv * ratio, 1.0), r.modes.mode_tv_std * ratio),
+    }
 
 
 def held_out_standards(problem: Problem, n: int) -> dict[str, Standard]:

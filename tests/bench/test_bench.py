@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import fake_work
+import killed_bench
 from fake_work import BENCH, TAUGHT
 from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
 from vardistill.bench.results import Failure, print_results, spread, table
@@ -101,6 +102,15 @@ def test_a_bench_that_was_stopped_goes_on_and_ends_as_an_unbroken_one(number, un
     assert finished.stat().st_mtime_ns == before
     assert untimed(folder) == untimed(unbroken)
     assert len(results.finished) == 6
+
+
+def test_a_bench_that_was_killed_between_cells_begins_the_next(unbroken, tmp_path):
+    bench = subprocess.run([sys.executable, fake_work.__file__, "bench", str(tmp_path), "--die-between-cells"])
+    assert bench.returncode == -signal.SIGKILL
+    assert [running.is_finished(tmp_path / cell.name) for cell in BENCH.plan(seeds=2)] == 2 * [True] + 4 * [False]
+    assert not (tmp_path / "worse_true_mog40_seed0.log").exists()  # which begins with its process
+    run_bench(BENCH, tmp_path, jobs=2, seeds=2)
+    assert untimed(tmp_path)["cells"] == untimed(unbroken)["cells"]
 
 
 def test_fewer_seeds_than_before_hide_none_of_the_results(tmp_path):
@@ -552,15 +562,39 @@ def test_help_does_not_wait_for_torch():
     assert "--report-only" in shown.stdout
 
 
+@pytest.fixture
+def of_small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "command", killed_bench.command)
+    monkeypatch.setattr(running, "teacher_fit", killed_bench.fit)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "never killed"
+    subprocess.run([sys.executable, killed_bench.__file__, "bench", str(folder)], check=True)
+    return folder
+
+
+CHECKPOINTS = {"fit": [], "save": [5], "step": [5, 10], "evaluation": [15, 20]}
+"""That a run has when it is killed at one place after the other, each time to go on with what was left."""
+
+
 @pytest.mark.slow
-def test_a_killed_bench_of_real_runs_ends_as_an_unbroken_one(tmp_path):
-    words = [sys.executable, "-m", "vardistill.cli.main", "bench", "smoke", "--seeds", "1", "--only", "diagonal"]
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    bench = subprocess.Popen([*words, "--out", str(broken)])
-    until(lambda: any(broken.glob("*/checkpoints/step-*")))
-    bench.kill()
-    bench.wait()
-    for folder in (broken, whole):
-        subprocess.run([*words, "--out", str(folder)], check=True)
-    assert untimed(broken) == untimed(whole)
-    assert (broken / "diagonal_true_mog40_seed0" / "report.html").is_file()
+@pytest.mark.parametrize("victims", [("bench", "run", "both", "bench"), ("both", "both", "bench", "run")])
+def test_real_runs_that_are_killed_again_and_again_end_as_unbroken_ones(victims, of_small_runs, never_killed, tmp_path):
+    """In a shared teacher's fit, in a save, in a step and before the evaluation; never without work that is left."""
+    (cell,) = killed_bench.BENCH.plan()
+    words = [sys.executable, killed_bench.__file__, "bench", str(tmp_path)]
+    for place, victim in zip(CHECKPOINTS, victims, strict=True):
+        bench = subprocess.run(words, env=os.environ | {"KILL": f"{place} {victim}"}, stderr=subprocess.DEVNULL)
+        assert bench.returncode == (0 if victim == "run" else -signal.SIGKILL)
+        until(lambda: is_free(tmp_path))
+        broken = tmp_path / ("teachers/mog40-64-seed0" if place == "fit" else cell.name)
+        assert (broken / "config.yaml").is_file()
+        assert not running.is_finished(broken)
+        left = [10, 13] if (place, victim) == ("step", "bench") else CHECKPOINTS[place]  # the run ends with its step
+        assert sorted(path.name for path in broken.glob("checkpoints/step-*")) == [f"step-{n:08d}" for n in left]
+    run_bench(killed_bench.BENCH, tmp_path)
+    assert untimed(tmp_path)["cells"] == untimed(never_killed)["cells"] != []
+    weights = Path(cell.name, "generator", "model.safetensors")
+    assert (tmp_path / weights).read_bytes() == (never_killed / weights).read_bytes()

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 import small_runs
-from vardistill.bench import variance
-from vardistill.bench.named import VARIANCE, tiny
+from vardistill.bench import BENCHES, Budget, Cell, Results, variance
+from vardistill.bench.cells import Settings
+from vardistill.bench.named import SNR, VARIANCE, tiny
+from vardistill.bench.page import page
+from vardistill.bench.results import Result
+from vardistill.cli import main as cli
 from vardistill.config import Config
-from vardistill.presets import VARDIU_VARFLOW, learned_posterior_varflow
+from vardistill.presets import learned_posterior_varflow
 from vardistill.runs import RunFolder
 
 
@@ -35,10 +39,65 @@ def test_it_is_the_squared_mean_over_the_variance(signal: float, monkeypatch: py
     assert abs(estimates.mean() - expected) < 4.5 * estimates.std() / 20
 
 
-def test_a_level_is_alone_and_of_weight_one(rng: torch.Generator) -> None:
+def test_a_level_is_alone_and_of_its_own_weight(rng: torch.Generator) -> None:
+    """σ² in small_runs; alone it cancels, and between the parts of a sum it does not."""
     noise = variance.at_level(small_runs.levels(), 4.0).draw((2,), 8, 0.3, rng)
     torch.testing.assert_close(noise.sigma / noise.alpha, torch.full_like(noise.sigma, 4.0))
-    assert torch.equal(noise.weight, torch.ones_like(noise.weight))
+    torch.testing.assert_close(noise.weight, noise.sigma**2)
+
+
+def test_a_sums_parts_are_all_at_the_level_with_the_weight_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 − progress for the second part of small_runs' sum, whose levels are its own."""
+    trainer, seen = small_runs.trainer("sum"), []
+    step = trainer.step_module
+    monkeypatch.setattr(trainer, "step_module", lambda drawn, critic: seen.append(drawn) or step(drawn, critic))
+    monkeypatch.setattr(variance, "DRAWS", 2)
+    variance.signal_to_noise(trainer, 4.0)
+    for drawn in seen:
+        assert drawn.progress == 0
+        for noise in (drawn.noise, *drawn.other_noise):
+            torch.testing.assert_close(noise.sigma / noise.alpha, torch.full_like(noise.sigma, 4.0))
+
+
+def results(values: dict[str, list[list[float]]]) -> Results:
+    """Of the objectives' seeds, each a list of the SNR at every ratio."""
+    found = [
+        Result(Cell(label, "true", "mog40", seed, Config()), dict(zip(SNR, snr, strict=True)), [])
+        for label, seeds in values.items()
+        for seed, snr in enumerate(seeds)
+    ]
+    return Results(BENCHES["variance"], Settings("variance", 2, Budget()), {}, found, [], [])
+
+
+def test_the_figure_has_the_means_over_the_seeds(tmp_path: Path) -> None:
+    """Seeds as dots; an estimate below 0 is shown nowhere, but is in the mean."""
+    measured = results({"a": [[1.0] * 6, [3.0] * 6], "b": [[-1.0, 2.0, 2.0, 2.0, 2.0, 2.0]] * 2})
+    (figure,) = variance.figures(measured).values()
+    (ax,) = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines() if line.get_linestyle() != "None"}
+    assert lines == {"a": [2.0] * 6, "b": [-1.0, 2.0, 2.0, 2.0, 2.0, 2.0]}
+    assert list(ax.get_lines()[0].get_xdata()) == list(variance.RATIOS)
+    assert ax.get_ylim()[0] > 0
+    page(measured, tmp_path)
+
+
+def test_the_page_has_the_figure_and_no_budget(tmp_path: Path) -> None:
+    text = page(results({"a": [[1.0] * 6]}), tmp_path)
+    assert "Signal-to-noise ratio of a gradient, by noise level" in text
+    assert "its own number of steps" not in text
+    assert "budget" not in text
+
+
+@pytest.mark.parametrize("words", [["--steps", "5"], ["--minutes", "1"], ["--budget", "cpu", "--minutes", "1"]])
+def test_a_budget_is_refused_where_nothing_is_trained(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", "variance", *words, "--out", str(tmp_path / "new")]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert (
+        told == "vardistill: variance trains nothing that a budget could limit: leave out --budget, --steps, --minutes"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct", "sum"])
@@ -65,8 +124,8 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "config",
-    [*VARIANCE.values(), VARDIU_VARFLOW, learned_posterior_varflow("full")],
-    ids=[*VARIANCE, "sum", "sum with a posterior"],
+    [*VARIANCE.values(), learned_posterior_varflow("full")],
+    ids=[*VARIANCE, "sum with a posterior"],
 )
 def test_every_objective_is_measured(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, steps in {"STEPS": 2, "CRITIC_STEPS": 2, "DRAWS": 3}.items():

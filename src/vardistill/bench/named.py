@@ -171,18 +171,28 @@ HIGH = {
 }
 """What is compared over dimensions."""
 
-FULL_1024 = with_levels(with_batch(learned_posterior("full"), 1024), draws=1, antithetic=False)
+RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""r = σ_t/α_t, at which gradients are measured."""
+
+SNR = tuple(f"snr_{ratio:g}" for ratio in RATIOS)
+
+DIAGONAL_1024, FULL_1024 = (
+    with_levels(with_batch(learned_posterior(posterior), 1024), draws=1, antithetic=False) for posterior in FAMILIES[:2]
+)
 
 VARIANCE = {
     "VarDiU, batch candidates": DEMO,
+    "VarDiU, diagonal": DIAGONAL_1024,
     "VarDiU, full": FULL_1024,
     "VarDiU, full, antithetic": learned_posterior("full"),
     "VarDiU, full, c = 0": with_objective(FULL_1024, control_variate="zero"),
     "VarFlow": VARFLOW,
     "VarFlow, paired": with_objective(VARFLOW, cross="paired"),
+    "VarDiU + VarFlow": VARDIU_VARFLOW,
     "Diff-Instruct 5": with_batch(diff_instruct(5), 1024),
 }
-"""Steps of 1024 rows each: an antithetic pair is two."""
+"""Steps of 1024 rows each: an antithetic pair is two. Diff-Instruct has one row, as its critic is fitted to a student
+that stays as it is: steps of the critic per update make no difference."""
 
 
 def over_dimensions(seeds: int) -> list[Cell]:
@@ -273,9 +283,10 @@ _ALL = (
         "variance",
         "signal-to-noise ratio of a step's gradient, by objective and noise level",
         lambda seeds: grid(VARIANCE, seeds=seeds),
-        metrics=tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16")),
+        metrics=SNR,
         measure="vardistill.bench.variance:gradient_noise",
-        better={f"snr_{ratio}": "higher" for ratio in ("0.5", "1", "2", "4", "8", "16")},
+        figures="vardistill.bench.variance:figures",
+        better=dict.fromkeys(SNR, "higher"),
     ),
 )
 

@@ -59,12 +59,17 @@ def header(results: Results) -> str:
     facts = {
         "runs": f"{len(results.finished)} of {total}",
         "seeds": results.settings.seeds,
-        "every run has": results.settings.budget.about,
+        "every run has": budget(results),
         "runs at a time": results.settings.jobs,
         "threads of each": results.settings.threads,
         "processor": results.environment.get("accelerator") or results.environment.get("processor"),
     }
     return masthead("Bench", results.bench.name, facts, results.bench.about)
+
+
+def budget(results: Results) -> str | None:
+    """What every run was trained with, in words; None where none was."""
+    return None if results.bench.measure else results.settings.budget.about
 
 
 def shown(name: str) -> Metric:
@@ -156,12 +161,11 @@ def curve_figure(
     named = set()
     for row, xy, cost in lines:
         if len(xy):
-            i = objectives.index(row.objective)
-            style = "-" if i < len(PALETTE) else "--"
+            look = line(objectives.index(row.objective))
             label = None if (row.objective, cost) in named else row.objective
             named.add((row.objective, cost))
-            colour, marker = PALETTE[i % len(PALETTE)], "o" if len(xy) < 40 else ""
-            axes[cost].plot(*xy.T, style, color=colour, label=label, linewidth=1.4, alpha=0.85, marker=marker, ms=2.5)
+            marker = "o" if len(xy) < 40 else ""
+            axes[cost].plot(*xy.T, **look, label=label, linewidth=1.4, alpha=0.85, marker=marker, ms=2.5)
     for cost, ax in axes.items():
         figures.bare(ax)
         ax.set_xlim(left=0)
@@ -173,6 +177,11 @@ def curve_figure(
         figures.ticks(ax, "log" if is_log(metric) else shown(metric).scale)
     axes[present[-1]].legend(loc="best", fontsize=8.5, frameon=False, labelcolor=figures.INK)
     return figure
+
+
+def line(i: int) -> dict[str, Any]:
+    """Style and colour of the i-th objective."""
+    return {"linestyle": "-" if i < len(PALETTE) else "--", "color": PALETTE[i % len(PALETTE)]}
 
 
 def points(result: Result, metric: str, cost: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -208,8 +217,9 @@ def samples(results: Results, folder: Path) -> str:
 
 def settings(results: Results) -> str:
     """What was asked for, and the versions and hardware of the runs."""
+    asked = asdict(results.settings) | {"budget": budget(results)}
     tables = {
-        "Settings": asdict(results.settings) | {"budget": results.settings.budget.about},
+        "Settings": {name: v for name, v in asked.items() if v is not None},
         "Versions and hardware": results.environment,
     }
     cards = [

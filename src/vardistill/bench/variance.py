@@ -5,18 +5,25 @@ For the gradient g of one step's mean loss in the generator's parameters, at one
     SNR = ‖E g‖² / tr Cov(g),
 
 estimated from n independent steps as (‖ḡ‖² − s²/n)/s², with ḡ their mean and s² the unbiased trace of their covariance:
-unbiased in the numerator, and the weight w(t) cancels (the level weights of a sum's parts do not: they are set to 1).
+unbiased in the numerator, and the weight w(t) cancels. In a sum all parts are at this ratio, and their weights do not
+cancel: they are those of training, λ as at its start, near which the student is.
 At an SNR of 1 a step's noise is as long as the mean. The student is the same for every objective: one that the demo's
 preset has trained for `STEPS` steps; auxiliary networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
+from vardistill.bench.named import RATIOS, SNR
+from vardistill.bench.page import line
+from vardistill.bench.results import Results
 from vardistill.build import (
     build_exact,
     build_generator,
@@ -26,15 +33,13 @@ from vardistill.build import (
     build_real_samples,
 )
 from vardistill.config import Config
+from vardistill.figures import INK, MUTED, bare, plain, ticks
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import NoiseLevels
 from vardistill.presets import DEMO
 from vardistill.runs import RunFolder
 from vardistill.training import Trainer, distill
-
-RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""r = σ_t/α_t."""
 
 STEPS, CRITIC_STEPS = 500, 3000
 """Of the student's training, and of the auxiliary networks' at that student."""
@@ -54,7 +59,7 @@ def gradient_noise(config: Config, folder: RunFolder) -> dict[str, float]:
     trainer = Trainer(student, objective, build_levels(config.levels, problem), training, data=data)
     if objective.auxiliary_parameters():
         fit_auxiliary(trainer)
-    return {f"snr_{ratio:g}": signal_to_noise(trainer, ratio) for ratio in RATIOS}
+    return {name: signal_to_noise(trainer, ratio) for name, ratio in zip(SNR, RATIOS, strict=True)}
 
 
 def partly_trained(config: Config) -> Generator:
@@ -90,15 +95,34 @@ def signal_to_noise(trainer: Trainer, ratio: float) -> float:
 
 
 def at_level(levels: NoiseLevels, ratio: float) -> NoiseLevels:
-    """The levels with one ratio alone, all of weight 1."""
-    fixed = LogNormal(base_start=ratio, base_end=ratio, spread=0.0)
-    return replace(levels, distribution=fixed, weight=lambda alpha, sigma: torch.ones_like(sigma))
+    """The levels with one ratio alone."""
+    return replace(levels, distribution=LogNormal(base_start=ratio, base_end=ratio, spread=0.0))
 
 
 def gradient(trainer: Trainer) -> Tensor:
     """The generator's gradient in one step, flat."""
-    trainer.step_module(trainer.draw(1.0), False).backward()
+    trainer.step_module(trainer.draw(0.0), False).backward()
     g = torch.cat([p.grad.flatten() for p in trainer.generator.parameters() if p.grad is not None])
     for optimizer in trainer.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     return g
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """The SNR against the ratio: each row's mean, and its seeds as dots; a logarithmic axis has no place below 0."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    ax = figure.add_subplot()
+    for i, (row, found) in enumerate(results.rows.items()):
+        snr = torch.tensor([[result.values.get(name, math.nan) for name in SNR] for result in found])
+        ax.plot(RATIOS, snr.nanmean(0).numpy(), **line(i), label=row.objective, linewidth=1.4, alpha=0.85)
+        ax.plot(RATIOS, snr.T.numpy(), "o", color=line(i)["color"], ms=2.5, alpha=0.6)
+    bare(ax)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", nonpositive="mask")
+    ax.xaxis.set_major_locator(FixedLocator(RATIOS))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(plain))
+    ax.set_xlabel("noise-to-signal ratio σ/α", fontsize=9, color=MUTED)
+    ticks(ax, "log")
+    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, labelcolor=INK)
+    return {"Signal-to-noise ratio of a gradient, by noise level": figure}

@@ -35,7 +35,8 @@ class Arguments:
     threads: int = 1
     """Threads of each run."""
     budget: Literal["steps", "wall", "cpu"] | None = None
-    """What all runs have the same of: steps, minutes, or minutes of processor time; default: the bench's."""
+    """What all runs have the same of: steps, minutes, or minutes of processor time; default: the bench's. A bench that
+    measures something else than runs, as `variance`, takes none."""
     minutes: float | None = None
     """Of the budget, where it counts minutes."""
     steps: int | None = None
@@ -85,7 +86,11 @@ def run(bench: Bench, parsed: Arguments, out: Path) -> int:
 
 
 def budget(bench: Bench, parsed: Arguments) -> Budget:
-    """The bench's budget with the user's changes; raises UsageError where these contradict each other."""
+    """The bench's budget with the user's changes; raises UsageError where these do not fit it or each other."""
+    if bench.measure and (parsed.budget, parsed.steps, parsed.minutes) != (None, None, None):
+        raise UsageError(
+            f"{bench.name} trains nothing that a budget could limit: leave out --budget, --steps, --minutes"
+        )
     kind = parsed.budget or bench.budget.kind
     given, other = (parsed.steps, parsed.minutes) if kind == "steps" else (parsed.minutes, parsed.steps)
     unit = "steps" if kind == "steps" else "minutes"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from vardistill.problems.base import HeldOutReference, MixtureProblem, Modes, Problem, Reference
+from vardistill.problems.base import HeldOutReference, MixtureProblem, ModeReference, Modes, Problem, Reference
 from vardistill.problems.digits import Digits
 from vardistill.problems.mixture import Mixture
 from vardistill.problems.mog9 import MoG9
@@ -30,6 +30,7 @@ __all__ = [
     "MixtureProblem",
     "MoG9",
     "MoG40",
+    "ModeReference",
     "Modes",
     "Moons",
     "Problem",

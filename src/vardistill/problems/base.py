@@ -33,6 +33,23 @@ class HeldOutReference:
     recall_std: float
 
 
+@dataclass(frozen=True)
+class ModeReference:
+    """How a perfect student spreads over the modes: see `metrics.modes`.
+
+    Attributes:
+        mode_tv: the mean, which is not 0 as the modes' shares are of a finite sample.
+        mode_tv_std: its standard deviation.
+        off_mode: the mean.
+        off_mode_std: its standard deviation.
+    """
+
+    mode_tv: float
+    mode_tv_std: float
+    off_mode: float
+    off_mode_std: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What a perfect student scores: means and standard deviations over evaluations of `samples` true samples.
@@ -43,6 +60,7 @@ class Reference:
         energy_distance_std: of one such comparison, whose mean is 0.
         log_density: E log p_d(x), nats; None without a density.
         log_density_std: of a mean over `samples`.
+        modes: over the modes, where there are any.
         held_out: against the held-out data, where there are any.
         samples: number of samples.
     """
@@ -52,6 +70,7 @@ class Reference:
     energy_distance_std: float
     log_density: float | None = None
     log_density_std: float = 0.0
+    modes: ModeReference | None = None
     held_out: HeldOutReference | None = None
     samples: int = 10_000
 
