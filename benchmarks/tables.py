@@ -15,7 +15,7 @@ from measured import HERE
 
 from vardistill.bench.results import spread
 
-PAGES = ("README.md", "docs/images.md", "docs/results.md", "benchmarks/README.md")
+PAGES = ("README.md", "docs/images.md", "docs/results.md", "docs/warnings.md", "benchmarks/README.md")
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -204,6 +204,17 @@ def course() -> str:
     return "\n".join(lines)
 
 
+def signs() -> str:
+    """How far the diversity of runs falls short of the target's, of those that lost modes and the others."""
+    result = _load("signs")
+    lines = ["| bench | runs that lost modes | shortfall | others | shortfall |", "|---|---|---|---|---|"]
+    for name, runs in result["rows"].items():
+        found = [[run["shortfall"] for run in runs if run["lost"] is lost] for lost in (True, False)]
+        entries = [f"{len(values)} | {min(values):.2f} to {max(values):.2f}" if values else "0 | –" for values in found]
+        lines.append(f"| `{name.removesuffix('-3min')}` | {' | '.join(entries)} |".replace("-", "−"))
+    return "\n".join([*lines, "", f"{result['samples']} samples. {_where(result['environment'])}"])
+
+
 def critics() -> str:
     """What Diff-Instruct's critics leave: their error, and the bias that it is, over training."""
     cells = _load("bench-mog40-3min")["cells"]
@@ -231,6 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "energy": energy,
     "diff-instruct": diff_instruct,
     "course": course,
+    "signs": signs,
     "critics": critics,
     "teachers": teachers,
     "mog40-readme": lambda: bench("mog40-3min", MOG40[:6], teacher="true"),
