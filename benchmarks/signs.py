@@ -1,8 +1,8 @@
 """Whether runs that lost modes are told so: `python benchmarks/signs.py`.
 
 Of the samples that the finished cells of three benches left: how far their diversity falls short of the target's, as
-the sign `mode-loss` measures it, but of the averaged student. A run has lost modes where its mode TV is 0.2 or more, or on
-digits its recall below ½.
+the sign `mode-loss` measures it, but of the averaged student. A run has lost modes where its mode TV is 0.2 or more, or
+on digits its recall below ½.
 """
 
 from __future__ import annotations
