@@ -4,8 +4,8 @@ Each step draws latents z, noise (t, ε) and further latents η for the whole ba
 the same on every process, and each process keeps its share: the result does not depend on the number of processes.
 Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
 through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
-finite on any process leaves weights and optimisers alone (the fused optimisers skip it on the device, without a host
-sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
+finite on any process leaves weights, buffers and optimisers alone (decided on the device, without a host sync) and is
+counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
 the generator.
 """
 
@@ -40,7 +40,15 @@ from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import Draw, NoiseLevels, named_weight
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
-from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
+from vardistill.optimisers import (
+    adam,
+    adam_state,
+    clip_gradients,
+    has_gradient,
+    learning_rate,
+    step_unless,
+    update_average,
+)
 from vardistill.posteriors import Prior
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
@@ -72,6 +80,14 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """Too many steps had gradients that were not finite; the last good state is kept."""
+
+    @classmethod
+    def after(cls, skipped: float, step: int, limit: int, remedy: str) -> Diverged:
+        """What to say after so many skipped updates."""
+        return cls(
+            f"{skipped:.0f} updates up to step {step} had gradients that are not finite (limit {limit}); the last "
+            f"good state is kept: try {remedy}"
+        )
 
 
 @dataclass
@@ -276,7 +292,7 @@ class Trainer:
         if not head_start:
             self.update(progress, critic=False)
             if self.average is not self.generator:
-                self._update_average()
+                update_average(self.average, self.generator, self.config.ema, self.updates)
             self.updates += 1
         self.step += 1
 
@@ -288,22 +304,29 @@ class Trainer:
 
     def update(self, progress: float, critic: bool) -> None:
         """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""
+        buffers = [b.clone() for b in self._buffers()]
         loss = self._backward(self.draw(progress), critic)
         stepping = {
             name: o for name, o in self.optimizers.items() if has_gradient(o) and (name == "objective" or not critic)
         }
         norms = {name: clip_gradients(optimizer, self.config.clip) for name, optimizer in stepping.items()}
         not_finite = self._not_finite(loss, *norms.values())
-        for optimizer in stepping.values():
-            optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
-            optimizer.step()
+        step_unless(not_finite, stepping.values())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for b, before in zip(self._buffers(), buffers, strict=True):
+                b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance overflows alone
         self.skipped += not_finite
         batch = self.config.batch
         self.evaluations += batch + self.objective.evaluations(batch, self.levels.draws, critic)
         self.figures |= {"critic_loss" if critic else "loss": loss}
         self.figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
+
+    def _buffers(self) -> list[Tensor]:
+        """What a forward pass may change, such as BatchNorm's statistics: all but the teacher's, which may be large."""
+        own = [b for name, b in self.objective.named_buffers() if not name.startswith("teacher.")]
+        return [*self.generator.buffers(), *own]
 
     def _backward(self, drawn: Drawn, critic: bool) -> Tensor:
         """Add up the gradients of this process's share of the step, part by part, and return its mean loss."""
@@ -342,15 +365,6 @@ class Trainer:
         drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
         return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.config.ema, (1 + self.updates) / (10 + self.updates))
-        pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
-        moving, current = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
-        torch._foreach_lerp_(moving, current, 1 - decay)
-        for a, b in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            a.copy_(b)
-
     def _due(self, progress: float) -> bool:
         every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)
         return progress >= 1 or self.stop.made or any(n and self.step % n == 0 for n in every)
@@ -383,11 +397,8 @@ class Trainer:
         skipped = float(self.skipped) - self.skipped_before
         if skipped > self.config.max_skipped:
             self._save()
-            raise Diverged(
-                f"{skipped:.0f} updates up to step {self.step} had gradients that are not finite (limit "
-                f"{self.config.max_skipped}); the last good state is kept: try a smaller lr or clip, or a larger "
-                "smallest noise level"
-            )
+            remedy = "a smaller lr or clip, or a larger smallest noise level"
+            raise Diverged.after(skipped, self.step, self.config.max_skipped, remedy)
 
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
@@ -454,19 +465,10 @@ class Trainer:
             checkpoints.save(self.folder.checkpoints, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    @torch.no_grad()
     def _restore(self) -> None:
         assert self.folder is not None
-        state, own = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device), self._tensors()
-        for section in own.keys() | state.tensors.keys():
-            checkpoints.match(section, state.tensors.get(section, {}), own.get(section, {}))
-        try:
-            self.rng.set_state(state.tensors["random"]["training"].cpu())
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
-        for section, tensors in own.items():
-            for name, v in tensors.items():
-                v.copy_(state.tensors[section][name])
+        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device)
+        checkpoints.restore(state, self._tensors(), self.rng)
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
