@@ -32,7 +32,7 @@ ERROR_SAMPLES = 4096
 
 
 def teach(config: TeachConfig, out: Path, resume: bool = False) -> Preconditioned:
-    """Fit a network denoiser to the problem and keep it in the run folder `out`.
+    """Fit a network denoiser to the problem and keep it in the run folder `out`, or go on with a fit that was stopped.
 
     The data are all that the problem has or, where it is a distribution, `config.samples` points of it.
 

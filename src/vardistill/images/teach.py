@@ -49,7 +49,7 @@ SHOWN = 100
 
 
 def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> RunFolder:
-    """Fit a U-Net denoiser to pictures and keep it in the run folder `out` as a diffusers pipeline.
+    """Fit a U-Net denoiser to pictures, or go on, and keep it in the run folder `out` as a diffusers pipeline.
 
     Each step takes pictures with replacement, drops the labels of some of them (for guidance), noises them and lowers
     EDM's weighted denoising error; the result is the moving average of the weights.
