@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vardistill import teach
-from vardistill.config import TeachConfig
+from vardistill import checkpoints, fitting, teach
+from vardistill.config import TeachConfig, TrainingConfig
 from vardistill.denoisers import Denoiser
 from vardistill.errors import UsageError
+from vardistill.fitting import Fit
 from vardistill.problems import PROBLEMS, Problem
 from vardistill.schedules import VE, VP, Schedule
-from vardistill.teach import teacher_errors
+from vardistill.teach import WEIGHTS, load_teacher, teacher_errors
+from vardistill.training import Diverged, Interrupted
 
 CPU = torch.device("cpu")
+SMALL = TeachConfig(problem="mixture2", samples=100, steps=6, batch=8, depth=1, width=8, device="cpu")
 
 
 class Scored:
@@ -90,3 +99,112 @@ def test_a_teacher_is_fitted_on_the_best_device_and_says_where(tmp_path: Path, m
     teach.teach(TeachConfig(problem="mixture2", steps=1, batch=4, width=8, depth=1, samples=10), tmp_path)
     assert seen[0] == torch.device("cpu:0") != CPU
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing is written after it."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def interrupted() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+class TestResuming:
+    @pytest.fixture(autouse=True)
+    def checkpoints_every_two_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(teach, "TrainingConfig", partial(TrainingConfig, checkpoint_every=2, log_every=2))
+
+    @staticmethod
+    def at_step(step: int, event: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
+        """Let something happen at the beginning of the update after `step` updates."""
+        advance = Fit.advance
+
+        def advance_or(fit: Fit[Any], progress: float) -> Tensor:
+            if fit.step == step:
+                event()
+            return advance(fit, progress)
+
+        patch.setattr(fitting.Fit, "advance", advance_or)
+
+    @staticmethod
+    def left(run: Path) -> tuple[bytes, str, list[tuple[int, float]], dict[str, dict[str, Tensor]]]:
+        """What a fit leaves that is the same every time."""
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        state = checkpoints.load(checkpoints.latest(run / "checkpoints"))
+        losses = [(line["step"], line["loss"]) for line in lines]
+        return (run / WEIGHTS).read_bytes(), (run / "evaluation.json").read_text(), losses, state.tensors
+
+    def assert_same(self, run: Path, other: Path) -> None:
+        (*ours, tensors), (*theirs, expected) = self.left(run), self.left(other)
+        assert ours == theirs
+        for section, own in expected.items():
+            assert all(torch.equal(v, tensors[section][name]) for name, v in own.items()), section
+
+    @pytest.mark.parametrize(
+        ("step", "event", "end"), [(1, killed, Killed), (3, killed, Killed), (2, interrupted, Interrupted)]
+    )
+    def test_a_stopped_fit_resumes_to_the_bits_of_an_unbroken_one(
+        self, step: int, event: Callable[[], None], end: type[BaseException], tmp_path: Path
+    ) -> None:
+        """Before the first checkpoint, after it, and by Ctrl-C."""
+        teach.teach(SMALL, tmp_path / "unbroken")
+        with pytest.MonkeyPatch.context() as patch:
+            self.at_step(step, event, patch)
+            with pytest.raises(end):
+                teach.teach(SMALL, tmp_path / "run")
+        assert not (tmp_path / "run" / WEIGHTS).exists()
+        teach.teach(SMALL, tmp_path / "run", resume=True)
+        self.assert_same(tmp_path / "run", tmp_path / "unbroken")
+
+    def test_a_finished_fit_is_resumed_to_itself(self, tmp_path: Path) -> None:
+        """And measured again, where it was killed on the way."""
+        average = teach.teach(SMALL, tmp_path / "run")
+        shutil.copytree(tmp_path / "run", tmp_path / "again")
+        (tmp_path / "again" / "evaluation.json").unlink()
+        again = teach.teach(SMALL, tmp_path / "again", resume=True)
+        self.assert_same(tmp_path / "again", tmp_path / "run")
+        for denoiser in (again, load_teacher(tmp_path / "again")):
+            for name, v in denoiser.state_dict().items():
+                assert torch.equal(v, average.state_dict()[name])
+
+
+class TestStepsThatAreNotFinite:
+    def test_they_are_skipped_and_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = iter(range(SMALL.steps + 1))  # the last one is of the result
+        original = teach.dsm_loss
+        monkeypatch.setattr(teach, "TrainingConfig", partial(TrainingConfig, log_every=2))
+        monkeypatch.setattr(
+            teach, "dsm_loss", lambda *inputs: original(*inputs) * (float("nan") if next(calls) == 2 else 1)
+        )
+        teacher = teach.teach(SMALL, tmp_path)
+        assert all(v.isfinite().all() for v in teacher.state_dict().values())
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [(line["step"], line["skipped"]) for line in lines] == [(2, 0), (4, 1), (6, 1)]
+
+    def test_too_many_end_the_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = teach.dsm_loss
+        with monkeypatch.context() as patch:
+            patch.setattr(teach, "TrainingConfig", partial(TrainingConfig, log_every=2, max_skipped=1))
+            patch.setattr(teach, "dsm_loss", lambda *inputs: original(*inputs) * float("nan"))
+            with pytest.raises(Diverged, match=r"2 updates up to step 2 .* \(limit 1\); .*: try a smaller lr$"):
+                teach.teach(SMALL, tmp_path)
+        assert not (tmp_path / WEIGHTS).exists()
+        teacher = teach.teach(SMALL, tmp_path, resume=True)
+        assert all(v.isfinite().all() for v in teacher.state_dict().values())
+
+    @pytest.mark.parametrize("lr", [1e10, 1e20, 1e37])
+    def test_a_teacher_that_is_not_finite_is_not_kept(self, lr: float, tmp_path: Path) -> None:
+        """Its weights, or finite ones whose loss is not; too few steps were skipped."""
+        with pytest.raises(Diverged, match="the teacher is not finite after step 6: try a smaller lr"):
+            teach.teach(replace(SMALL, lr=lr), tmp_path)
+        assert not any((tmp_path / name).exists() for name in (WEIGHTS, "evaluation.json"))
+
+    def test_errors_that_are_not_finite_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(teach, "teacher_errors", lambda *ignored: {"ratios": [1.0], "held_out_error": [1e400]})
+        with pytest.raises(Diverged, match="the teacher's errors are not finite: try a smaller lr"):
+            teach.teach(SMALL, tmp_path)
+        assert not (tmp_path / "evaluation.json").exists()

@@ -160,6 +160,34 @@ class TestNumbers:
             torch.testing.assert_close(p, q, check_dtype=False)
 
 
+class Normalised(Generator):
+    """x = A n(z) + b of batch-normalised latents, which `scale` may let overflow."""
+
+    latent_shape = data_shape = (2,)
+    data_std = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(2).double(), nn.Linear(2, 2).double()
+        self.scale = 1.0
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.linear(self.norm(self.scale * z))
+        return x
+
+
+class NormalisedDistance(Objective):
+    """‖n(x) − z‖² of batch-normalised samples."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.norm = nn.BatchNorm1d(2).double()
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        distance: Tensor = (self.norm(draw.x) - draw.z).pow(2).sum(1)
+        return distance
+
+
 class TestSkipping:
     def spoiled(self, spoil: Callable[[Tensor, Draw], Tensor], at: set[int]) -> Trainer:
         """A trainer whose loss is spoiled at these updates, counted from 1."""
@@ -205,6 +233,29 @@ class TestSkipping:
         assert not torch.equal(state(trainer)["generator/layers.0.weight"], before["generator/layers.0.weight"])
         assert float(trainer.skipped) == 1
         assert all(v.isfinite().all() for v in state(trainer).values())
+
+    @pytest.mark.parametrize(("scale", "statistics"), [(math.inf, ("running", "num")), (1e200, ("running_var",))])
+    def test_statistics_that_overflow_are_forgotten(self, scale: float, statistics: tuple[str, ...]) -> None:
+        """Latents that are infinite skip the update; at 1e200 the loss is finite, but the variance is not."""
+        generator, objective = Normalised(), NormalisedDistance()
+        trainer = Trainer(generator, objective, small_runs.levels(), small_runs.config(warmup=0.0))
+        trainer.advance(0.5)
+        before = state(trainer)
+        generator.scale = scale
+        trainer.advance(0.5)
+        skipped, after = float(trainer.skipped), state(trainer)
+        assert skipped == (scale == math.inf)
+        for section in ("generator", "average", "objective") if skipped else ("generator", "average"):
+            names = [name for name in before if name.startswith(tuple(f"{section}/norm.{v}" for v in statistics))]
+            assert len(names) == (3 if skipped else 1)
+            for name in names:
+                assert torch.equal(after[name], before[name]), name
+        generator.scale = 1.0
+        trainer.advance(0.5)
+        assert float(trainer.skipped) == skipped
+        last = state(trainer)
+        assert all(v.isfinite().all() for v in last.values())
+        assert not torch.equal(last["generator/norm.running_var"], before["generator/norm.running_var"])
 
     def test_too_many_end_the_run_with_a_state_that_resumes(self, tmp_path: Path) -> None:
         objective = small_runs.objective("learned")

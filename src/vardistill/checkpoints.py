@@ -98,6 +98,25 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
     return State(step, seconds, tensors)
 
 
+@torch.no_grad()
+def restore(state: State, own: Mapping[str, Mapping[str, Tensor]], rng: torch.Generator) -> None:
+    """Copy a checkpoint's tensors into a run's own; those of the section `random` are the state of `rng`.
+
+    Raises:
+        UsageError: where the checkpoint is of another run, or its random state is damaged; nothing is changed then.
+    """
+    for section in own.keys() | state.tensors.keys():
+        match(section, state.tensors.get(section, {}), own.get(section, {}))
+    (random,) = state.tensors["random"].values()
+    try:
+        rng.set_state(random.cpu())
+    except RuntimeError as error:
+        raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
+    for section, tensors in own.items():
+        for name, v in tensors.items():
+            v.copy_(state.tensors[section][name])
+
+
 def match(section: str, loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Raise UsageError unless `loaded` has the names, shapes and dtypes of `own`."""
     if loaded.keys() != own.keys():

@@ -1,4 +1,4 @@
-"""AdamW as the trainer uses it, and the course of its learning rate."""
+"""Updates: AdamW, the course of its learning rate, steps that are skipped, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def learning_rate(training: TrainingConfig, progress: float) -> float:
     if training.lr_schedule == "constant":
         return 1.0
     along = (progress - training.warmup) / (1 - training.warmup)
-    return training.lr_final + (1 - training.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
+    return training.lr_final + (1 - training.lr_final) * cosine(along)
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine, from 1 at progress 0 to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
@@ -57,3 +62,20 @@ def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` and return the norm before."""
     return nn.utils.clip_grad_norm_(_parameters(optimizer), largest)
+
+
+def step_unless(not_finite: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """A step of each fused optimiser, none where `not_finite` is 1 and not 0; decided on the device, without a sync."""
+    for optimizer in optimizers:
+        optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
+        optimizer.step()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float, n: int) -> None:
+    """θ̄ ← d θ̄ + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)) after n updates, of what is trained; buffers are copied."""
+    pairs = zip(average.parameters(), current.parameters(), strict=True)
+    moving, trained = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+    torch._foreach_lerp_(moving, trained, 1 - min(decay, (1 + n) / (10 + n)))
+    for a, b in zip(average.buffers(), current.buffers(), strict=True):
+        a.copy_(b)

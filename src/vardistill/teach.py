@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vardistill import config as configs
 from vardistill.build import build_network_denoiser, build_problem
 from vardistill.checkpoints import match
-from vardistill.config import TeachConfig
+from vardistill.config import TeachConfig, TrainingConfig
 from vardistill.denoisers import Denoiser, Preconditioned, dsm_loss, score
 from vardistill.devices import find_device
 from vardistill.errors import UsageError
+from vardistill.fitting import Fit
 from vardistill.metrics.bound import noise_level
 from vardistill.noise_levels import NoiseLevels, named_weight
 from vardistill.problems import Problem
-from vardistill.runs import create, environment, open_run, write_whole
+from vardistill.runs import open_run, write_whole
+from vardistill.training import Diverged
 
 WEIGHTS = "denoiser.safetensors"
 
@@ -34,8 +31,8 @@ ERROR_SAMPLES = 4096
 """Noisy points per ratio for a teacher's error."""
 
 
-def teach(config: TeachConfig, out: Path) -> Preconditioned:
-    """Fit a network denoiser to the problem and keep it in the run folder `out`.
+def teach(config: TeachConfig, out: Path, resume: bool = False) -> Preconditioned:
+    """Fit a network denoiser to the problem and keep it in the run folder `out`, or go on with a fit that was stopped.
 
     The data are all that the problem has or, where it is a distribution, `config.samples` points of it.
 
@@ -44,39 +41,44 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
 
     Raises:
         UsageError: for a folder that cannot be used or a device that is not there.
+        Interrupted: after Ctrl-C, with a checkpoint kept.
+        Diverged: after too many skipped steps, or for a result that is not finite, with a checkpoint kept.
     """
-    folder = create(out)
-    write_whole(folder.environment, json.dumps(environment(), indent=2))
-    configs.write(config, folder.config)
     problem = build_problem(config.problem, config.schedule)
     device = find_device(config.device)
-    rng = torch.Generator(device).manual_seed(config.seed)
-    data = problem.data
-    if data is None:
-        data = problem.sample(config.samples, torch.Generator().manual_seed(config.seed))
-    data = data.to(device)
+    points = problem.data
+    if points is None:
+        points = problem.sample(config.samples, torch.Generator().manual_seed(config.seed))
+    data = points.to(device)
     denoiser = build_network_denoiser(config, problem).to(device)
-    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     levels = NoiseLevels(denoiser.schedule, config.distribution, named_weight("edm", problem.data_std))
-    started = time.monotonic()
-    for step, progress in _progress(config, started):
-        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def loss(denoiser: Preconditioned, progress: float, rng: torch.Generator) -> Tensor:
         x = data[torch.randint(len(data), (config.batch,), generator=rng, device=device)]
-        loss = dsm_loss(denoiser, x, levels.draw(x.shape[1:], len(x), progress, rng)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
-        if (step + 1) % 100 == 0:
-            folder.log("train", step + 1, time.monotonic() - started, {"loss": float(loss.detach())})
-    save_file(average.state_dict(), folder.path / f"{WEIGHTS}.partial")
-    (folder.path / f"{WEIGHTS}.partial").replace(folder.path / WEIGHTS)
-    errors = teacher_errors(average, problem, device)
-    (folder.path / "evaluation.json").write_text(json.dumps(errors, indent=2))
-    return average
+        return dsm_loss(denoiser, x, levels.draw(x.shape[1:], len(x), progress, rng)).mean()
+
+    training = TrainingConfig(
+        steps=config.steps,
+        max_minutes=config.max_minutes,
+        lr=config.lr,
+        warmup=0.0,
+        ema=config.ema,
+        seed=config.seed,
+    )
+    fit = Fit(denoiser, loss, training)
+    folder = fit.run(config, out, resume, WEIGHTS, save_weights)
+    errors = teacher_errors(fit.average, problem, device)
+    if not all(math.isfinite(error) for values in errors.values() for error in values):
+        raise Diverged("the teacher's errors are not finite: try a smaller lr")
+    write_whole(folder.path / "evaluation.json", json.dumps(errors, indent=2))
+    return fit.average
+
+
+def save_weights(denoiser: Preconditioned, path: Path) -> None:
+    """The weights as safetensors, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(denoiser.state_dict(), partial)
+    partial.replace(path)
 
 
 def load_teacher(path: Path) -> Preconditioned:
@@ -120,15 +122,3 @@ def _held_out(problem: Problem) -> Tensor:
     if problem.held_out is None:
         raise UsageError(f"{problem.name} has neither an exact denoiser nor held-out data to measure a teacher with")
     return problem.held_out
-
-
-def _progress(config: TeachConfig, started: float) -> Iterator[tuple[int, float]]:
-    """Steps and the run's progress, until the steps or the budget are spent."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    for step in tqdm(range(config.steps), desc="teacher", unit="step", mininterval=interval):
-        progress = step / config.steps
-        if config.max_minutes is not None:
-            progress = max(progress, (time.monotonic() - started) / (60 * config.max_minutes))
-        if progress >= 1:
-            return
-        yield step, progress

@@ -4,8 +4,8 @@ Each step draws latents z, noise (t, ε) and further latents η for the whole ba
 the same on every process, and each process keeps its share: the result does not depend on the number of processes.
 Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
 through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
-finite on any process leaves weights and optimisers alone (the fused optimisers skip it on the device, without a host
-sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
+finite on any process leaves weights, buffers and optimisers alone (decided on the device, without a host sync) and is
+counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
 the generator.
 """
 
@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from vardistill import checkpoints
@@ -40,7 +41,15 @@ from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import Objective
-from vardistill.optimisers import adam, adam_state, clip_gradients, has_gradient, learning_rate
+from vardistill.optimisers import (
+    adam,
+    adam_state,
+    clip_gradients,
+    has_gradient,
+    learning_rate,
+    step_unless,
+    update_average,
+)
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
 from vardistill.steps import (
@@ -67,6 +76,14 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """Too many steps had gradients that were not finite; the last good state is kept."""
+
+    @classmethod
+    def after(cls, skipped: float, step: int, limit: int, remedy: str) -> Diverged:
+        """What to say after so many skipped updates."""
+        return cls(
+            f"{skipped:.0f} updates up to step {step} had gradients that are not finite (limit {limit}); the last "
+            f"good state is kept: try {remedy}"
+        )
 
 
 @dataclass
@@ -193,6 +210,7 @@ class Trainer:
         self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
+        self.statistics = _running_statistics(generator, objective)
         self.books, self.stop = Books(folder, self.accelerator), StopRequest(self.accelerator)
 
     @property
@@ -226,7 +244,7 @@ class Trainer:
         if not head_start:
             self.update(progress, critic=False)
             if self.average is not self.generator:
-                self._update_average()
+                update_average(self.average, self.generator, self.config.ema, self.updates)
             self.updates += 1
         self.step += 1
 
@@ -238,17 +256,19 @@ class Trainer:
 
     def update(self, progress: float, critic: bool) -> None:
         """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""
+        statistics = [b.clone() for b in self.statistics]
         loss = self._backward(self.draw(progress), critic)
         stepping = {
             name: o for name, o in self.optimizers.items() if has_gradient(o) and (name == "objective" or not critic)
         }
         norms = {name: clip_gradients(optimizer, self.config.clip) for name, optimizer in stepping.items()}
         not_finite = self._not_finite(loss, *norms.values())
-        for optimizer in stepping.values():
-            optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # 1: the fused kernels leave all alone
-            optimizer.step()
+        step_unless(not_finite, stepping.values())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for b, before in zip(self.statistics, statistics, strict=True):
+                b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance overflows alone
         self.skipped += not_finite
         batch = self.config.batch
         self.evaluations += batch + self.objective.evaluations(batch, self.levels.draws, critic)
@@ -292,15 +312,6 @@ class Trainer:
         drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
         return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.config.ema, (1 + self.updates) / (10 + self.updates))
-        pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
-        moving, current = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
-        torch._foreach_lerp_(moving, current, 1 - decay)
-        for a, b in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            a.copy_(b)
-
     def _due(self, progress: float) -> bool:
         every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)
         return progress >= 1 or self.stop.made or any(n and self.step % n == 0 for n in every)
@@ -333,11 +344,8 @@ class Trainer:
         skipped = float(self.skipped) - self.skipped_before
         if skipped > self.config.max_skipped:
             self._save()
-            raise Diverged(
-                f"{skipped:.0f} updates up to step {self.step} had gradients that are not finite (limit "
-                f"{self.config.max_skipped}); the last good state is kept: try a smaller lr or clip, or a larger "
-                "smallest noise level"
-            )
+            remedy = "a smaller lr or clip, or a larger smallest noise level"
+            raise Diverged.after(skipped, self.step, self.config.max_skipped, remedy)
 
     @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
@@ -403,19 +411,10 @@ class Trainer:
             checkpoints.save(self.folder.checkpoints, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    @torch.no_grad()
     def _restore(self) -> None:
         assert self.folder is not None
-        state, own = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device), self._tensors()
-        for section in own.keys() | state.tensors.keys():
-            checkpoints.match(section, state.tensors.get(section, {}), own.get(section, {}))
-        try:
-            self.rng.set_state(state.tensors["random"]["training"].cpu())
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
-        for section, tensors in own.items():
-            for name, v in tensors.items():
-                v.copy_(state.tensors[section][name])
+        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device)
+        checkpoints.restore(state, self._tensors(), self.rng)
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
@@ -452,6 +451,12 @@ def _training_mode(*modules: nn.Module) -> None:
         for child in module.modules():
             if isinstance(child, _DropoutNd):
                 child.eval()
+
+
+def _running_statistics(*modules: nn.Module) -> list[Tensor]:
+    """What a forward pass changes in training mode: the statistics of batch normalisation."""
+    norms = [child for module in modules for child in module.modules() if isinstance(child, _NormBase)]
+    return [b for norm in norms if norm.training for b in norm.buffers()]
 
 
 @contextmanager

@@ -119,6 +119,27 @@ def test_a_teacher_of_another_schedule_is_rescheduled(tmp_path: Path) -> None:
     assert cli.run(["train", "mog40-vardiu", *QUICK, *words]) == 0
 
 
+@pytest.mark.parametrize(("problem", "error"), [("mog40", "relative score error"), ("digits-points", "held out error")])
+def test_a_teacher_of_points_ends_with_a_table_and_is_resumed_to_itself(
+    problem: str, error: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "teacher"
+    assert cli.run(["teach", problem, "--steps", "3", "--samples", "50", "--batch", "8", "--out", str(out)]) == 0
+    weights = (out / "denoiser.safetensors").read_bytes()
+    assert cli.run(["teach", "--resume", str(out)]) == 0
+    assert (out / "denoiser.safetensors").read_bytes() == weights
+    assert capfd.readouterr().out.count(error) == 2
+
+
+def test_a_teacher_of_points_that_diverges_ends_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--lr", "1e20", "--steps", "60", "--samples", "50", "--batch", "8", "--out", str(tmp_path / "teacher")]
+    assert cli.run(["teach", "mog40", *words]) == 1
+    captured = capfd.readouterr()
+    assert captured.err.splitlines()[-1] == "vardistill: the teacher is not finite after step 60: try a smaller lr"
+    assert captured.out == ""
+    assert not (tmp_path / "teacher" / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize("teacher", ["empirical", "learned"])
 def test_other_teachers(teacher: str, tmp_path: Path) -> None:
     fitted = tmp_path / "teacher"

@@ -245,6 +245,7 @@ def test_the_usage_names_every_preset(capsys: pytest.CaptureFixture[str]) -> Non
         (["teach", "digit"], "unknown preset or data 'digit': did you mean digits"),
         (["teach", "mnits"], "did you mean mnist"),
         (["teach", "digits", "--stepz", "3"], "unknown flag 'stepz': did you mean steps"),
+        (["teach", "digits", "--lr", "inf"], "lr must be positive and finite, but is inf"),
         (["teach", "digits", "--channels", "12"], "channels must be multiples of 8"),
         (["teach", "digits", "--channels", "8", "8", "8", "8", "8"], "pictures of 8×8 do not halve 4 times"),
         (["teach", "digits", "--label-dropout", "1"], "label_dropout must be in [0, 1)"),

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,15 +22,17 @@ from torch import Tensor
 
 import small_pictures
 from small_pictures import TEACH, save_npz
-from vardistill import checkpoints
+from vardistill import checkpoints, fitting
+from vardistill.config import TrainingConfig
 from vardistill.denoisers import from_diffusers
 from vardistill.errors import UsageError
+from vardistill.fitting import Fit
 from vardistill.images import teach
 from vardistill.images.classifier import load_classifier
 from vardistill.images.config import ImagesTeachConfig
 from vardistill.images.data import ImageData, load_images
 from vardistill.images.evaluate import Reference, Table, even_labels
-from vardistill.images.teach import Fit, drawn, evaluate_teacher, teach_images
+from vardistill.images.teach import build_fit, drawn, evaluate_teacher, teach_images
 from vardistill.runs import RunFolder, create
 from vardistill.schedules import VE
 from vardistill.training import Diverged, Interrupted
@@ -71,7 +74,7 @@ def at_step(step: int, event: Callable[[], object], monkeypatch: pytest.MonkeyPa
     """Let something happen at the beginning of the update after `step` updates."""
     advance = Fit.advance
 
-    def advance_or(fit: Fit, progress: float) -> Tensor:
+    def advance_or(fit: Fit[Any], progress: float) -> Tensor:
         if fit.step == step:
             event()
         return advance(fit, progress)
@@ -116,7 +119,7 @@ def test_the_pipeline_is_the_moving_average(teacher_run: Path) -> None:
 
 def test_the_average_is_no_part_of_a_graph(digits: ImageData) -> None:
     """A graph through all its updates would grow with every step."""
-    fit = Fit(TEACH, digits)
+    fit = build_fit(TEACH, digits)
     before = {name: v.clone() for name, v in fit.average.state_dict().items()}
     fit.advance(0.0)
     assert not any(p.requires_grad for p in fit.average.parameters())
@@ -172,13 +175,13 @@ def test_resuming_a_finished_fit_changes_nothing(
 
 
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path, digits: ImageData) -> None:
-    saved = checkpoints.save(tmp_path, Fit(TEACH, digits).state(), keep=1)
-    other = Fit(replace(TEACH, conditional=False), digits)
+    saved = checkpoints.save(tmp_path, build_fit(TEACH, digits).state(), keep=1)
+    other = build_fit(replace(TEACH, conditional=False), digits)
     with pytest.raises(UsageError, match="the checkpoint is of another model"):
         other.restore(saved)
 
 
-def saved(fit: Fit, folder: Path, **changes: dict[str, Tensor]) -> Path:
+def saved(fit: Fit[Any], folder: Path, **changes: dict[str, Tensor]) -> Path:
     """A checkpoint of the fit with other sections."""
     state = fit.state()
     state.tensors |= changes
@@ -187,14 +190,14 @@ def saved(fit: Fit, folder: Path, **changes: dict[str, Tensor]) -> Path:
 
 
 def test_a_damaged_random_state_is_refused(tmp_path: Path, digits: ImageData) -> None:
-    fit = Fit(TEACH, digits)
+    fit = build_fit(TEACH, digits)
     path = saved(fit, tmp_path, random={"rng": torch.full_like(fit.rng.get_state(), 255)})
     with pytest.raises(UsageError, match="the checkpoint's random state is damaged"):
         fit.restore(path)
 
 
 def test_a_checkpoint_without_counters_is_one_of_a_fit_without_skipped_steps(tmp_path: Path, digits: ImageData) -> None:
-    fit, other = Fit(TEACH, digits), Fit(TEACH, digits)
+    fit, other = build_fit(TEACH, digits), build_fit(TEACH, digits)
     fit.advance(0.0)
     other.restore(saved(fit, tmp_path, counters={}))
     assert (other.step, float(other.skipped)) == (1, 0)
@@ -239,7 +242,7 @@ def test_a_step_that_is_not_finite_leaves_all_alone(
     spoil: Callable[[Tensor], Tensor], digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the average, which goes on towards the weights: d = 2/11."""
-    fit, original = Fit(TEACH, digits), teach.dsm_loss
+    fit, original = build_fit(TEACH, digits), teach.dsm_loss
     fit.advance(0.0)
     before = fit.state().tensors
     before = {section: {name: v.clone() for name, v in tensors.items()} for section, tensors in before.items()}
@@ -259,7 +262,7 @@ def test_a_step_that_is_not_finite_leaves_all_alone(
 def test_too_many_end_the_fit_with_a_state_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 20, size=4)), max_skipped=1)
     original, run = teach.dsm_loss, RunFolder(tmp_path / "run")
-    monkeypatch.setattr(teach, "LOG_EVERY", 2)
+    monkeypatch.setattr(teach, "TrainingConfig", partial(TrainingConfig, log_every=2))
     with monkeypatch.context() as patch:
         patch.setattr(teach, "dsm_loss", lambda *inputs, **condition: original(*inputs, **condition) * math.nan)
         with pytest.raises(Diverged, match="2 updates up to step 2 had gradients that are not finite"):
@@ -283,7 +286,7 @@ def labels_seen(config: ImagesTeachConfig, data: ImageData, monkeypatch: pytest.
         return original(*inputs, **condition)
 
     monkeypatch.setattr(teach, "dsm_loss", loss)
-    Fit(config, data).advance(0.0)
+    build_fit(config, data).advance(0.0)
     return seen[0]
 
 
@@ -301,7 +304,7 @@ def test_without_dropout_there_is_no_further_label(
     changes: dict[str, Any], rows: int, digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TEACH, batch=64, **changes)
-    assert Fit(config, digits).denoiser.classes == rows
+    assert build_fit(config, digits).denoiser.classes == rows
     labels = labels_seen(config, digits, monkeypatch)
     assert (labels is None) == (rows == 0)
     assert labels is None or int(labels.max()) < 10
@@ -336,8 +339,9 @@ def test_a_teacher_is_measured_with_the_classes_of_the_data(tmp_path: Path, monk
 
     monkeypatch.setattr(teach, "measured", measured)
     monkeypatch.setattr(teach, "save_grids", lambda grids, path: shown.update(grids))
-    fit = Fit(config, load_images(config.data))
-    evaluate_teacher(fit, create(tmp_path / "run"))
+    pictures_of = load_images(config.data)
+    fit = build_fit(config, pictures_of)
+    evaluate_teacher(fit.average, config, pictures_of, create(tmp_path / "run"))
     asked = [own.tolist() for _, own in seen if own is not None]
     assert asked == [[0] * 12 + [1] * 6 + [2] * 2] * 2
     assert len(seen) == 3
@@ -365,11 +369,13 @@ def test_too_few_pictures_to_measure_are_refused_at_the_start(n: int, samples: i
 
 
 def test_auto_is_the_best_device(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cpu:0 stands for an accelerator."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu:0"))
-    assert Fit(replace(TEACH, device="auto"), digits).device == torch.device("cpu:0")
-    assert Fit(TEACH, digits).device == torch.device("cpu")
+    """The meta device stands for an accelerator."""
+    fitted: list[Any] = []
+    monkeypatch.setattr(teach, "find_device", lambda name: torch.device({"auto": "meta"}.get(name, name)))
+    monkeypatch.setattr(teach, "Fit", lambda *arguments: fitted.append(arguments[0]))
+    build_fit(replace(TEACH, device="auto"), digits)
+    build_fit(TEACH, digits)
+    assert [next(denoiser.parameters()).device.type for denoiser in fitted] == ["meta", "cpu"]
 
 
 class Clock:
@@ -388,12 +394,12 @@ def test_a_budget_ends_the_fit_and_moves_the_learning_rate(
     """Three updates of 20 seconds in a minute, with the half cosine's rates of thirds; then it is over for good."""
     time, advance = Clock(name), Fit.advance
 
-    def timed(fit: Fit, progress: float) -> Tensor:
+    def timed(fit: Fit[Any], progress: float) -> Tensor:
         loss = advance(fit, progress)
         time.rates.append(fit.optimizer.param_groups[0]["lr"])
         return loss
 
-    monkeypatch.setattr(teach, "time", time.module)
+    monkeypatch.setattr(fitting, "time", time.module)
     monkeypatch.setattr(Fit, "advance", timed)
     config = replace(TEACH, steps=1000, max_minutes=1.0, clock=clock, checkpoint_every=100)
     config = replace(config, data=str(save_npz(tmp_path / "x.npz", 20, size=4)))

@@ -85,9 +85,10 @@ def perfect_student(problem: Problem, n: int) -> dict[str, str]:
 
 
 def print_teacher(path: Path) -> None:
-    """A fitted teacher's score error at each noise level."""
+    """A fitted teacher's error at each noise level, of the score or on held-out data."""
     errors = json.loads((path / "evaluation.json").read_text())
-    table = Table("σ/α", "relative score error", title=f"teacher {path}")
-    for ratio, error in zip(errors["ratios"], errors["relative_score_error"], strict=True):
-        table.add_row(f"{ratio:.2f}", f"{error:.3f}")
+    (name,) = errors.keys() - {"ratios"}
+    table = Table("σ/α", name.replace("_", " "), title=f"teacher {path}")
+    for ratio, error in zip(errors["ratios"], errors[name], strict=True):
+        table.add_row(f"{ratio:.3g}", f"{error:.3g}")
     Console().print(table)

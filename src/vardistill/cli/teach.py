@@ -21,7 +21,7 @@ USAGE = "\n".join(
     [
         "usage: vardistill teach PRESET [--flags]        `vardistill teach PRESET --help` lists the flags",
         "       vardistill teach DATA [--flags]          pictures: FILE.npz, FOLDER, hf:NAME",
-        "       vardistill teach --resume RUN            go on with a teacher of pictures that was interrupted",
+        "       vardistill teach --resume RUN            go on with a teacher that was interrupted",
         "",
         "presets:",
         *(f"  {name:<30}{preset.about}" for name, preset in {**PICTURES, **POINTS}.items()),
@@ -76,13 +76,16 @@ def _pictures(name: str) -> ImagesTeachConfig:
     raise unknown("preset or data", name, {**PICTURES, **POINTS})
 
 
-def _teach_points(config: TeachConfig, out: Path) -> int:
+def _teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
     from vardistill.cli.tables import print_teacher
+    from vardistill.runs import RunFolder
     from vardistill.teach import teach
 
-    teach(config, out)
-    print_teacher(out)
-    return 0
+    def run() -> RunFolder:
+        teach(config, out, resume)
+        return RunFolder(out)
+
+    return run_to_end(run, lambda folder: print_teacher(folder.path), f"vardistill teach --resume {out}")
 
 
 def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) -> int:
@@ -100,4 +103,6 @@ def _resume(rest: list[str]) -> int:
     from vardistill.runs import open_run
 
     folder = open_run(Path(rest[0]))
-    return _teach_pictures(read(ImagesTeachConfig, folder.config), folder.path, resume=True)
+    config = read((ImagesTeachConfig, TeachConfig), folder.config)
+    goes_on = _teach_points if isinstance(config, TeachConfig) else _teach_pictures
+    return goes_on(config, folder.path, resume=True)

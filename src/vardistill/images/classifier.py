@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from vardistill.errors import UsageError, first_line
 from vardistill.hub import SafeHubMixin
 from vardistill.images.data import Images
+from vardistill.optimisers import cosine
 
 FEATURES = 64
 """Size of the penultimate layer."""
@@ -134,7 +135,7 @@ def fit_classifier(
     classifier = Classifier(train.shape, train.class_names).initialise(rng).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01, fused=True)
     for step in tqdm(range(steps), desc="classifier", unit="step", mininterval=0.5, disable=None):
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * cosine(step / steps)
         index = torch.randint(len(train), (batch,), generator=rng)
         x = shifted(train.take(index), rng).to(device)
         F.cross_entropy(classifier(x), labels[index].to(device)).backward()

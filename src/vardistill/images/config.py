@@ -78,7 +78,7 @@ class ImagesTeachConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "lr", "checkpoint_every"):
-            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+            require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "0 or positive")
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
