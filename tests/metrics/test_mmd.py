@@ -108,7 +108,8 @@ def test_data_of_any_shape(rng: torch.Generator) -> None:
 def test_equal_samples_have_no_distance(rng: torch.Generator) -> None:
     x = normal(50, 2, "x", rng)
     assert abs(mmd2(x, x)) < 1e-12
-    assert log_or_minus_infinity(0.0) == -math.inf
+    assert log_or_minus_infinity(0.0) == log_or_minus_infinity(-1e-9) == -math.inf
+    assert math.isnan(log_or_minus_infinity(math.nan))
 
 
 def test_p_values_are_uniform_at_equality() -> None:

@@ -112,8 +112,8 @@ def mmd_test(
 
 
 def log_or_minus_infinity(v: float) -> float:
-    """The logarithm of v; −∞ unless v > 0."""
-    return math.log(v) if v > 0 else -math.inf
+    """The logarithm of v; −∞ for v ≤ 0, NaN for NaN."""
+    return -math.inf if v <= 0 else math.log(v)
 
 
 def gaussian_kernel(bandwidths: Sequence[float]) -> Kernel:
