@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vardistill.bench.cells import Budget
 from vardistill.config import (
     Config,
     DiffInstructConfig,
     GeneratorConfig,
     LevelsConfig,
+    NoiseConfig,
     TeachConfig,
+    TeacherConfig,
     TrainingConfig,
     VarDiUConfig,
     VarDiUVarFlowConfig,
@@ -27,7 +32,16 @@ from vardistill.config import (
     write,
 )
 from vardistill.errors import UsageError
-from vardistill.images.config import ImagesConfig, ImagesTeachConfig, ImageSumConfig, OneStepConfig, UNetConfig
+from vardistill.images.config import (
+    ImageDiffInstructConfig,
+    ImagesConfig,
+    ImagesTeachConfig,
+    ImageSumConfig,
+    ImageVarDiUConfig,
+    ImageVarFlowConfig,
+    OneStepConfig,
+    UNetConfig,
+)
 from vardistill.images.presets import IMAGE_PRESETS, IMAGE_TEACHERS
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS, Preset
@@ -261,12 +275,62 @@ def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "nearest"),
-    [("lr_schedule", "cosin", "cosine"), ("precision", "bf", "bf16"), ("tracker", "x", ""), ("clock", "gpu", "cpu")],
+    ("cls", "name", "value", "told"),
+    [
+        (TrainingConfig, "lr_schedule", "cosin", "did you mean cosine"),
+        (TrainingConfig, "precision", "bf", "did you mean bf16"),
+        (TrainingConfig, "tracker", "x", "known: none, tensorboard"),
+        (TrainingConfig, "clock", "gpu", "did you mean cpu"),
+        (Config, "problem", "mog", "did you mean mog9 or mog40"),
+        (TeachConfig, "problem", "mog", "did you mean mog9 or mog40"),
+        (GeneratorConfig, "activation", "ReLU", "did you mean relu|known: gelu"),
+        (TeacherConfig, "teacher", "exact", "known: empirical, learned, true"),
+        (VarDiUConfig, "posterior", "gaussian", "known: diagonal, full"),
+        (VarFlowConfig, "real", "Data", "did you mean data"),
+        (DiffInstructConfig, "critic_start", "Teacher", "did you mean teacher"),
+        (VarDiUVarFlowConfig, "varflow_level_weight", "snrr", "did you mean snr"),
+        (NoiseConfig, "weight", "sigma", "did you mean sigma2"),
+        (LevelsConfig, "schedule", "cosines", "did you mean cosine"),
+        (ImagesTeachConfig, "clock", "wal", "did you mean wall"),
+        (OneStepConfig, "start", "Teacher", "did you mean teacher"),
+        (ImageVarDiUConfig, "posterior", "full", "known: coupling, gaussian"),
+        (ImageVarFlowConfig, "space", "pixel", "did you mean pixels"),
+        (Budget, "kind", "walls", "did you mean wall"),
+    ],
 )
-def test_choices_of_a_run_are_checked_without_a_file_too(name: str, value: str, nearest: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown {name} '{value}': .*{nearest}"):
-        TrainingConfig(**{name: value})
+def test_choices_are_checked_without_a_file_too(cls: Any, name: str, value: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown {name} '{value}': ({told})"):
+        cls(**{name: value})
+
+
+ALL_TYPES = [
+    Config, TrainingConfig, TeachConfig, GeneratorConfig, TeacherConfig, VarDiUConfig, VarFlowConfig,
+    DiffInstructConfig, VarDiUVarFlowConfig, NoiseConfig, LevelsConfig, UNetConfig, ImagesTeachConfig, OneStepConfig,
+    ImageVarDiUConfig, ImageVarFlowConfig, ImageDiffInstructConfig, ImageSumConfig, ImagesConfig,
+]  # fmt: skip
+WHOLE = [(cls, f.name) for cls in ALL_TYPES for f in dataclasses.fields(cls) if f.type == "int"]
+
+
+@pytest.mark.parametrize("value", [2.5, True, "2", None, 2**63])
+@pytest.mark.parametrize(("cls", "name"), WHOLE)
+def test_whole_numbers_are_checked_without_a_file_too(cls: Any, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be a whole number of 64 bits, but is {value}$"):
+        cls(**{name: value})
+
+
+def test_whole_numbers_may_be_of_any_kind_and_candidates_the_batch() -> None:
+    assert TrainingConfig(steps=np.int64(3), seed=-(2**63)).steps == 3
+    assert VarDiUConfig(candidates="batch").candidates == "batch"
+    misspelt: Any = "bach"
+    with pytest.raises(UsageError, match="^candidates must be 'batch' or a whole number of 64 bits, but is bach$"):
+        VarDiUConfig(candidates=misspelt)
+
+
+def test_what_a_teacher_does_not_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="teacher must be 'learned' with a teacher_run, but is true"):
+        TeacherConfig(teacher_run=Path("somewhere"))
+    with pytest.raises(UsageError, match="teacher must be 'empirical' with a bandwidth, but is learned"):
+        TeacherConfig("learned", bandwidth=3.0)
 
 
 @pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
