@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -386,7 +385,7 @@ class TeachConfig:
 
 def check_choices(config: object) -> None:
     """Raise a UsageError for a field that holds none of its choices, or no whole number that torch takes for an int."""
-    for name, hint in _hints(type(config)).items():
+    for name, hint in typing.get_type_hints(type(config)).items():
         value, kinds = getattr(config, name), _options(hint)
         choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
         if value in choices or (value is None and types.NoneType in kinds):
@@ -410,7 +409,7 @@ def require(name: str, value: object, holds: bool, rule: str) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain data; what may be of several types carries its type's name as `kind`."""
     out: dict[str, Any] = {}
-    hints = _hints(type(config))
+    hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -425,7 +424,7 @@ def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
     """The inverse of `to_dict`; raises UsageError for unknown keys (with the nearest) and values of a wrong type."""
     if not isinstance(data, Mapping):
         raise UsageError(f"{where} must be a mapping, but is {data!r}")
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
             raise unknown(f"key in {where}", str(key), hints)
@@ -435,12 +434,6 @@ def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
 def kind_of(cls: type) -> str:
     """The name of a configuration's type in files: the class's, less `Config`."""
     return cls.__name__.removesuffix("Config")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of the fields, by name."""
-    return typing.get_type_hints(cls)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
