@@ -131,26 +131,29 @@ class TestKinds:
             assert read(options, path) == KINDS[kind]
         assert is_image_run(tmp_path) == (kind == "Images")
 
-    @pytest.mark.parametrize("types", [(ImagesConfig, Config), (Config, ImagesConfig), TeachConfig, ImagesTeachConfig])
-    def test_without_a_name_it_is_of_the_first(self, types: Any, tmp_path: Path) -> None:
-        first = types[0] if isinstance(types, tuple) else types
+    def test_without_a_name_it_is_of_a_run_on_points(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("{}")
-        assert read(types, tmp_path / "config.yaml") == first()
+        for types in (Config, (ImagesConfig, Config), (Config, ImagesConfig)):
+            assert read(types, tmp_path / "config.yaml") == Config()
         assert not is_image_run(tmp_path)
 
     @pytest.mark.parametrize(
         ("types", "kind", "match"),
         [
-            ((Config, ImagesConfig), "Teach", "kind 'Teach', but wanted here is no kind .a problem's run. or 'Images'"),
-            (Config, "Images", "kind 'Images', but wanted here is no kind .a problem's run.$"),
-            (TeachConfig, "ImagesTeach", "kind 'ImagesTeach', but wanted here is 'Teach'$"),
-            (ImagesConfig, "''", "kind '', but wanted here is 'Images'$"),
-            ((Config, ImagesConfig), "[Images]", "kind .*, but wanted here is"),
-            ((Config, ImagesConfig), "{a: 1}", "kind .*, but wanted here is"),
+            ((Config, ImagesConfig), "Teach", "a teacher of points, .* that of a run on points or a run on pictures$"),
+            (Config, "Images", "a run on pictures, but wanted here is that of a run on points$"),
+            (TeachConfig, "ImagesTeach", "a teacher of pictures, but wanted here is that of a teacher of points$"),
+            (ImagesConfig, "''", "a run on points, but wanted here is that of a run on pictures$"),
+            ((Config, ImagesConfig), "[Images]", "an unknown kind, .*, but wanted here is"),
+            ((Config, ImagesConfig), "{a: 1}", "an unknown kind, .*, but wanted here is"),
         ],
     )
     def test_another_kind_is_refused(self, types: Any, kind: str, match: str, tmp_path: Path) -> None:
-        refusal(f"config.yaml is a configuration of {match}", f"kind: {kind}", tmp_path, types)
+        refusal(f"config.yaml is the configuration of {match}", f"kind: {kind}", tmp_path, types)
+
+    @pytest.mark.parametrize("types", [ImagesConfig, ImagesTeachConfig, TeachConfig])
+    def test_a_run_on_points_is_called_one(self, types: Any, tmp_path: Path) -> None:
+        refusal("is the configuration of a run on points, but wanted here is", "problem: mog40", tmp_path, types)
 
     def test_keys_are_those_of_the_kind(self, tmp_path: Path) -> None:
         refusal(
@@ -158,7 +161,7 @@ class TestKinds:
         )
         refusal("config.yaml must be a mapping", "[]", tmp_path, (Config, ImagesConfig))
 
-    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach"])
+    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach", "kind: 2001-99-99", "[" * 3000])
     def test_other_folders_are_no_runs_on_pictures(self, text: str, tmp_path: Path) -> None:
         assert not is_image_run(tmp_path)
         (tmp_path / "config.yaml").write_text(text)
@@ -176,7 +179,7 @@ class TestTuples:
     @pytest.mark.parametrize("channels", ["8", "[8, a]", "[8, 16.5]", "[8, true]", "{8: 16}", "null"])
     def test_other_values_are_refused(self, channels: str, tmp_path: Path) -> None:
         match = "config.yaml.network.channels must be a list of int, but is "
-        refusal(match, f"network: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
+        refusal(match, f"kind: ImagesTeach\nnetwork: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
 
 
 def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
@@ -236,12 +239,31 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
         ("levels: {distribution: 5}", "config.yaml.levels.distribution must be a mapping, but is 5"),
         ("[]", "config.yaml must be a mapping"),
         ("", "config.yaml must be a mapping"),
+        (f"training: {{lr: {'1' * 400}}}", "config.yaml.training.lr must be float, but is 111"),
         ("training: {steps: 5", "cannot read the configuration"),
+        ("problem: 2001-99-99", "cannot read the configuration .*: month must be in 1..12"),
+        (f"problem: {'[' * 3000}{']' * 3000}", "cannot read the configuration .*: maximum recursion depth exceeded"),
+        ("problem: !!timestamp x", "cannot read the configuration"),
         ("!!python/object/apply:os.system [exit]", "cannot read the configuration"),
     ],
 )
 def test_what_does_not_fit_is_named(text: str, match: str, tmp_path: Path) -> None:
     refusal(match, text, tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    write(Config(), path)
+
+    def full(self: Path, text: str, **options: Any) -> None:
+        with self.open("w") as file:
+            file.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match=r"cannot write .*config\.yaml: No space left on device"):
+        write(Config(problem="mog9"), path)
+    assert read(Config, path) == Config()
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -335,7 +357,7 @@ def test_what_a_teacher_does_not_use_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
 def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> None:
-    refusal(f"^{name} must be positive, but is 0", f"{name}: 0", tmp_path, TeachConfig)
+    refusal(f"^{name} must be positive, but is 0", f"kind: Teach\n{name}: 0", tmp_path, TeachConfig)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import yaml
 
 from vardistill.errors import UsageError, first_line, unknown
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.runs import UNREADABLE, write_whole
 
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
 Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
@@ -488,7 +489,7 @@ def _tuple(item: Any, value: Any) -> tuple[bool, Any]:
 def _number(value: Any) -> tuple[bool, Any]:
     """Whether a float is meant, and which; YAML 1.1 reads 1e-3, without a point, as a string."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return True, float(value)
     return False, value
 
@@ -503,10 +504,19 @@ def _describe_one(option: Any) -> str:
     return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
 
 
+KINDS = {
+    "": "a run on points",
+    "Images": "a run on pictures",
+    "Teach": "a teacher of points",
+    "ImagesTeach": "a teacher of pictures",
+}
+"""What a file's kind, its first line, says that it configures; of a run on points it says nothing."""
+
+
 def write(config: Any, path: Path) -> None:
-    """Write the configuration as YAML, its type's name first."""
+    """Write the configuration as YAML, its type's name first; raises UsageError where it cannot be written."""
     kind = {"kind": name} if (name := kind_of(type(config))) else {}
-    path.write_text(yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True), "utf-8")
+    write_whole(path, yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True))
 
 
 def plain(data: Any) -> Any:
@@ -520,25 +530,27 @@ def is_image_run(run: Path) -> bool:
     """Whether a folder's configuration is of a run on pictures."""
     try:
         data = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except UNREADABLE:
         return False
     return isinstance(data, dict) and data.get("kind") == "Images"
 
 
 def read(classes: Any, path: Path) -> Any:
-    """Read a configuration of a type, or of one of several, whose first is the one of files that name none.
+    """Read a configuration of a type, or of one of several; a file that names no kind is of a `Config`.
 
     Raises:
         UsageError: where the file is missing, or not such a configuration.
     """
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"cannot read the configuration {path}: {first_line(error)}") from error
-    options = classes if isinstance(classes, tuple) else (classes,)
-    kinds = {kind_of(option): option for option in options}
-    kind = str(data.pop("kind", kind_of(options[0]))) if isinstance(data, dict) else kind_of(options[0])
+    if not isinstance(data, dict):
+        raise UsageError(f"{path.name} must be a mapping, but is {data!r}")
+    kinds = {kind_of(option): option for option in (classes if isinstance(classes, tuple) else (classes,))}
+    kind = str(data.pop("kind", ""))
     if kind not in kinds:
-        wanted = " or ".join(repr(name) if name else "no kind (a problem's run)" for name in kinds)
-        raise UsageError(f"{path} is a configuration of kind {kind!r}, but wanted here is {wanted}")
+        wanted = " or ".join(KINDS[name] for name in kinds)
+        there = KINDS.get(kind, f"an unknown kind, {kind!r}")
+        raise UsageError(f"{path} is the configuration of {there}, but wanted here is that of {wanted}")
     return from_dict(kinds[kind], data, path.name)

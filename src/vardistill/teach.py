@@ -45,7 +45,7 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
     Raises:
         UsageError: for a folder that cannot be used or a device that is not there.
     """
-    folder = create(out)
+    folder = create(out, resumable=False)
     write_whole(folder.environment, json.dumps(environment(), indent=2))
     configs.write(config, folder.config)
     problem = build_problem(config.problem, config.schedule)
@@ -75,7 +75,7 @@ def teach(config: TeachConfig, out: Path) -> Preconditioned:
     save_file(average.state_dict(), folder.path / f"{WEIGHTS}.partial")
     (folder.path / f"{WEIGHTS}.partial").replace(folder.path / WEIGHTS)
     errors = teacher_errors(average, problem, device)
-    (folder.path / "evaluation.json").write_text(json.dumps(errors, indent=2))
+    write_whole(folder.path / "evaluation.json", json.dumps(errors, indent=2))
     return average
 
 

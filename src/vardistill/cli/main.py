@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vardistill._version import __version__
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import UsageError, first_line, is_out_of_memory, unknown
 
 COMMANDS = {
     "demo": "distil MoG-40 with VarDiU in minutes; ends with a table and report.html",
@@ -52,6 +52,12 @@ def run(argv: list[str]) -> int:
         return _run_command(argv[0], argv[1:])
     except UsageError as error:
         print(f"vardistill: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "take a smaller batch, smaller networks or fewer samples"
+        print(f"vardistill: there is not enough memory, {remedy}: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vardistill: interrupted", file=sys.stderr)

@@ -1,0 +1,5 @@
+"""`python -m vardistill COMMAND`, for launchers of several processes."""
+
+from vardistill.cli.main import main
+
+main()
