@@ -461,7 +461,7 @@ class TestRefusals:
             distill(small_runs.generator(), objective=cast(Objective, small_runs.teacher()))
 
     def test_a_tracker_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(steps, "find_spec", lambda name: None)
+        monkeypatch.setattr(steps, "get_available_trackers", lambda: ["tensorboard"])
         training = small_runs.config(steps=1, tracker="wandb")
         self.refuses("the tracker wandb is not installed: pip install wandb", training=training, out=tmp_path)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from vardistill.config import TrainingConfig
@@ -137,8 +137,8 @@ def check_objective(objective: Objective) -> None:
 def check_tracker(training: TrainingConfig) -> None:
     """Raise UsageError for a tracker that is not installed: Accelerate would go on without one."""
     name = training.tracker
-    if name in ("wandb", "trackio") and find_spec(name) is None:
-        raise UsageError(f"the tracker {name} is not installed: pip install {name}, or choose tensorboard or none")
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise UsageError(f"the tracker {name} is not installed: pip install {name}, or choose another or none")
 
 
 def check_forward(generator: Generator, conditions: Conditions | None = None) -> None:
