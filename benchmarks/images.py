@@ -102,7 +102,7 @@ def run(arguments: Arguments, teacher: Path, row: str, seed: int) -> None:
     words = ["--resume", str(folder)] if (folder / "config.yaml").exists() else [*ROWS[row], *flags]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("a") as log:
-        command = [sys.executable, "-m", "vardistill.cli.main", "train", *words]
+        command = [sys.executable, "-m", "vardistill", "train", *words]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
     print(f"{row}, seed {seed}: {'done' if done.returncode == 0 else f'failed, see {log.name}'}", flush=True)
 

@@ -14,7 +14,7 @@ def main() -> None:
     """Run, print, and write results/startup.json."""
     rows = {}
     for words in (["--help"], ["train", "--help"], ["list"], ["train", "mog40-vardiu", "--help"]):
-        command = [sys.executable, "-m", "vardistill.cli.main", *words]
+        command = [sys.executable, "-m", "vardistill", *words]
         times = []
         for _ in range(10):
             start = time.perf_counter()

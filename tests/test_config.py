@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vardistill.bench.cells import Budget
 from vardistill.config import (
     Config,
     DiffInstructConfig,
     GeneratorConfig,
     LevelsConfig,
+    NoiseConfig,
     TeachConfig,
+    TeacherConfig,
     TrainingConfig,
     VarDiUConfig,
     VarDiUVarFlowConfig,
@@ -27,7 +32,16 @@ from vardistill.config import (
     write,
 )
 from vardistill.errors import UsageError
-from vardistill.images.config import ImagesConfig, ImagesTeachConfig, ImageSumConfig, OneStepConfig, UNetConfig
+from vardistill.images.config import (
+    ImageDiffInstructConfig,
+    ImagesConfig,
+    ImagesTeachConfig,
+    ImageSumConfig,
+    ImageVarDiUConfig,
+    ImageVarFlowConfig,
+    OneStepConfig,
+    UNetConfig,
+)
 from vardistill.images.presets import IMAGE_PRESETS, IMAGE_TEACHERS
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.presets import PRESETS, TEACHERS, Preset
@@ -117,26 +131,29 @@ class TestKinds:
             assert read(options, path) == KINDS[kind]
         assert is_image_run(tmp_path) == (kind == "Images")
 
-    @pytest.mark.parametrize("types", [(ImagesConfig, Config), (Config, ImagesConfig), TeachConfig, ImagesTeachConfig])
-    def test_without_a_name_it_is_of_the_first(self, types: Any, tmp_path: Path) -> None:
-        first = types[0] if isinstance(types, tuple) else types
+    def test_without_a_name_it_is_of_a_run_on_points(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("{}")
-        assert read(types, tmp_path / "config.yaml") == first()
+        for types in (Config, (ImagesConfig, Config), (Config, ImagesConfig)):
+            assert read(types, tmp_path / "config.yaml") == Config()
         assert not is_image_run(tmp_path)
 
     @pytest.mark.parametrize(
         ("types", "kind", "match"),
         [
-            ((Config, ImagesConfig), "Teach", "kind 'Teach', but wanted here is no kind .a problem's run. or 'Images'"),
-            (Config, "Images", "kind 'Images', but wanted here is no kind .a problem's run.$"),
-            (TeachConfig, "ImagesTeach", "kind 'ImagesTeach', but wanted here is 'Teach'$"),
-            (ImagesConfig, "''", "kind '', but wanted here is 'Images'$"),
-            ((Config, ImagesConfig), "[Images]", "kind .*, but wanted here is"),
-            ((Config, ImagesConfig), "{a: 1}", "kind .*, but wanted here is"),
+            ((Config, ImagesConfig), "Teach", "a teacher of points, .* that of a run on points or a run on pictures$"),
+            (Config, "Images", "a run on pictures, but wanted here is that of a run on points$"),
+            (TeachConfig, "ImagesTeach", "a teacher of pictures, but wanted here is that of a teacher of points$"),
+            (ImagesConfig, "''", "a run on points, but wanted here is that of a run on pictures$"),
+            ((Config, ImagesConfig), "[Images]", "an unknown kind, .*, but wanted here is"),
+            ((Config, ImagesConfig), "{a: 1}", "an unknown kind, .*, but wanted here is"),
         ],
     )
     def test_another_kind_is_refused(self, types: Any, kind: str, match: str, tmp_path: Path) -> None:
-        refusal(f"config.yaml is a configuration of {match}", f"kind: {kind}", tmp_path, types)
+        refusal(f"config.yaml is the configuration of {match}", f"kind: {kind}", tmp_path, types)
+
+    @pytest.mark.parametrize("types", [ImagesConfig, ImagesTeachConfig, TeachConfig])
+    def test_a_run_on_points_is_called_one(self, types: Any, tmp_path: Path) -> None:
+        refusal("is the configuration of a run on points, but wanted here is", "problem: mog40", tmp_path, types)
 
     def test_keys_are_those_of_the_kind(self, tmp_path: Path) -> None:
         refusal(
@@ -144,7 +161,7 @@ class TestKinds:
         )
         refusal("config.yaml must be a mapping", "[]", tmp_path, (Config, ImagesConfig))
 
-    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach"])
+    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach", "kind: 2001-99-99", "[" * 3000])
     def test_other_folders_are_no_runs_on_pictures(self, text: str, tmp_path: Path) -> None:
         assert not is_image_run(tmp_path)
         (tmp_path / "config.yaml").write_text(text)
@@ -162,7 +179,7 @@ class TestTuples:
     @pytest.mark.parametrize("channels", ["8", "[8, a]", "[8, 16.5]", "[8, true]", "{8: 16}", "null"])
     def test_other_values_are_refused(self, channels: str, tmp_path: Path) -> None:
         match = "config.yaml.network.channels must be a list of int, but is "
-        refusal(match, f"network: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
+        refusal(match, f"kind: ImagesTeach\nnetwork: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
 
 
 def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
@@ -222,12 +239,31 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
         ("levels: {distribution: 5}", "config.yaml.levels.distribution must be a mapping, but is 5"),
         ("[]", "config.yaml must be a mapping"),
         ("", "config.yaml must be a mapping"),
+        (f"training: {{lr: {'1' * 400}}}", "config.yaml.training.lr must be float, but is 111"),
         ("training: {steps: 5", "cannot read the configuration"),
+        ("problem: 2001-99-99", "cannot read the configuration .*: month must be in 1..12"),
+        (f"problem: {'[' * 3000}{']' * 3000}", "cannot read the configuration .*: maximum recursion depth exceeded"),
+        ("problem: !!timestamp x", "cannot read the configuration"),
         ("!!python/object/apply:os.system [exit]", "cannot read the configuration"),
     ],
 )
 def test_what_does_not_fit_is_named(text: str, match: str, tmp_path: Path) -> None:
     refusal(match, text, tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    write(Config(), path)
+
+    def full(self: Path, text: str, **options: Any) -> None:
+        with self.open("w") as file:
+            file.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match=r"cannot write .*config\.yaml: No space left on device"):
+        write(Config(problem="mog9"), path)
+    assert read(Config, path) == Config()
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -261,17 +297,67 @@ def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "nearest"),
-    [("lr_schedule", "cosin", "cosine"), ("precision", "bf", "bf16"), ("tracker", "x", ""), ("clock", "gpu", "cpu")],
+    ("cls", "name", "value", "told"),
+    [
+        (TrainingConfig, "lr_schedule", "cosin", "did you mean cosine"),
+        (TrainingConfig, "precision", "bf", "did you mean bf16"),
+        (TrainingConfig, "tracker", "x", "known: none, tensorboard"),
+        (TrainingConfig, "clock", "gpu", "did you mean cpu"),
+        (Config, "problem", "mog", "did you mean mog9 or mog40"),
+        (TeachConfig, "problem", "mog", "did you mean mog9 or mog40"),
+        (GeneratorConfig, "activation", "ReLU", "did you mean relu|known: gelu"),
+        (TeacherConfig, "teacher", "exact", "known: empirical, learned, true"),
+        (VarDiUConfig, "posterior", "gaussian", "known: diagonal, full"),
+        (VarFlowConfig, "real", "Data", "did you mean data"),
+        (DiffInstructConfig, "critic_start", "Teacher", "did you mean teacher"),
+        (VarDiUVarFlowConfig, "varflow_level_weight", "snrr", "did you mean snr"),
+        (NoiseConfig, "weight", "sigma", "did you mean sigma2"),
+        (LevelsConfig, "schedule", "cosines", "did you mean cosine"),
+        (ImagesTeachConfig, "clock", "wal", "did you mean wall"),
+        (OneStepConfig, "start", "Teacher", "did you mean teacher"),
+        (ImageVarDiUConfig, "posterior", "full", "known: coupling, gaussian"),
+        (ImageVarFlowConfig, "space", "pixel", "did you mean pixels"),
+        (Budget, "kind", "walls", "did you mean wall"),
+    ],
 )
-def test_choices_of_a_run_are_checked_without_a_file_too(name: str, value: str, nearest: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown {name} '{value}': .*{nearest}"):
-        TrainingConfig(**{name: value})
+def test_choices_are_checked_without_a_file_too(cls: Any, name: str, value: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown {name} '{value}': ({told})"):
+        cls(**{name: value})
+
+
+ALL_TYPES = [
+    Config, TrainingConfig, TeachConfig, GeneratorConfig, TeacherConfig, VarDiUConfig, VarFlowConfig,
+    DiffInstructConfig, VarDiUVarFlowConfig, NoiseConfig, LevelsConfig, UNetConfig, ImagesTeachConfig, OneStepConfig,
+    ImageVarDiUConfig, ImageVarFlowConfig, ImageDiffInstructConfig, ImageSumConfig, ImagesConfig,
+]  # fmt: skip
+WHOLE = [(cls, f.name) for cls in ALL_TYPES for f in dataclasses.fields(cls) if f.type == "int"]
+
+
+@pytest.mark.parametrize("value", [2.5, True, "2", None, 2**63])
+@pytest.mark.parametrize(("cls", "name"), WHOLE)
+def test_whole_numbers_are_checked_without_a_file_too(cls: Any, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be a whole number of 64 bits, but is {value}$"):
+        cls(**{name: value})
+
+
+def test_whole_numbers_may_be_of_any_kind_and_candidates_the_batch() -> None:
+    assert TrainingConfig(steps=np.int64(3), seed=-(2**63)).steps == 3
+    assert VarDiUConfig(candidates="batch").candidates == "batch"
+    misspelt: Any = "bach"
+    with pytest.raises(UsageError, match="^candidates must be 'batch' or a whole number of 64 bits, but is bach$"):
+        VarDiUConfig(candidates=misspelt)
+
+
+def test_what_a_teacher_does_not_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="teacher must be 'learned' with a teacher_run, but is true"):
+        TeacherConfig(teacher_run=Path("somewhere"))
+    with pytest.raises(UsageError, match="teacher must be 'empirical' with a bandwidth, but is learned"):
+        TeacherConfig("learned", bandwidth=3.0)
 
 
 @pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
 def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> None:
-    refusal(f"^{name} must be positive, but is 0", f"{name}: 0", tmp_path, TeachConfig)
+    refusal(f"^{name} must be positive, but is 0", f"kind: Teach\n{name}: 0", tmp_path, TeachConfig)
 
 
 @pytest.mark.parametrize(

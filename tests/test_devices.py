@@ -33,3 +33,10 @@ def test_devices_without_double_precision_are_not_taken(monkeypatch: pytest.Monk
 def test_other_names_are_refused() -> None:
     with pytest.raises(UsageError, match="there is no device 'cuda:99' here: choose auto or one of cpu"):
         find_device("cuda:99")
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:1"])
+def test_what_tensors_may_be_on_without_being_a_device_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no device '{name}' here: choose auto or one of cpu"):
+        find_device(name)
+    assert find_device("cpu:0").type == "cpu"

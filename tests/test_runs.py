@@ -59,6 +59,10 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     assert open_run(tmp_path) == RunFolder(tmp_path)
 
 
+def rewind(path: Path) -> None:
+    RunFolder(path).rewind(10)
+
+
 class TestMetrics:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> RunFolder:
@@ -88,6 +92,17 @@ class TestMetrics:
         folder.rewind(10)
         assert [line["step"] for line in folder.history()] == [10]
         assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
+
+    @pytest.mark.parametrize("line", ["{}", "[1]", "3", '{"step": "10"}', '{"step": null}'])
+    def test_lines_of_no_run_are_not_rewound(self, line: str, folder: RunFolder) -> None:
+        with folder.metrics.open("a") as file:
+            file.write(line + "\n")
+        refusal(folder.path, "line 4 of .*metrics.jsonl is none of a run, as it has no step: remove it", rewind)
+
+    @pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+    def test_lines_that_cannot_be_read_are_refused(self, line: bytes, folder: RunFolder) -> None:
+        folder.metrics.write_bytes(line)
+        refusal(folder.path, "cannot read .*metrics.jsonl: ", rewind)
 
 
 def test_the_environment_names_versions_and_hardware() -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ import small_runs
 import vardistill as vd
 from small_runs import assert_equal, run_small, small_distill, state
 from vardistill import clock as clock_module
+from vardistill import steps
 from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import GaussianMixture, Preconditioned
@@ -490,6 +491,23 @@ class TestRefusals:
         self.refuses("the teacher must be a denoiser.*but is Linear: wrap it", teacher=nn.Linear(2, 2))
         with pytest.raises(UsageError, match="the critic must be a denoiser.*but is Linear"):
             DiffInstruct(small_runs.teacher(), nn.Linear(2, 2))
+
+    @pytest.mark.parametrize("shape", [2, [2], (2.0,), (0,), None])
+    @pytest.mark.parametrize("name", ["latent_shape", "data_shape"])
+    def test_a_shape_that_is_none(self, name: str, shape: Any) -> None:
+        generator = small_runs.generator()
+        vars(generator)[name] = shape
+        self.refuses(f"the generator's {name} must be a tuple of positive whole numbers", generator=generator)
+
+    def test_a_denoiser_in_the_place_of_an_objective(self) -> None:
+        match = "objective must be a vardistill.objectives.Objective, but is GaussianMixture: give a denoiser as teach"
+        with pytest.raises(UsageError, match=match):
+            distill(small_runs.generator(), objective=cast(Objective, small_runs.teacher()))
+
+    def test_a_tracker_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(steps, "get_available_trackers", lambda: ["tensorboard"])
+        training = small_runs.config(steps=1, tracker="wandb")
+        self.refuses("the tracker wandb is not installed: pip install wandb", training=training, out=tmp_path)
 
     def test_a_module_that_is_no_generator(self) -> None:
         self.refuses(

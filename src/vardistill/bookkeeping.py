@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from vardistill.runs import RunFolder, environment
+from vardistill.runs import RunFolder, environment, write_whole
 from vardistill.warning_signs import Watch
 
 LIVE_FIGURES = ("loss", "bound", "log_density", "log_mmd", "modes_found")
@@ -47,7 +47,7 @@ class Books:
         """Note what the run is made with."""
         if self.folder is not None and self.accelerator.is_main_process:
             facts = environment() | {"processes": self.accelerator.num_processes}
-            self.folder.environment.write_text(json.dumps(facts, indent=2))
+            write_whole(self.folder.environment, json.dumps(facts, indent=2))
 
     def resume(self, step: int) -> None:
         """Go on from the lines up to this step; those after it are dropped."""

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -19,10 +20,10 @@ import yaml
 
 from vardistill.errors import UsageError, first_line, unknown
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.runs import UNREADABLE, write_whole
 
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
 Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
-
 
 ActivationName = Literal["silu", "gelu", "relu", "leaky_relu", "tanh"]
 """Activation functions of perceptrons."""
@@ -33,7 +34,7 @@ class GeneratorConfig:
     """The one-step generator, a perceptron.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     latent: int = 2
@@ -51,6 +52,7 @@ class GeneratorConfig:
     posterior as its exact one; for at most as many latents as dimensions."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("latent", "depth", "width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         require("fourier", self.fourier, self.fourier >= 0, "0 or positive")
@@ -61,7 +63,7 @@ class TeacherConfig:
     """The denoiser to distil.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     teacher: Literal["true", "empirical", "learned"] = "true"
@@ -74,10 +76,13 @@ class TeacherConfig:
     """Standard deviation of the Gaussian that an empirical teacher puts on every point."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("teacher_samples", self.teacher_samples, self.teacher_samples >= 1, "at least 1")
         require("bandwidth", self.bandwidth, self.bandwidth >= 0, "0 or positive")
         unused = self.teacher_run is not None and self.teacher != "learned"
         require("teacher", self.teacher, not unused, "'learned' with a teacher_run")
+        unused = self.bandwidth != 0 and self.teacher != "empirical"
+        require("teacher", self.teacher, not unused, "'empirical' with a bandwidth")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class VarDiUConfig:
     """VarDiU.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     posterior: Literal["prior", "diagonal", "full", "mixture", "nsf"] = "prior"
@@ -106,6 +111,7 @@ class VarDiUConfig:
     """Its activation function."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         known = self.candidates == "batch" or self.candidates >= 0
         require("candidates", self.candidates, known, "'batch' or at least 0")
         require("pool", self.pool, self.pool >= 0, "0 or positive")
@@ -118,7 +124,7 @@ class VarFlowConfig:
     """VarFlow: the energy distance to real samples. Its levels must be shared by rows (`shared`).
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     beta: float = 1.0
@@ -133,6 +139,7 @@ class VarFlowConfig:
     """Steps of that sampler."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
         for name in ("real_samples", "real_steps"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
@@ -143,7 +150,7 @@ class DiffInstructConfig:
     """Diff-Instruct: score distillation with a learned critic.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     critic_steps: int = 1
@@ -156,6 +163,7 @@ class DiffInstructConfig:
     """Units of its hidden layers."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("critic_steps", "critic_depth", "critic_width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
 
@@ -165,7 +173,7 @@ class VarDiUVarFlowConfig:
     """VarDiU + λ·VarFlow, each with noise of its own from the same distribution of levels.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     vardiu: VarDiUConfig = field(default_factory=VarDiUConfig)
@@ -180,6 +188,7 @@ class VarDiUVarFlowConfig:
     """w(t) of VarFlow."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("varflow_weight", "varflow_weight_end", "varflow_shared"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
 
@@ -195,7 +204,7 @@ class NoiseConfig:
     """Noise levels and their weights, under the teacher's forward process.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     distribution: Distribution = field(default_factory=LogNormal)
@@ -211,6 +220,7 @@ class NoiseConfig:
     """Levels that the latents of a draw share, for VarFlow; 0 gives every row its own."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("draws", self.draws, self.draws >= 1, "at least 1")
         require("shared", self.shared, self.shared >= 0, "0 or positive")
 
@@ -220,7 +230,7 @@ class LevelsConfig(NoiseConfig):
     """Noise levels and their weights, and the forward process of teachers that know any.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
@@ -294,6 +304,7 @@ class TrainingConfig:
     """Accelerate's tracker, or none."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
         for name in ("lr", "auxiliary_lr"):
@@ -308,14 +319,15 @@ class TrainingConfig:
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
-        for name, hint in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
-                raise unknown(name, str(getattr(self, name)), typing.get_args(hint))
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run, completely."""
+    """One run, completely.
+
+    Raises:
+        UsageError: for an unknown problem.
+    """
 
     problem: ProblemName = "mog40"
     """The target."""
@@ -325,13 +337,16 @@ class Config:
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
 
 @dataclass(frozen=True)
 class TeachConfig:
     """A network denoiser, fitted to a sample of a problem by denoising score matching.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     problem: ProblemName = "mog40"
@@ -361,11 +376,29 @@ class TeachConfig:
     """cpu, cuda, cuda:1, or auto."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("samples", "steps", "batch", "lr", "depth", "width"):
             require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+
+
+def check_choices(config: object) -> None:
+    """Raise a UsageError for a field that holds none of its choices, or no whole number that torch takes for an int."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), _options(hint)
+        choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+        if value in choices or (value is None and types.NoneType in kinds):
+            continue
+        if int in kinds:
+            require(name, value, _is_whole(value), " or ".join([*map(repr, choices), "a whole number of 64 bits"]))
+        elif choices:
+            raise unknown(name, str(value), choices)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
 
 
 def require(name: str, value: object, holds: bool, rule: str) -> None:
@@ -456,7 +489,7 @@ def _tuple(item: Any, value: Any) -> tuple[bool, Any]:
 def _number(value: Any) -> tuple[bool, Any]:
     """Whether a float is meant, and which; YAML 1.1 reads 1e-3, without a point, as a string."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return True, float(value)
     return False, value
 
@@ -471,10 +504,19 @@ def _describe_one(option: Any) -> str:
     return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
 
 
+KINDS = {
+    "": "a run on points",
+    "Images": "a run on pictures",
+    "Teach": "a teacher of points",
+    "ImagesTeach": "a teacher of pictures",
+}
+"""What a file's kind, its first line, says that it configures; of a run on points it says nothing."""
+
+
 def write(config: Any, path: Path) -> None:
-    """Write the configuration as YAML, its type's name first."""
+    """Write the configuration as YAML, its type's name first; raises UsageError where it cannot be written."""
     kind = {"kind": name} if (name := kind_of(type(config))) else {}
-    path.write_text(yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True), "utf-8")
+    write_whole(path, yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True))
 
 
 def plain(data: Any) -> Any:
@@ -488,25 +530,27 @@ def is_image_run(run: Path) -> bool:
     """Whether a folder's configuration is of a run on pictures."""
     try:
         data = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except UNREADABLE:
         return False
     return isinstance(data, dict) and data.get("kind") == "Images"
 
 
 def read(classes: Any, path: Path) -> Any:
-    """Read a configuration of a type, or of one of several, whose first is the one of files that name none.
+    """Read a configuration of a type, or of one of several; a file that names no kind is of a `Config`.
 
     Raises:
         UsageError: where the file is missing, or not such a configuration.
     """
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"cannot read the configuration {path}: {first_line(error)}") from error
-    options = classes if isinstance(classes, tuple) else (classes,)
-    kinds = {kind_of(option): option for option in options}
-    kind = str(data.pop("kind", kind_of(options[0]))) if isinstance(data, dict) else kind_of(options[0])
+    if not isinstance(data, dict):
+        raise UsageError(f"{path.name} must be a mapping, but is {data!r}")
+    kinds = {kind_of(option): option for option in (classes if isinstance(classes, tuple) else (classes,))}
+    kind = str(data.pop("kind", ""))
     if kind not in kinds:
-        wanted = " or ".join(repr(name) if name else "no kind (a problem's run)" for name in kinds)
-        raise UsageError(f"{path} is a configuration of kind {kind!r}, but wanted here is {wanted}")
+        wanted = " or ".join(KINDS[name] for name in kinds)
+        there = KINDS.get(kind, f"an unknown kind, {kind!r}")
+        raise UsageError(f"{path} is the configuration of {there}, but wanted here is that of {wanted}")
     return from_dict(kinds[kind], data, path.name)

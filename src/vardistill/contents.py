@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,18 +22,13 @@ from torch import Tensor
 from vardistill.errors import UsageError, first_line
 from vardistill.figures import LARGEST, is_finite
 from vardistill.problems import PROBLEMS, Problem
-from vardistill.runs import RunFolder
+from vardistill.runs import UNREADABLE, RunFolder
 from vardistill.verdict import Standard, standards
 
 SAMPLES = 10_000
 """Per evaluation, where neither the samples nor the configuration tell."""
 
 BOUND_FIELDS = ("ratio", "diu", "dikl", "gap", "diu_error", "dikl_error", "gap_error")
-
-UNREADABLE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
-)  # fmt: skip
-"""What truncated and foreign files raise."""
 
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
@@ -151,7 +145,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
 
 def metrics_lines(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of a run's metrics that are lines; raises UsageError for a file that cannot be read."""
-    return [line for line in _read(run.metrics, lambda _: run.history(), []) if _is_line(line)]
+    return [line for line in run.history() if _is_line(line)]
 
 
 def steps_per_second(train: Iterable[Mapping[str, Any]]) -> float | None:

@@ -19,18 +19,22 @@ def find_device(name: str, automatic: torch.device | None = None) -> torch.devic
             device without double precision.
 
     Raises:
-        UsageError: for a device that does not exist, or has no double precision.
+        UsageError: for a device that does not exist, is neither the CPU nor an accelerator, or has no double precision.
     """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = automatic or accelerator or torch.device("cpu")
         return torch.device("cpu") if device.type in WITHOUT_DOUBLES else device
     available = ", ".join(["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())])
+    missing = UsageError(f"there is no device '{name}' here: choose auto or one of {available}")
     try:
         device = torch.device(name)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"there is no device '{name}' here: choose auto or one of {available}") from error
+        raise missing from error
     if device.type in WITHOUT_DOUBLES:
         raise UsageError(f"'{name}' has no double precision, which metrics need: choose auto or one of {available}")
+    accelerated = accelerator is not None and device.type == accelerator.type
+    if not accelerated and device not in (torch.device("cpu"), torch.device("cpu:0")):  # meta, cpu:1
+        raise missing
     return device

@@ -18,6 +18,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the processor's or an accelerator's memory did not suffice; torch has no one type for it."""
+    told = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """An error for a `name` that is not among the `known` ones; it names the nearest."""
     names = sorted(known)

@@ -46,7 +46,7 @@ from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run, write_whole
-from vardistill.steps import check_accumulation, check_batch, check_head_start, check_spread
+from vardistill.steps import check_accumulation, check_batch, check_head_start, check_spread, check_tracker
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
 
@@ -105,6 +105,7 @@ def check(config: Config, problem: Problem) -> None:
     check_batch(config.training.batch, launched(), objective, levels)
     check_accumulation(config.training, launched(), objective)
     check_head_start(config.training, objective)
+    check_tracker(config.training)
     find_device(config.training.device)
 
 
@@ -237,7 +238,7 @@ def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: 
         if few_latents and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
             gap = bound_gap(part, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0), n)
             table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
-            (folder.path / "bound.json").write_text(json.dumps(table, indent=2))
+            write_whole(folder.path / "bound.json", json.dumps(table, indent=2))
 
 
 def load_run(path: Path) -> tuple[RunFolder, Config, MLP]:

@@ -19,8 +19,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from vardistill.errors import UsageError
+import yaml
+
+from vardistill.errors import UsageError, first_line
+
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
+)  # fmt: skip
+"""What truncated and foreign files raise."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +74,35 @@ class RunFolder:
             file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **finite}) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of the metrics; a last line cut short by a kill is left out."""
+        """The lines of the metrics; a last line cut short by a kill is left out.
+
+        Raises:
+            UsageError: where they cannot be read.
+        """
         if not self.metrics.exists():
             return []
         lines = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        try:
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        except UNREADABLE as error:
+            raise UsageError(f"cannot read {self.metrics}: {first_line(error)}") from error
         return lines
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run will write again."""
-        kept = [json.dumps(line) + "\n" for line in self.history() if line["step"] <= step]
+        """Drop the lines after `step`, which a resumed run will write again.
+
+        Raises:
+            UsageError: for metrics that cannot be read, or have other lines.
+        """
+        lines = self.history()
+        for number, line in enumerate(lines, 1):
+            if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+                raise UsageError(f"line {number} of {self.metrics} is none of a run, as it has no step: remove it")
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_whole(self.metrics, "".join(kept))
 
 
@@ -99,6 +122,9 @@ def write_whole(path: Path, text: str) -> None:
 
 def create(path: Path) -> RunFolder:
     """A new run folder; of several processes the first one makes it for all.
+
+    Args:
+        path: does not exist, or is an empty folder.
 
     Raises:
         UsageError: where the folder is not empty or cannot be written.

@@ -37,18 +37,6 @@ T_MIN, T_MAX = 0.001, 0.999
 """Ends of the default grids: away from t = 0 and t = 1, where σ or α may vanish."""
 
 
-def uniform_times(schedule: Schedule, steps: int, t_min: float = T_MIN, t_max: float = T_MAX) -> Tensor:
-    """`steps` times from `t_max` down to `t_min`, equally spaced; (steps,) of float64.
-
-    Args:
-        schedule: unused; for the same call as `karras_times`.
-        steps: n.
-        t_min: last time.
-        t_max: first time.
-    """
-    return torch.linspace(t_max, t_min, steps, dtype=torch.float64)
-
-
 def karras_times(
     schedule: Schedule, steps: int, rho: float = 7.0, t_min: float = T_MIN, t_max: float = T_MAX
 ) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from vardistill.config import TrainingConfig
@@ -101,6 +102,10 @@ def check_generator(generator: Generator, conditions: Conditions | None = None) 
             "the generator must be a vardistill.generators.Generator with latent_shape, data_shape and data_std, the "
             f"data's standard deviation, but {type(generator).__name__} has no {', '.join(missing) or 'parameters'}"
         )
+    for name in ("latent_shape", "data_shape"):
+        shape = getattr(generator, name)
+        if not (isinstance(shape, tuple) and all(isinstance(size, int) and size > 0 for size in shape)):
+            raise UsageError(f"the generator's {name} must be a tuple of positive whole numbers, but is {shape!r}")
     parameter = next(generator.parameters(), None)
     if parameter is None:
         raise UsageError(f"the generator must have parameters to train, but {type(generator).__name__} has none")
@@ -119,6 +124,22 @@ def check_generator(generator: Generator, conditions: Conditions | None = None) 
         raise UsageError(
             f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {generator.classes}"
         )
+
+
+def check_objective(objective: Objective) -> None:
+    """Raise UsageError for what is no objective."""
+    if not isinstance(objective, Objective):
+        raise UsageError(
+            f"the objective must be a vardistill.objectives.Objective, but is {type(objective).__name__}: give a "
+            "denoiser as teacher"
+        )
+
+
+def check_tracker(training: TrainingConfig) -> None:
+    """Raise UsageError for a tracker that is not installed: Accelerate would go on without one."""
+    name = training.tracker
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise UsageError(f"the tracker {name} is not installed: pip install {name}, or choose another or none")
 
 
 def check_forward(generator: Generator, conditions: Conditions | None = None) -> None:

@@ -61,8 +61,10 @@ from vardistill.steps import (
     check_forward,
     check_generator,
     check_head_start,
+    check_objective,
     check_schedules,
     check_spread,
+    check_tracker,
     real_samples,
 )
 
@@ -149,6 +151,7 @@ def distill(
     if objective is None:
         assert teacher is not None
         objective = default_objective(teacher, generator)
+    check_objective(objective)
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
         shared = math.gcd(*shares, 8) if objective.compares_groups else 0
@@ -471,6 +474,8 @@ def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
 
 def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:
     tracker = None if folder is None or training.tracker == "none" else training.tracker
+    if tracker is not None:
+        check_tracker(training)
     ddp = DistributedDataParallelKwargs(find_unused_parameters=objective.critic_steps > 0)
     return Accelerator(
         cpu=several_on_cpu(training.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vardistill import __version__, steps
 from vardistill.bench.named import BENCHES
 from vardistill.cli import main as cli
 from vardistill.presets import PRESETS, TEACHERS
 from vardistill.runs import RunFolder
 
 QUICK = ["--steps", "20", "--batch", "64", "--width", "16", "--eval-samples", "500", "--tracker", "none"]
+
+HUGE = "99999999999999999999"
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +215,10 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "mog40-vardiu", "--posterior", "full"], "come from the prior"),
         (["train", "mog40-vardiu-gaussian", "--posterior", "mixture", "--candidates", "4"], "reparameterised"),
         (["train", "mog40-vardiu", "--device", "cuda:9"], "there is no device 'cuda:9' here"),
+        (["train", "mog40-vardiu", "--device", "meta"], "there is no device 'meta' here"),
+        (["train", "mog40-vardiu", "--seed", HUGE], f"seed must be a whole number of 64 bits, but is {HUGE}"),
+        (["train", "mog40-vardiu", "--width", "10000000"], "there is not enough memory, take a smaller batch"),
+        (["train", "mog40-vardiu", "--bandwidth", "3"], "teacher must be 'empirical' with a bandwidth, but is true"),
         (["train", "mog40-vardiu", "--tracker", "nosuchtracker"], "tracker"),
         (["train", "mog40-vardiu", "--teacher-samples", "0", "--teacher", "empirical"], "teacher_samples"),
         (["train", "mog40-vardiu", "--teacher-run", "somewhere"], "'learned' with a teacher_run"),
@@ -253,6 +261,42 @@ def test_more_latents_than_dimensions_start_from_random_weights(
     assert cli.run([*words, "--no-linear"]) == 0
 
 
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, arguments: list[str]) -> int:
+        raise RuntimeError("of a programmer")
+
+    monkeypatch.setattr(cli, "_run_command", broken)
+    with pytest.raises(RuntimeError, match="of a programmer"):
+        cli.run(["list"])
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_refused(
+    tracker: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "get_available_trackers", lambda: ["tensorboard"])
+    words = ["train", "mog40-vardiu", *QUICK[:-1], tracker, "--out", str(tmp_path / "run")]
+    told = f"the tracker {tracker} is not installed: pip install {tracker}, or choose another or none"
+    assert told in refused(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("line", "told"), [(b"{}\n", "has no step"), (b"\xff\xfe\n", "cannot read")])
+def test_a_run_with_damaged_metrics_is_not_resumed(
+    line: bytes, told: str, finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    run.metrics.write_bytes(run.metrics.read_bytes() + line)
+    assert told in refused(capsys, "train", "--resume", str(run.path))
+
+
+def test_the_package_is_the_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "vardistill", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"{__version__}\n"
+
+
 def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     refused(capsys, "train", "mog40-vardiu", "--batch", "1", "--out", str(out))
@@ -267,6 +311,11 @@ def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_
         (["sample", "--out", "x.jpg"], ".npz or .png"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
         (["evaluate", "--num", "1"], "2"),
+        (["evaluate", "--num", "1000000000000"], "there is not enough memory"),
+        (["sample", "--seed", HUGE], f"vardistill: seed must be a whole number of 64 bits, but is {HUGE}"),
+        (["evaluate", "--seed", HUGE], f"vardistill: seed must be a whole number of 64 bits, but is {HUGE}"),
+        (["sample", "--label", HUGE], f"vardistill: label must be a whole number of 64 bits, but is {HUGE}"),
+        (["view"], "config.yaml is the configuration of a run on points, but wanted here is that of a run on pictures"),
     ],
 )
 def test_mistakes_with_a_finished_run(

@@ -350,6 +350,7 @@ V = pixels(3).numpy()
         ({"train_images": V, "test_images": V, "train_labels": [0, 1, 2]}, "labels for one of its two sets"),
         ({"images": V, "labels": [0, 1]}, r"3 pictures need labels of shape \(3,\), not \(2,\)"),
         ({"images": V, "labels": [0, -1, 1]}, "labels must be 0 to 1, but hold -1"),
+        ({"images": V, "labels": [0, 3 * 10**9, 1]}, "or below the number of pictures, but hold 3000000000"),
         ({"images": V, "labels": [0.0, 1.0, 2.0]}, "labels must be integers, but are float64"),
         ({"images": V.astype(np.int32)}, "uint8 or floats, but are int32"),
         ({"images": V.astype(np.float32)}, r"floats must lie in \[0, 1\] or \[-1, 1\], but lie in \[\d"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from vardistill.config import Config, ProblemName, TeacherConfig, require
+from vardistill.config import Config, ProblemName, TeacherConfig, check_choices, require
 from vardistill.errors import UsageError
 
 UNLIMITED = 10**9
@@ -74,13 +74,14 @@ class Budget:
         amount: steps or minutes; None, for steps alone: each configuration's own.
 
     Raises:
-        UsageError: for an amount that is missing or not positive.
+        UsageError: for an unknown kind, or an amount that is missing or not positive.
     """
 
     kind: Literal["steps", "wall", "cpu"] = "steps"
     amount: float | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.kind != "steps" or self.amount is not None:
             require(f"the {self.unit} of a budget", self.amount, (self.amount or 0) > 0, "positive")
 
@@ -128,6 +129,7 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("seeds", "jobs", "threads"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
 

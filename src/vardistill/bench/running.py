@@ -215,11 +215,9 @@ def run_cells(
 
 
 def _task(path: Path, config: Config, measure: str | None) -> Task:
-    """The cell's task; its folder has its configuration, whole, before it runs."""
+    """The cell's task; its folder has its configuration before it runs."""
     path.mkdir(exist_ok=True)
-    partial = path / "config.yaml.partial"
-    configs.write(config, partial)
-    partial.replace(RunFolder(path).config)
+    configs.write(config, RunFolder(path).config)
     return Task(path, ("train", str(path)) if measure is None else ("measure", str(path), measure))
 
 
@@ -319,7 +317,7 @@ def _end(process: _Process) -> str:
 
 def _record_failure(path: Path, failure: Mapping[str, Any], before: str = "") -> str:
     record = {"exit": failure.get("exit"), "reason": before + str(failure.get("reason", ""))}
-    failure_file(path).write_text(json.dumps(record))
+    write_whole(failure_file(path), json.dumps(record))
     return f"failed with exit code {record['exit']}: {record['reason']}"
 
 

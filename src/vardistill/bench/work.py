@@ -17,7 +17,7 @@ from pathlib import Path
 from vardistill.bench.cells import load
 from vardistill.config import Config, TeachConfig, read
 from vardistill.errors import UsageError
-from vardistill.runs import RunFolder, environment
+from vardistill.runs import RunFolder, environment, write_whole
 
 
 def main(words: list[str]) -> int:
@@ -61,10 +61,10 @@ def measure(folder: Path, function: str) -> int:
     """Keep what a function returns of the folder's configuration, as `evaluation.json`."""
     run = RunFolder(folder)
     run.rewind(-1)
-    run.environment.write_text(json.dumps(environment(), indent=2))
+    write_whole(run.environment, json.dumps(environment(), indent=2))
     values = load(function)(read(Config, run.config), run)
     finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
-    (folder / "evaluation.json").write_text(json.dumps(finite, indent=2))
+    write_whole(folder / "evaluation.json", json.dumps(finite, indent=2))
     return 0
 
 

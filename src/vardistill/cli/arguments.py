@@ -84,7 +84,7 @@ def flags(cls: Any, default: Any = None) -> set[str]:
 
 def _one_line(message: str) -> str:
     """Tyro's framed message without its frame, its title and its pointers to the help."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", message).split())
+    text = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split())
     text = re.split(r"Argument helptext:|For full helptext|Full help", text)[0].strip()
     text = re.sub(r"^(Value error|Parsing error|Invalid choice|Missing argument|Unrecognized options) ", "", text)
-    return re.sub(r"^Error parsing run\S*: ", "", text)
+    return re.sub(r"^Error parsing [^-]\S*: ", "", text)

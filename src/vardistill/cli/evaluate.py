@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import is_image_run, require
+from vardistill.config import check_choices, is_image_run, require
 from vardistill.errors import UsageError
 
 
@@ -23,6 +23,7 @@ class Arguments:
     """Fixes the samples of both sides."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("num", self.num, self.num >= 1, "at least 1")
 
 

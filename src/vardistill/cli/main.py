@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vardistill._version import __version__
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import UsageError, first_line, is_out_of_memory, unknown
 
 COMMANDS = {
     "demo": "distil MoG-40 with VarDiU in minutes; ends with a table and report.html",
@@ -53,6 +53,12 @@ def run(argv: list[str]) -> int:
     except UsageError as error:
         print(f"vardistill: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "take a smaller batch, smaller networks or fewer samples"
+        print(f"vardistill: there is not enough memory, {remedy}: {first_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("vardistill: interrupted", file=sys.stderr)
         return 130
@@ -65,7 +71,3 @@ def _run_command(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
     return int(importlib.import_module(f"vardistill.cli.{name}").main(arguments))
-
-
-if __name__ == "__main__":
-    main()

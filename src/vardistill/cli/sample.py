@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import is_image_run, require
+from vardistill.config import check_choices, is_image_run, require
 from vardistill.errors import UsageError
 
 
@@ -29,6 +29,7 @@ class Arguments:
     """Class of all samples of a conditional generator; default: all classes in turn."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("num", self.num, self.num >= 1, "at least 1")
 
 

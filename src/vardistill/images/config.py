@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from vardistill.config import Distribution, NoiseConfig, TrainingConfig, require
+from vardistill.config import Distribution, NoiseConfig, TrainingConfig, check_choices, require
 from vardistill.levels import EDM
 
 
@@ -17,7 +17,7 @@ class UNetConfig:
     """A U-Net of diffusers' `UNet2DModel`.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     channels: tuple[int, ...] = (32, 64)
@@ -26,6 +26,7 @@ class UNetConfig:
     """Residual blocks per resolution."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         known = bool(self.channels) and all(c >= 8 and c % 8 == 0 for c in self.channels)
         require("channels", self.channels, known, "multiples of 8, at least one")
         require("blocks", self.blocks, self.blocks >= 1, "at least 1")
@@ -36,7 +37,7 @@ class ImagesTeachConfig:
     """A U-Net denoiser with EDM's preconditioning, fitted to pictures by denoising score matching.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     data: str = "digits"
@@ -77,6 +78,7 @@ class ImagesTeachConfig:
     """Pictures that the samplers draw at the end to be measured."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "batch", "lr", "checkpoint_every"):
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "0 or positive")
@@ -93,7 +95,7 @@ class OneStepConfig:
     """The student x = D(c z, t): the teacher's network at one noise level.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     start: Literal["teacher", "fresh"] = "teacher"
@@ -104,6 +106,7 @@ class OneStepConfig:
     """Rank of adapters on frozen weights of the teacher; 0 trains all weights."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("ratio", self.ratio, self.ratio is None or self.ratio > 0, "positive")
         require("lora_rank", self.lora_rank, self.lora_rank >= 0, "0 or positive")
         require("start", self.start, not self.lora_rank or self.start == "teacher", "'teacher' with a lora_rank")
@@ -114,7 +117,7 @@ class ImageVarDiUConfig:
     """VarDiU with a posterior over noise pictures.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     posterior: Literal["gaussian", "coupling"] = "gaussian"
@@ -131,6 +134,7 @@ class ImageVarDiUConfig:
     """c(t) of the teacher's term: 0, 1, or r²/(r² + σ_d²) at the noise-to-signal ratio r = σ/α."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("rank", "candidates"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
         for name in ("width", "posterior_steps"):
@@ -142,7 +146,7 @@ class ImageVarFlowConfig:
     """VarFlow: the energy distance to real pictures.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     beta: float = 1.0
@@ -161,6 +165,7 @@ class ImageVarFlowConfig:
     """Steps of that sampler."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
         require("label_distance", self.label_distance, self.label_distance > 0, "positive")
         for name in ("real_samples", "real_steps"):
@@ -172,13 +177,14 @@ class ImageDiffInstructConfig:
     """Diff-Instruct, its critic started from the teacher.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     critic_steps: int = 1
     """Critic updates per generator update."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("critic_steps", self.critic_steps, self.critic_steps >= 1, "at least 1")
 
 
@@ -187,7 +193,7 @@ class ImageSumConfig:
     """VarDiU + λ·VarFlow, or Diff-Instruct + λ·VarFlow.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     first: Annotated[Union[ImageVarDiUConfig, ImageDiffInstructConfig], tyro.conf.AvoidSubcommands] = field(  # noqa: UP007
@@ -202,6 +208,7 @@ class ImageSumConfig:
     """Levels that VarFlow's rows share; the other part's rows have their own."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("varflow_weight", "varflow_weight_end", "varflow_shared"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
 
@@ -217,7 +224,7 @@ class ImagesConfig:
     """One run on pictures, completely.
 
     Raises:
-        UsageError: for a number out of its range.
+        UsageError: for a number out of its range or an unknown choice.
     """
 
     teacher: str = ""
@@ -236,4 +243,5 @@ class ImagesConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")

@@ -43,6 +43,9 @@ STD_IMAGES = 10_000
 BLOCK = 500
 """Pictures that are in memory at once while the scale is computed."""
 
+MOST_LABELS = 100_000
+"""Classes of an .npz file that has fewer pictures: each costs memory, also one without pictures."""
+
 ARRAYS = "images[, labels] or train_images, test_images[, train_labels, test_labels]"
 
 
@@ -467,6 +470,8 @@ def _npz(path: Path) -> tuple[Images, ...]:
         pixels = [_channels_first(x) for x in _eight_bits_or_floats(pictures)]
         y = [None if part is None else _integers(part) for part in labels]
         last = max((int(part.max()) for part in y if part is not None and len(part)), default=-1)
+        if last >= max(MOST_LABELS, sum(map(len, pixels))):
+            raise UsageError(f"labels must be 0 to {MOST_LABELS - 1}, or below the number of pictures, but hold {last}")
         names = tuple(map(str, range(last + 1)))
         return tuple(StoredImages(*part, names) for part in zip(pixels, y, strict=True))
     except UsageError as error:

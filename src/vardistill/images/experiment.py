@@ -57,7 +57,14 @@ from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, open_run, write_whole
 from vardistill.samplers import sample
-from vardistill.steps import check_accumulation, check_batch, check_conditions, check_generator, check_head_start
+from vardistill.steps import (
+    check_accumulation,
+    check_batch,
+    check_conditions,
+    check_generator,
+    check_head_start,
+    check_tracker,
+)
 from vardistill.training import Evaluate, Run, Trainer
 
 TEACHER_STEPS = 18
@@ -117,6 +124,7 @@ def check(setting: Setting) -> None:
     check_batch(training.batch, launched(), objective, levels)
     check_accumulation(training, launched(), objective)
     check_head_start(training, objective)
+    check_tracker(training)
     check_generator(student, conditions)
     check_conditions(conditions, student, objective)
     if (varflow := varflow_of(setting.config)) is not None and varflow.real == "data":
