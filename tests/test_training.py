@@ -21,9 +21,10 @@ from torch import Tensor, nn
 import small_runs
 import vardistill as vd
 from small_runs import assert_equal, run_small, small_distill, state
+from vardistill import checks
 from vardistill import clock as clock_module
-from vardistill import steps
 from vardistill.bookkeeping import StopRequest
+from vardistill.checks import check_batch
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.errors import UsageError
@@ -40,7 +41,6 @@ from vardistill.training import (
     Interrupted,
     Trainer,
     average_of,
-    check_batch,
     distill,
     learning_rate,
 )
@@ -505,7 +505,7 @@ class TestRefusals:
             distill(small_runs.generator(), objective=cast(Objective, small_runs.teacher()))
 
     def test_a_tracker_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(steps, "get_available_trackers", lambda: ["tensorboard"])
+        monkeypatch.setattr(checks, "get_available_trackers", lambda: ["tensorboard"])
         training = small_runs.config(steps=1, tracker="wandb")
         self.refuses("the tracker wandb is not installed: pip install wandb", training=training, out=tmp_path)
 

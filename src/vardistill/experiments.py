@@ -30,6 +30,7 @@ from vardistill.build import (
     build_schedule,
     takes_teacher,
 )
+from vardistill.checks import check_networks, check_settings, check_tracker
 from vardistill.config import Config, TeachConfig
 from vardistill.denoisers import Denoiser, DensityDenoiser, GaussianMixture, reschedule
 from vardistill.devices import find_device
@@ -46,7 +47,6 @@ from vardistill.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, create, open_run, write_whole
-from vardistill.steps import check_accumulation, check_batch, check_head_start, check_spread, check_tracker
 from vardistill.teach import load_teacher, teach, teacher_errors
 from vardistill.training import Evaluate, Run, Trainer
 
@@ -100,11 +100,8 @@ def check(config: Config, problem: Problem) -> None:
     if teacher is None and takes_teacher(config):
         teacher = build_network_denoiser(TeachConfig(schedule=config.levels.schedule), problem)
     objective = build_objective(config, problem, teacher)
-    objective.check(student)
-    check_spread(objective)
-    check_batch(config.training.batch, launched(), objective, levels)
-    check_accumulation(config.training, launched(), objective)
-    check_head_start(config.training, objective)
+    check_settings(student, objective, levels, config.training, None, launched())
+    check_networks(student, objective, None)
     check_tracker(config.training)
     find_device(config.training.device)
 

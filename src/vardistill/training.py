@@ -30,6 +30,14 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vardistill import checkpoints
 from vardistill.bookkeeping import Books, StopRequest
+from vardistill.checks import (
+    check_generator,
+    check_networks,
+    check_objective,
+    check_settings,
+    check_tracker,
+    real_samples,
+)
 from vardistill.clock import Clock, phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
@@ -52,21 +60,7 @@ from vardistill.optimisers import (
 )
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs import RunFolder, create
-from vardistill.steps import (
-    Drawn,
-    Step,
-    check_accumulation,
-    check_batch,
-    check_conditions,
-    check_forward,
-    check_generator,
-    check_head_start,
-    check_objective,
-    check_schedules,
-    check_spread,
-    check_tracker,
-    real_samples,
-)
+from vardistill.steps import Drawn, Step
 
 Evaluate = Callable[[Generator], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
@@ -179,21 +173,13 @@ class Trainer:
         data: Samples | Tensor | None = None,
         conditions: Conditions | None = None,
     ) -> None:
+        check_settings(generator, objective, levels, training, conditions, launched())
         self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
         self.accelerator = _accelerator(training, objective, folder)
         device = find_device(training.device, self.accelerator.device)
         self.generator, self.objective = generator.to(device).eval(), objective.to(device).eval()
-        check_forward(generator, conditions)
+        check_networks(generator, objective, conditions)
         parameter = next(generator.parameters())
-        check_batch(training.batch, self.accelerator.num_processes, objective, levels)
-        check_accumulation(training, self.accelerator.num_processes, objective)
-        check_conditions(conditions, generator, objective)
-        if objective.teacher is not None:
-            for some in (levels, *objective.other_levels):
-                check_schedules(objective.teacher, some)
-        objective.check(generator, conditions)
-        check_spread(objective)
-        check_head_start(training, objective)
         _training_mode(generator, objective)
         self.conditions = conditions
         self.data = real_samples(data, objective, generator, parameter, conditions)

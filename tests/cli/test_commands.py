@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vardistill import __version__, steps
+from vardistill import __version__, checks
 from vardistill.bench.named import BENCHES
 from vardistill.cli import main as cli
 from vardistill.presets import PRESETS, TEACHERS
@@ -274,7 +274,7 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_tracker_that_is_not_installed_is_refused(
     tracker: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(checks, "get_available_trackers", lambda: ["tensorboard"])
     words = ["train", "mog40-vardiu", *QUICK[:-1], tracker, "--out", str(tmp_path / "run")]
     told = f"the tracker {tracker} is not installed: pip install {tracker}, or choose another or none"
     assert told in refused(capsys, *words)

@@ -29,12 +29,12 @@ from linear_gaussian import (
     z_scores,
 )
 from vardistill import training as training_module
+from vardistill.checks import check_batch
 from vardistill.errors import UsageError
 from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import VarFlow
 from vardistill.objectives.varflow import Cross
 from vardistill.schedules import VE, VP, Schedule
-from vardistill.steps import check_batch
 from vardistill.training import Trainer, distill
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -14,6 +14,7 @@ from torch import Tensor
 import small_runs
 from linear_gaussian import AtTimes, Linear, gradients, random_draw, student, target
 from small_runs import state
+from vardistill.checks import check_batch
 from vardistill.denoisers import Preconditioned
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
@@ -23,7 +24,7 @@ from vardistill.objectives.weighted_sum import PartWeight
 from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
-from vardistill.training import Trainer, check_batch
+from vardistill.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

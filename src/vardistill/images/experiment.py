@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vardistill import config as configs
 from vardistill.card import write_card
+from vardistill.checks import check_settings, check_tracker
 from vardistill.contents import BESIDE
 from vardistill.data import check_samples
 from vardistill.denoisers import Denoiser
@@ -57,14 +58,6 @@ from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.report import write_report
 from vardistill.runs import RunFolder, open_run, write_whole
 from vardistill.samplers import sample
-from vardistill.steps import (
-    check_accumulation,
-    check_batch,
-    check_conditions,
-    check_generator,
-    check_head_start,
-    check_tracker,
-)
 from vardistill.training import Evaluate, Run, Trainer
 
 TEACHER_STEPS = 18
@@ -121,12 +114,8 @@ def check(setting: Setting) -> None:
             features(data.train.take(torch.arange(1)))
     student, levels, conditions = build_student(setting), build_levels(setting), build_conditions(setting)
     objective = build_objective(setting, build_guided(setting), features, student)
-    check_batch(training.batch, launched(), objective, levels)
-    check_accumulation(training, launched(), objective)
-    check_head_start(training, objective)
+    check_settings(student, objective, levels, training, conditions, launched())
     check_tracker(training)
-    check_generator(student, conditions)
-    check_conditions(conditions, student, objective)
     if (varflow := varflow_of(setting.config)) is not None and varflow.real == "data":
         check_samples(build_pictures(setting), student.data_shape, torch.device("cpu"), conditions)
     find_device(training.device)
