@@ -51,10 +51,9 @@ def train(folder: Path) -> int:
 
 def teach(folder: Path, source: str) -> int:
     """Fit the teacher that the file `source` describes."""
-    from vardistill.teach import teach
+    from vardistill.cli.teach import teach_points
 
-    teach(read(TeachConfig, Path(source)), folder)
-    return 0
+    return teach_points(read(TeachConfig, Path(source)), folder)
 
 
 def measure(folder: Path, function: str) -> int:

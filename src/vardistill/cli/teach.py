@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
     if name in POINTS:
         parsed = parse(Arguments, rest, f"teach {name}", ABOUT, Arguments(run=POINTS[name].config))
-        return _teach_points(parsed.run, parsed.out or free_folder(f"teacher-{name}"))
+        return teach_points(parsed.run, parsed.out or free_folder(f"teacher-{name}"))
     config = _pictures(name)
     pictures = parse(ImageArguments, rest, f"teach {name}", ABOUT, ImageArguments(run=config))
     return _teach_pictures(pictures.run, pictures.out or free_folder(f"teacher-{Path(name).stem}"))
@@ -76,7 +76,8 @@ def _pictures(name: str) -> ImagesTeachConfig:
     raise unknown("preset or data", name, {**PICTURES, **POINTS})
 
 
-def _teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
+def teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
+    """Fit a teacher of points and say how good it is; returns the exit code."""
     from vardistill.cli.tables import print_teacher
     from vardistill.runs import RunFolder
     from vardistill.teach import teach
@@ -104,5 +105,5 @@ def _resume(rest: list[str]) -> int:
 
     folder = open_run(Path(rest[0]))
     config = read((ImagesTeachConfig, TeachConfig), folder.config)
-    goes_on = _teach_points if isinstance(config, TeachConfig) else _teach_pictures
+    goes_on = teach_points if isinstance(config, TeachConfig) else _teach_pictures
     return goes_on(config, folder.path, resume=True)
