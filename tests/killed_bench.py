@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vardistill import presets
 from vardistill.bench import Bench, Budget, Cell, grid, run_bench, running, work
 from vardistill.bench.named import SMOKE
 from vardistill.config import TeachConfig, TeacherConfig
@@ -88,7 +89,7 @@ def leave_out_the_report() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "bench":
-        running.command, running.teacher_fit = command, fit
+        running.command, presets.teacher_fit = command, fit
         run_bench(BENCH, Path(sys.argv[2]))
     else:
         work.stop_with_parent = stop_with_parent
