@@ -236,7 +236,9 @@ def test_runs_are_refused_before_a_step(data: Any) -> None:
 def test_data_for_an_objective_that_needs_none_are_left_alone() -> None:
     """The run is the same, whatever they are."""
     runs = [
-        distill(small_runs.generator(), teacher=small_runs.teacher(), training=small_runs.config(steps=2), data=data)
+        distill(
+            small_runs.generator(), objective=small_runs.objective(), training=small_runs.config(steps=2), data=data
+        )
         for data in (None, torch.zeros(5, 9))
     ]
     for p, q in zip(*(run.generator.parameters() for run in runs), strict=True):
