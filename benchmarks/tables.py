@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from statistics import mean, median
 from typing import Any
 
 from measured import HERE
 
+from vardistill.bench.named import TUNED
 from vardistill.bench.results import spread
 
 PAGES = ("README.md", "docs/images.md", "docs/results.md", "docs/warnings.md", "benchmarks/README.md")
@@ -103,12 +105,17 @@ def bench(name: str, metrics: Iterable[str], **labels: str) -> str:
         texts = [_known(metric, cells) for metric in metrics]
         texts = [f"**{t}**" if metric in row["best"] else t for metric, t in zip(metrics, texts, strict=True)]
         lines.append("| " + " | ".join([*(row[key] for key in first), str(len(cells)), *texts]) + " |")
+    return "\n".join([*lines, "", _settings(result)])
+
+
+def _settings(result: dict[str, Any]) -> str:
+    """A bench's budget, and where it was measured."""
     settings = result["settings"]
     budget = settings["budget"]
     spent = {"cpu": "minutes of processor time per cell:", "wall": "minutes per cell:", "steps": "steps per cell:"}
     where = result["environment"] | {"threads": settings["threads"], "runs at a time": settings["jobs"]}
     amount = "" if budget["amount"] is None else f"{spent[budget['kind']].capitalize()} {budget['amount']:g}. "
-    return "\n".join([*lines, "", f"{amount}{_where(where)}"])
+    return f"{amount}{_where(where)}"
 
 
 def _known(metric: str, cells: list[dict[str, float]]) -> str:
@@ -204,6 +211,25 @@ def course() -> str:
     return "\n".join(lines)
 
 
+def tuning() -> str:
+    """Log-density and log-MMD of presets and of their neighbours, a row for each objective."""
+    result = _load("bench-tuning")
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for cell in result["cells"]:
+        name = max((n for n in TUNED if cell["objective"].startswith(n)), key=len)
+        values = cell["values"]
+        modes = "" if values["modes_found"] == 40 else f", {values['modes_found']:.0f} modes"
+        entry = f"{values['log_density']:.2f} / {values['log_mmd']:.2f}{modes}".replace("-", "−")
+        found[name][cell["objective"].removeprefix(name).removeprefix(", ")] = entry
+    moved = [f"{thing} × {f:g}" for thing in ("rates", "noise", "batch") for f in (0.5, 2)]
+    lines = ["| | preset | " + " | ".join(moved) + " | its own choice |", "|---" * (len(moved) + 3) + "|"]
+    for name, choices in found.items():
+        own = [f"{choice}: {entry}" for choice, entry in choices.items() if choice not in ("", *moved)]
+        cells = [choices.get(choice, "–") for choice in ("", *moved)] + ["; ".join(own)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _settings(result)])
+
+
 def signs() -> str:
     """How far the diversity of runs falls short of the target's, of those that lost modes and the others."""
     result = _load("signs")
@@ -242,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "energy": energy,
     "diff-instruct": diff_instruct,
     "course": course,
+    "tuning": tuning,
     "signs": signs,
     "critics": critics,
     "teachers": teachers,
