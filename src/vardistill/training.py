@@ -4,8 +4,8 @@ Each step draws latents z, noise (t, ε) and further latents η for the whole ba
 the same on every process, and each process keeps its share: the result does not depend on the number of processes.
 Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
 through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
-finite on any process leaves weights, buffers and optimisers alone (decided on the device, without a host sync) and is
-counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
+finite on any process leaves weights, batch statistics and optimisers alone (decided on the device, without a host sync)
+and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
 the generator.
 """
 
