@@ -257,7 +257,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for b, before in zip(self.statistics, statistics, strict=True):
-                b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance overflows alone
+                b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance can overflow alone
         self.skipped += not_finite
         batch = self.config.batch
         self.evaluations += batch + self.objective.evaluations(batch, self.levels.draws, critic)
