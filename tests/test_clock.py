@@ -113,6 +113,21 @@ def test_a_budget_of_processor_time_leaves_the_books_out(of: str, last: int, tim
             assert line["lr"] == pytest.approx(1e-2 * (1 + math.cos(math.pi * line["step"] / 15)) / 2)
 
 
+def test_milestones_are_shares_of_the_budget_and_the_same_after_a_resume(time: Time, tmp_path: Path) -> None:
+    """Of 30 seconds of processor time, 2 a step: a tenth is passed at every second and third step in turn."""
+    options: dict[str, Any] = {"steps": 1000, "max_minutes": 0.5, "clock": "cpu", "log_every": 1, "eval_every": 0}
+    options |= {"milestones": 10, "checkpoint_every": 1000, "keep_checkpoints": 10}
+    first = small_runs.trainer("batch", RunFolder(tmp_path), **options)
+    ticking(first, time)
+    small_runs.interrupt(first.objective, 7)
+    with pytest.raises(small_runs.Interrupted):
+        first.run()
+    again = small_runs.trainer("batch", RunFolder(tmp_path), **options)
+    ticking(again, time)
+    again.run(resume=True)
+    assert [line["step"] for line in again.history if line["kind"] == "eval"] == [2, 3, 5, 6, 8, 9, 11, 12, 14, 15]
+
+
 def test_a_resumed_run_goes_on_with_the_time_it_had(time: Time, tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 1000, "max_minutes": 0.5, "clock": "cpu", "log_every": 1, "eval_every": 0}
     first = small_runs.trainer("batch", RunFolder(tmp_path), **options)

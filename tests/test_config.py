@@ -288,7 +288,7 @@ def test_numbers_of_a_run_must_be_positive(name: str, value: int, tmp_path: Path
     [
         ("lr", math.inf), ("lr", math.nan), ("auxiliary_lr", math.nan), ("clip", math.nan), ("max_skipped", -1),
         ("weight_decay", -0.1), ("eval_every", -1), ("beta1", 1.0), ("beta2", -0.1), ("ema", 1.0), ("warmup", 1.0),
-        ("lr_final", 1.1),
+        ("lr_final", 1.1), ("milestones", 0),
     ],
 )  # fmt: skip
 def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:

@@ -154,6 +154,14 @@ class TestNumbers:
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert names == ["step-00000005", "step-00000010"]
 
+    def test_milestones_are_spread_over_the_run(self, tmp_path: Path) -> None:
+        every = {"log_every": 1000, "eval_every": 0, "checkpoint_every": 1000}
+        _, trainer = run_small("learned", tmp_path, steps=10, milestones=4, keep_checkpoints=4, **every)
+        steps = [(line["kind"], line["step"]) for line in trainer.history]
+        assert steps == [(kind, step) for step in (3, 5, 8, 10) for kind in ("train", "eval")]
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == [f"step-{step:08}" for step in (3, 5, 8, 10)]
+
     def test_the_finished_generator_is_the_average(self, tmp_path: Path) -> None:
         run = small_distill(out=tmp_path)
         saved = MLP.from_pretrained(tmp_path / "generator")

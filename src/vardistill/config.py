@@ -283,9 +283,11 @@ class TrainingConfig:
     log_every: int = 100
     """Steps between lines of metrics."""
     eval_every: int = 1000
-    """Steps between evaluations; 0 for the last one alone."""
+    """Steps between evaluations; 0 for those at milestones alone."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    milestones: int = 1
+    """Points spread evenly over the run, its end the last, at which it logs, evaluates and keeps a checkpoint, too."""
     keep_checkpoints: int = 2
     """Latest checkpoints to keep."""
     eval_samples: int = 10_000
@@ -315,6 +317,7 @@ class TrainingConfig:
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
         require("accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
+        require("milestones", self.milestones, self.milestones >= 1, "at least 1")
         require("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:

@@ -218,10 +218,11 @@ class Trainer:
             progress = self.clock.progress(self.step)
             while progress < 1:
                 self.advance(*phase(self.config, progress))
-                progress = self.clock.progress(self.step)
-                if self._due(progress):
+                before, progress = progress, self.clock.progress(self.step)
+                milestone = int(before * self.config.milestones) < int(progress * self.config.milestones)
+                if milestone or self._due():
                     with self.clock.paused():
-                        self._keep_books(progress)
+                        self._keep_books(progress, milestone)
                 self.books.bar.update()
         return self._finish()
 
@@ -301,19 +302,18 @@ class Trainer:
         drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
         return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
-    def _due(self, progress: float) -> bool:
+    def _due(self) -> bool:
         every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)
-        return progress >= 1 or self.stop.made or any(n and self.step % n == 0 for n in every)
+        return self.stop.made or any(n and self.step % n == 0 for n in every)
 
-    def _keep_books(self, progress: float) -> None:
+    def _keep_books(self, progress: float, milestone: bool) -> None:
         """Log, evaluate and save where this step is due, and stop where that was asked for."""
-        last = progress >= 1
-        if last or self.step % self.config.log_every == 0:
+        if milestone or self.step % self.config.log_every == 0:
             self._log(progress)
-        if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
+        if milestone or (self.config.eval_every and self.step % self.config.eval_every == 0):
             self._evaluate()
-        stopping = not last and self._stopping()
-        if last or stopping or self.step % self.config.checkpoint_every == 0:
+        stopping = progress < 1 and self._stopping()
+        if milestone or stopping or self.step % self.config.checkpoint_every == 0:
             self._save()
         if stopping:
             raise Interrupted(f"stopped at step {self.step}")

@@ -444,11 +444,12 @@ def test_budgets_limit_what_they_count():
     own = Config()
     assert Budget().limit(own).training == dataclasses.replace(own.training, tracker="none")
     steps = Budget("steps", 200).limit(own).training
-    assert (steps.steps, steps.max_minutes, steps.eval_every) == (200, None, 20)
+    assert (steps.steps, steps.max_minutes) == (200, None)
     for kind in ("wall", "cpu"):
         training = Budget(kind, 0.5).limit(own).training
         assert (training.max_minutes, training.clock) == (0.5, kind)
         assert training.steps >= 10**9
+        assert (training.eval_every, training.milestones) == (steps.eval_every, steps.milestones) == (0, 10)
     with pytest.raises(UsageError, match="the minutes of a budget must be positive, but is None"):
         Budget("cpu")
 

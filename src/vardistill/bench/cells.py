@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +19,8 @@ from vardistill.errors import UsageError
 UNLIMITED = 10**9
 """Steps that no budget of minutes reaches."""
 
-EVALUATIONS = 10
-"""Points that a curve has at least, where the number of steps is given."""
+MILESTONES = 10
+"""Points of a curve under a budget."""
 
 Direction = Literal["lower", "higher", "zero"]
 """Which values of a metric are good: low ones, high ones, those near zero."""
@@ -99,14 +98,14 @@ class Budget:
         return f"{self.amount:,g} {counted[self.kind]}"
 
     def limit(self, config: Config) -> Config:
-        """The configuration under this budget, without a tracker."""
+        """The configuration under this budget, without a tracker; evaluated at the same shares of it as any other."""
         training = replace(config.training, tracker="none")
+        if self.amount is not None:
+            training = replace(training, eval_every=0, milestones=MILESTONES)
         if self.kind != "steps":
             training = replace(training, steps=UNLIMITED, max_minutes=self.amount, clock=self.kind)
         elif self.amount is not None:
-            steps = int(self.amount)
-            every = min(training.eval_every, math.ceil(steps / EVALUATIONS))
-            training = replace(training, steps=steps, max_minutes=None, eval_every=every)
+            training = replace(training, steps=int(self.amount), max_minutes=None)
         return replace(config, training=training)
 
 

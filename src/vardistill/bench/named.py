@@ -30,11 +30,6 @@ def tiny(config: Config) -> Config:
     return replace(config, generator=replace(config.generator, width=16, depth=1), training=training)
 
 
-def evaluated(config: Config, every: int) -> Config:
-    """The configuration with an evaluation every so many steps: slow and fast objectives then have like curves."""
-    return replace(config, training=replace(config.training, eval_every=every, checkpoint_every=every))
-
-
 def with_objective(config: Config, **changes: Any) -> Config:
     """The configuration with changes to its objective."""
     return replace(config, objective=replace(config.objective, **changes))
@@ -77,17 +72,17 @@ SMOKE = {
 }
 
 OBJECTIVES = {
-    "VarDiU, batch candidates": evaluated(DEMO, 1500),
-    "VarDiU, diagonal": evaluated(learned_posterior("diagonal"), 600),
-    "VarDiU, full": evaluated(learned_posterior("full"), 600),
-    "VarDiU, mixture": evaluated(learned_posterior("mixture"), 600),
-    "VarDiU, NSF": evaluated(learned_posterior("nsf"), 150),
-    "VarDiU, full, 4 candidates": evaluated(learned_posterior("full", candidates=4), 300),
-    "VarFlow": evaluated(VARFLOW, 1500),
-    "VarDiU + VarFlow": evaluated(VARDIU_VARFLOW, 1500),
-    "Diff-Instruct 1": evaluated(diff_instruct(1), 900),
-    "Diff-Instruct 5": evaluated(diff_instruct(5), 600),
-    "Diff-Instruct 10": evaluated(diff_instruct(10), 300),
+    "VarDiU, batch candidates": DEMO,
+    "VarDiU, diagonal": learned_posterior("diagonal"),
+    "VarDiU, full": learned_posterior("full"),
+    "VarDiU, mixture": learned_posterior("mixture"),
+    "VarDiU, NSF": learned_posterior("nsf"),
+    "VarDiU, full, 4 candidates": learned_posterior("full", candidates=4),
+    "VarFlow": VARFLOW,
+    "VarDiU + VarFlow": VARDIU_VARFLOW,
+    "Diff-Instruct 1": diff_instruct(1),
+    "Diff-Instruct 5": diff_instruct(5),
+    "Diff-Instruct 10": diff_instruct(10),
 }
 """What MoG-40 is distilled with."""
 
@@ -129,12 +124,12 @@ TUNED: dict[str, dict[str, Config]] = {
 def neighbours(name: str) -> dict[str, Config]:
     """A preset, and eight that differ from it in one thing: rates, noise levels, batch, and the objective's own."""
     preset = OBJECTIVES[name]
-    every, factors = preset.training.eval_every, (0.5, 2)
+    factors = (0.5, 2)
     moved = (
         {f"rates × {f:g}": with_rates(preset, f, f) for f in factors}
         | {f"noise × {f:g}": with_noise(preset, f) for f in factors}
         | {f"batch × {f:g}": with_batch(preset, int(f * preset.training.batch)) for f in factors}
-        | {choice: evaluated(config, every) for choice, config in TUNED[name].items()}
+        | TUNED[name]
     )
     return {name: preset} | {f"{name}, {choice}": config for choice, config in moved.items()}
 
@@ -144,9 +139,9 @@ FITTED = {f"learned, {n // 1000}k": TeacherConfig("learned", teacher_samples=n) 
 FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
 
 CAPACITY = {
-    f"{posterior}, width {width}": evaluated(with_objective(learned_posterior(posterior), posterior_width=width), 300)
+    f"{posterior}, width {width}": with_objective(learned_posterior(posterior), posterior_width=width)
     for posterior, width in itertools.product(FAMILIES, (32, 128, 512))
-} | {"batch candidates": evaluated(DEMO, 1500), "batch candidates + VarFlow": evaluated(VARDIU_VARFLOW, 1500)}
+} | {"batch candidates": DEMO, "batch candidates + VarFlow": VARDIU_VARFLOW}
 
 ABLATION = (
     {f"β = {beta:g}": with_objective(VARFLOW, beta=beta) for beta in (0.5, 1.0, 1.5, 1.9)}
@@ -164,6 +159,7 @@ HIGH = {
     "VarDiU, batch candidates": DEMO,
     "VarDiU, diagonal": learned_posterior("diagonal"),
     "VarDiU, full": learned_posterior("full"),
+    "VarDiU, mixture": learned_posterior("mixture"),
     "VarDiU, NSF": learned_posterior("nsf"),
     "VarFlow": VARFLOW,
     "VarDiU, full + VarFlow": learned_posterior_varflow("full"),
@@ -201,7 +197,7 @@ def over_dimensions(seeds: int) -> list[Cell]:
     digits = {"empirical": TeacherConfig("empirical", bandwidth=0.15), "learned": TeacherConfig("learned")}
     cells = []
     for problem in (*mixtures, "digits"):
-        objectives = {label: evaluated(adapted(config, problem), 10**6) for label, config in HIGH.items()}
+        objectives = {label: adapted(config, problem) for label, config in HIGH.items()}
         cells += grid(objectives, digits if problem == "digits" else {"true": TEACHERS["true"]}, seeds=seeds)
     return sorted(cells, key=lambda cell: cell.seed)
 
@@ -268,8 +264,9 @@ _ALL = (
     Bench(
         "varflow-ablation",
         "VarFlow's power, weight, group size and cross term, one at a time",
-        lambda seeds: grid({label: evaluated(config, 10**6) for label, config in ABLATION.items()}, seeds=seeds),
+        lambda seeds: grid(ABLATION, seeds=seeds),
         metrics=QUALITY,
+        curves=("log_mmd", "log_density_gap"),
         budget=Budget("cpu", 1),
     ),
     Bench(
@@ -277,6 +274,8 @@ _ALL = (
         "objectives in 2 to 128 dimensions: mixtures with exact teachers, and digits",
         over_dimensions,
         metrics=(*QUALITY, "energy_distance", "energy_distance_held_out", "precision", "recall"),
+        curves=("log_mmd", "modes_found", "recall"),
+        figures="vardistill.bench.dimension:figures",
         budget=Budget("cpu", 2),
     ),
     Bench(

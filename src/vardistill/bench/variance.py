@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 from vardistill.bench.named import RATIOS, SNR
@@ -33,7 +32,7 @@ from vardistill.build import (
     build_real_samples,
 )
 from vardistill.config import Config
-from vardistill.figures import INK, MUTED, bare, plain, ticks
+from vardistill.figures import INK, MUTED, bare, doublings, ticks
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import NoiseLevels
@@ -117,11 +116,8 @@ def figures(results: Results) -> dict[str, Figure]:
         ax.plot(RATIOS, snr.nanmean(0).numpy(), **line(i), label=row.objective, linewidth=1.4, alpha=0.85)
         ax.plot(RATIOS, snr.T.numpy(), "o", color=line(i)["color"], ms=2.5, alpha=0.6)
     bare(ax)
-    ax.set_xscale("log", base=2)
+    doublings(ax, RATIOS)
     ax.set_yscale("log", nonpositive="mask")
-    ax.xaxis.set_major_locator(FixedLocator(RATIOS))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(plain))
     ax.set_xlabel("noise-to-signal ratio σ/α", fontsize=9, color=MUTED)
     ticks(ax, "log")
     figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, labelcolor=INK)
