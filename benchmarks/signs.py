@@ -17,7 +17,7 @@ import torch
 from measured import HERE, write_results
 from torch import Tensor
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.build import build_problem
 from vardistill.config import Config
 from vardistill.diagnostics import diversities
@@ -58,7 +58,7 @@ def main() -> None:
 
 def measured(path: Path) -> dict[str, float | str | bool]:
     """A run's shortfall, and whether it has lost modes."""
-    config: Config = configs.read(Config, path / "config.yaml")
+    config: Config = config_files.read(Config, path / "config.yaml")
     table = json.loads((path / "evaluation.json").read_text())
     lost = table["recall"] < 0.5 if "recall" in table else table["mode_tv"] >= 0.2
     samples = torch.from_numpy(np.load(path / "samples.npz")["samples"])

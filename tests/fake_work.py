@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vardistill.bench import Bench, Budget, Cell, Results, grid, run_bench, running, work
-from vardistill.config import Config, TeacherConfig, VarDiUConfig, read
+from vardistill.config import Config, TeacherConfig, VarDiUConfig
+from vardistill.config_files import read
 from vardistill.runs import RunFolder
 
 OBJECTIVES = {

@@ -11,7 +11,8 @@ import yaml
 
 from tiny_models import tiny_unet
 from vardistill.card import last_part, model_card, objective_name, write_card
-from vardistill.config import Config, TrainingConfig, VarFlowConfig, to_dict, write
+from vardistill.config import Config, TrainingConfig, VarFlowConfig
+from vardistill.config_files import to_dict, write
 from vardistill.denoisers import DiffusersDenoiser
 from vardistill.errors import UsageError
 from vardistill.generators import MLP

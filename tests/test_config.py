@@ -25,12 +25,8 @@ from vardistill.config import (
     VarDiUConfig,
     VarDiUVarFlowConfig,
     VarFlowConfig,
-    from_dict,
-    is_image_run,
-    read,
-    to_dict,
-    write,
 )
+from vardistill.config_files import from_dict, is_image_run, read, to_dict, write
 from vardistill.errors import UsageError
 from vardistill.images.config import (
     ImageDiffInstructConfig,

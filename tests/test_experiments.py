@@ -20,8 +20,8 @@ from vardistill.config import (
     TeacherConfig,
     TrainingConfig,
     VarFlowConfig,
-    write,
 )
+from vardistill.config_files import write
 from vardistill.errors import UsageError
 from vardistill.report import write_report
 from vardistill.runs import RunFolder

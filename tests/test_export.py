@@ -12,7 +12,7 @@ import torch
 from tiny_models import tiny_unet
 from vardistill import export
 from vardistill.cli import main as cli
-from vardistill.config import write
+from vardistill.config_files import write
 from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.errors import UsageError
 from vardistill.export import export_diffusers, export_onnx, onnx_error, traceable

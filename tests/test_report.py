@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.config import Config, TrainingConfig
 from vardistill.errors import UsageError
 from vardistill.metrics import evaluate
@@ -99,7 +99,7 @@ def run(tmp_path: Path, samples: torch.Tensor, table: dict[str, Any]) -> RunFold
     """A complete run whose student is the target itself."""
     folder = RunFolder(tmp_path / "my run")
     folder.path.mkdir()
-    configs.write(Config(training=TrainingConfig(steps=30_000)), folder.config)
+    config_files.write(Config(training=TrainingConfig(steps=30_000)), folder.config)
     for step in range(3000, 30_001, 3000):
         values = {"loss": 1.0, "bound": 0.5, "lr": 1e-3, "skipped": 0.0, "grad_norm_generator": 2.0}
         values |= {"ratio_05": 0.1, "ratio_50": 0.3, "ratio_95": 0.9, "grad_norm_objective": 1.0}

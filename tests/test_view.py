@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from tiny_models import tiny_pipeline_folder, tiny_unet
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.cli import main as cli
 from vardistill.denoisers.from_diffusers import from_diffusers
 from vardistill.errors import UsageError
@@ -45,7 +45,7 @@ def save_run(folder: Path, classes: int | None = CLASSES, teacher: str | None = 
     source = tiny_pipeline_folder(folder / "pipeline", tiny_unet(classes))
     run = folder / "<b>run"
     OneStep.from_teacher(from_diffusers(source)).save_pretrained(run / "generator")
-    configs.write(ImagesConfig(teacher=teacher or str(source)), run / "config.yaml")
+    config_files.write(ImagesConfig(teacher=teacher or str(source)), run / "config.yaml")
     return run
 
 

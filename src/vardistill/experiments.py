@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.build import (
     build_empirical,
     build_exact,
@@ -116,7 +116,7 @@ def prepare_folder(config: object, out: Path, resume: bool) -> RunFolder:
     if not PartialState().is_main_process:
         return RunFolder(out)
     folder = create(out)
-    configs.write(config, folder.config)
+    config_files.write(config, folder.config)
     return folder
 
 
@@ -245,7 +245,7 @@ def load_run(path: Path) -> tuple[RunFolder, Config, MLP]:
         UsageError: where `path` is no run, the run is not finished, or its generator is not one.
     """
     folder = open_run(path)
-    config: Config = configs.read(Config, folder.config)
+    config: Config = config_files.read(Config, folder.config)
     if not folder.generator.is_dir():
         raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
     return folder, config, load_generator(folder.generator, MLP)

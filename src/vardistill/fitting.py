@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vardistill import checkpoints
-from vardistill import config as configs
+from vardistill import checkpoints, config_files
 from vardistill.bookkeeping import StopRequest
 from vardistill.config import TrainingConfig
 from vardistill.optimisers import adam, adam_state, clip_gradients, learning_rate, step_unless, update_average
@@ -80,7 +79,7 @@ class Fit(Generic[D]):
             folder.rewind(self.step)
         else:
             write_whole(folder.environment, json.dumps(environment(), indent=2))
-            configs.write(config, folder.config)
+            config_files.write(config, folder.config)
         if not finished.exists():  # its end: a clock's budget, read from a checkpoint, may say otherwise
             self._train(folder)
             save(self.average, finished)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.build import build_network_denoiser, build_problem
 from vardistill.checkpoints import match
 from vardistill.config import TeachConfig, TrainingConfig
@@ -84,7 +84,7 @@ def save_weights(denoiser: Preconditioned, path: Path) -> None:
 def load_teacher(path: Path) -> Preconditioned:
     """The denoiser of a run of `teach`; raises UsageError where the folder is none or its weights do not fit."""
     folder = open_run(path)
-    config: TeachConfig = configs.read(TeachConfig, folder.config)
+    config: TeachConfig = config_files.read(TeachConfig, folder.config)
     denoiser = build_network_denoiser(config, build_problem(config.problem, config.schedule))
     try:
         weights = load_file(path / WEIGHTS)

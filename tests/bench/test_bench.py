@@ -25,7 +25,8 @@ from vardistill import presets
 from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
-from vardistill.config import Config, TeachConfig, VarDiUConfig, write
+from vardistill.config import Config, TeachConfig, VarDiUConfig
+from vardistill.config_files import write
 from vardistill.errors import UsageError
 from vardistill.runs import RunFolder
 

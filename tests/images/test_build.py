@@ -17,7 +17,7 @@ from PIL import Image
 
 from small_pictures import save_npz
 from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.config import Config
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed
 from vardistill.errors import UsageError
@@ -362,7 +362,7 @@ def test_teachers_that_are_none_are_refused(teacher_run: Path, tmp_path: Path) -
         "has no finished teacher yet: go on with `vardistill teach --resume", partial(load_teacher, str(unfinished))
     )
     for config in (ImagesConfig(), Config()):
-        configs.write(config, unfinished / "config.yaml")
+        config_files.write(config, unfinished / "config.yaml")
         refused("config.yaml", partial(load_teacher, str(unfinished)))
 
 

@@ -21,7 +21,7 @@ import small_pictures
 import vardistill as vd
 from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.config import TrainingConfig
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.errors import UsageError
@@ -183,7 +183,7 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     step: int, preset: str, finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after the first checkpoint."""
-    run_killed_at(step, configs.read(ImagesConfig, finished(preset) / "config.yaml"), tmp_path, monkeypatch)
+    run_killed_at(step, config_files.read(ImagesConfig, finished(preset) / "config.yaml"), tmp_path, monkeypatch)
     ours, theirs = weights(tmp_path), weights(finished(preset))
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 
@@ -194,7 +194,7 @@ def test_a_run_is_finished_only_once_it_has_its_page(
     def stop(*ignored: object, **also: object) -> None:
         raise Killed
 
-    config = configs.read(ImagesConfig, finished("images-varflow") / "config.yaml")
+    config = config_files.read(ImagesConfig, finished("images-varflow") / "config.yaml")
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "write_report", stop)
         with pytest.raises(Killed):
@@ -278,7 +278,7 @@ def test_adapters_through_the_trainer(adapted: Path, teacher_run: Path) -> None:
 def test_an_adapted_run_resumes_to_the_same_bits(
     adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_killed_at(3, configs.read(ImagesConfig, adapted / "config.yaml"), tmp_path, monkeypatch)
+    run_killed_at(3, config_files.read(ImagesConfig, adapted / "config.yaml"), tmp_path, monkeypatch)
     ours, theirs = weights(tmp_path), weights(adapted)
     assert all(torch.equal(v, theirs[name]) for name, v in ours.items())
 

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from tqdm.auto import tqdm
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.bench.cells import Bench, Budget, Cell, Settings
 from vardistill.bench.results import Results, collect, failure_file, read_json, write
 from vardistill.config import Config, TeachConfig
@@ -160,12 +160,12 @@ def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
     for cell in cells:
         path = RunFolder(folder / cell.name).config
         if path.exists():
-            _check_same(configs.read(Config, path), cell.config, path.parent)
+            _check_same(config_files.read(Config, path), cell.config, path.parent)
 
 
 def _check_same(there: Any, wanted: Any, path: Path) -> None:
     """Raise UsageError for the first setting that differs; where a shared teacher lies does not count."""
-    old, new = (dict(_settings(configs.to_dict(config))) for config in (there, wanted))
+    old, new = (dict(_settings(config_files.to_dict(config))) for config in (there, wanted))
     if new.get("teacher.teacher_run") is None:
         old.pop("teacher.teacher_run", None)
     for name in [*new, *old]:
@@ -217,7 +217,7 @@ def run_cells(
 def _task(path: Path, config: Config, measure: str | None) -> Task:
     """The cell's task; its folder has its configuration before it runs."""
     path.mkdir(exist_ok=True)
-    configs.write(config, RunFolder(path).config)
+    config_files.write(config, RunFolder(path).config)
     return Task(path, ("train", str(path)) if measure is None else ("measure", str(path), measure))
 
 
@@ -226,11 +226,11 @@ def _teach(fit: TeachConfig, folder: Path) -> Task:
     path = folder / "teachers" / teacher_name(fit)
     path.parent.mkdir(exist_ok=True)
     if is_finished(path):
-        _check_same(configs.read(TeachConfig, path / "config.yaml"), fit, path)
+        _check_same(config_files.read(TeachConfig, path / "config.yaml"), fit, path)
     else:
         shutil.rmtree(path, ignore_errors=True)
     source = path.with_name(f"{path.name}.yaml")
-    configs.write(fit, source)
+    config_files.write(fit, source)
     return Task(path, ("teach", str(path), str(source)))
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vardistill.bench.cells import load
-from vardistill.config import Config, TeachConfig, read
+from vardistill.config import Config, TeachConfig
+from vardistill.config_files import read
 from vardistill.errors import UsageError
 from vardistill.runs import RunFolder, environment, write_whole
 

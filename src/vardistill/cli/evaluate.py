@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices, is_image_run, require
+from vardistill.config import check_choices, require
+from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import is_image_run
+from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError
 
 if TYPE_CHECKING:

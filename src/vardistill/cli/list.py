@@ -9,15 +9,8 @@ from typing import Any
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
 from vardistill.cli.teach import PICTURES, POINTS
-from vardistill.config import (
-    Config,
-    GeneratorConfig,
-    LevelsConfig,
-    ObjectiveConfig,
-    TeacherConfig,
-    VarDiUConfig,
-    kind_of,
-)
+from vardistill.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig, VarDiUConfig
+from vardistill.config_files import kind_of
 from vardistill.images.config import ImageObjectiveConfig, ImageVarDiUConfig, ImageVarFlowConfig
 from vardistill.images.presets import IMAGE_PRESETS
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices, is_image_run, require
+from vardistill.config import check_choices, require
+from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.build import build_problem
 from vardistill.config import Config
 from vardistill.figures import is_finite
@@ -22,7 +22,7 @@ from vardistill.verdict import Standard, standards
 
 def print_run(folder: RunFolder) -> None:
     """A finished run's metrics and where to look."""
-    config = configs.read((Config, ImagesConfig), folder.config)
+    config = config_files.read((Config, ImagesConfig), folder.config)
     table = json.loads((folder.path / "evaluation.json").read_text())
     if isinstance(config, ImagesConfig):
         print_image_evaluation(table, config)

@@ -8,7 +8,8 @@ from pathlib import Path
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
-from vardistill.config import TeachConfig, read
+from vardistill.config import TeachConfig
+from vardistill.config_files import read
 from vardistill.errors import UsageError, unknown
 from vardistill.images.config import ImagesTeachConfig
 from vardistill.images.presets import IMAGE_TEACHERS

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.cli.ends import run_to_end
-from vardistill.config import Config, read
+from vardistill.config import Config
+from vardistill.config_files import read
 from vardistill.errors import UsageError, unknown
 from vardistill.images.config import ImagesConfig
 from vardistill.images.presets import IMAGE_PRESETS

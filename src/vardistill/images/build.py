@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.build import Geometric, build_noise, initial_weights
 from vardistill.data import Conditions, Labels, Samples, teacher_samples
 from vardistill.denoisers import Denoiser, Guided, Mixed
@@ -69,7 +69,7 @@ def load_teacher(source: str) -> Teacher:
     run = RunFolder(Path(source))
     if not run.config.is_file():
         return Teacher(load_denoiser(source))
-    config: ImagesTeachConfig = configs.read(ImagesTeachConfig, run.config)
+    config: ImagesTeachConfig = config_files.read(ImagesTeachConfig, run.config)
     pipeline, classifier = run.path / "pipeline", run.path / "classifier"
     if not pipeline.is_dir():
         raise UsageError(f"{source} has no finished teacher yet: go on with `vardistill teach --resume {source}`")

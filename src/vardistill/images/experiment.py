@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from vardistill import config as configs
+from vardistill import config_files
 from vardistill.card import write_card
 from vardistill.checks import check_settings, check_tracker
 from vardistill.contents import BESIDE
@@ -143,7 +143,7 @@ def load_image_run(path: Path) -> tuple[RunFolder, ImagesConfig, OneStep]:
         UsageError: where `path` is no such run, the run is not finished, or its student is not one.
     """
     folder = open_run(path)
-    config: ImagesConfig = configs.read(ImagesConfig, folder.config)
+    config: ImagesConfig = config_files.read(ImagesConfig, folder.config)
     if not folder.generator.is_dir():
         raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
     student = load_generator(folder.generator, OneStep)
