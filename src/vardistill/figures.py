@@ -335,6 +335,12 @@ def bare(ax: Axes) -> None:
     ax.tick_params(colors=MUTED, labelsize=8.5, length=3, width=0.8, color=RULE)
 
 
+def legend_beside(figure: Figure) -> None:
+    """The names of the lines, those of the last panel, to the right of all panels."""
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8.5, frameon=False, labelcolor=INK)
+
+
 def doublings(ax: Axes, values: Sequence[float]) -> None:
     """A logarithmic horizontal axis with ticks at these values alone."""
     ax.set_xscale("log", base=2)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vardistill.bench.page import line, shown
 from vardistill.bench.results import Results
-from vardistill.figures import INK, MUTED, Scale, bare, doublings, ticks
+from vardistill.figures import INK, MUTED, Scale, bare, doublings, legend_beside, ticks
 
 PANELS: dict[str, Scale] = {"mode_tv": "log", "off_mode": "share", "energy_distance": "log"}
 """Metrics of the mixtures, and their axes."""
@@ -24,7 +24,7 @@ def figures(results: Results) -> dict[str, Figure]:
             found[row.objective][int(mixture[1])] = [result.values for result in of_seeds]
     if not found:
         return {}
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(10.8, 3.4), layout="constrained")
     for ax, (metric, scale) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for i, (objective, by_dimension) in enumerate(found.items()):
             points = sorted((d, [v[metric] for v in values if metric in v]) for d, values in by_dimension.items())
@@ -39,6 +39,5 @@ def figures(results: Results) -> dict[str, Figure]:
         ax.set_title(shown(metric).title, loc="left", fontsize=9.5, color=INK)
         ax.set_xlabel("dimensions", fontsize=9, color=MUTED)
         ticks(ax, scale)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False, labelcolor=INK)
+    legend_beside(figure)
     return {"Quality against the number of dimensions": figure}

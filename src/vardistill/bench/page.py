@@ -156,7 +156,7 @@ def curve_figure(
     present = [cost for cost in costs if any(len(xy) for _, xy, of in lines if of == cost)]
     if not present:
         return None
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(10.8, 3.4), layout="constrained")
     axes = dict(zip(present, figure.subplots(1, len(present), squeeze=False)[0], strict=True))
     named = set()
     for row, xy, cost in lines:
@@ -175,7 +175,7 @@ def curve_figure(
         if is_log(metric):
             ax.set_yscale("log")
         figures.ticks(ax, "log" if is_log(metric) else shown(metric).scale)
-    axes[present[-1]].legend(loc="best", fontsize=8.5, frameon=False, labelcolor=figures.INK)
+    figures.legend_beside(figure)
     return figure
 
 

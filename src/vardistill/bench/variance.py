@@ -32,7 +32,7 @@ from vardistill.build import (
     build_real_samples,
 )
 from vardistill.config import Config
-from vardistill.figures import INK, MUTED, bare, doublings, ticks
+from vardistill.figures import MUTED, bare, doublings, legend_beside, ticks
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import NoiseLevels
@@ -120,5 +120,5 @@ def figures(results: Results) -> dict[str, Figure]:
     ax.set_yscale("log", nonpositive="mask")
     ax.set_xlabel("noise-to-signal ratio σ/α", fontsize=9, color=MUTED)
     ticks(ax, "log")
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, labelcolor=INK)
+    legend_beside(figure)
     return {"Signal-to-noise ratio of a gradient, by noise level": figure}
