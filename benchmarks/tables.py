@@ -256,7 +256,7 @@ def critics() -> str:
 
 
 ROW = ("objective", "teacher", "problem")
-MOG40 = ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "dikl", "gap", "gradient_bias", "step")
+MOG40 = ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode", "dikl", "gap", "step")
 HIGH = ("log_density_gap", "log_mmd", "modes_found", "mode_tv", "off_mode", "energy_distance", "step")
 DIGITS = ("energy_distance_held_out", "precision", "recall", "log_mmd", "step")
 SNR = tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16"))
