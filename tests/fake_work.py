@@ -99,6 +99,11 @@ def figures(results: Results) -> dict[str, Any]:
     return {"Signal to noise": figure}
 
 
+def fails(results: Results) -> dict[str, Any]:
+    """Figures that cannot be drawn."""
+    return {"nothing": 1 / 0}
+
+
 def die_between_cells() -> None:
     """Have this bench killed when its second cell has ended, and before the third begins."""
     end, ended = running._end, itertools.count(1)

@@ -211,7 +211,7 @@ def test_too_few_samples_for_their_labels_are_refused_before_they_are_drawn(rng:
     ("samples", "match"),
     [
         (lambda n, rng: torch.zeros(n, 3), r"data have shape \(3,\), samples \(2,\)"),
-        (lambda n, rng: torch.zeros(1, 2), "data and generator differ"),
+        (lambda n, rng: torch.zeros(1, 2), "as many samples as they are asked for, but of 2 gave 1"),
         (lambda n, rng: torch.full((n, 2), math.nan), "the data hold NaN or infinity"),
     ],
 )

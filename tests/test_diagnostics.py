@@ -190,6 +190,15 @@ class TestLowLevelShare:
         assert float(share) == pytest.approx((1 + 4) / (9 + 1 + 4 + 1 + 25))  # σ = 1 and 2
         assert not share.requires_grad
 
+    @pytest.mark.parametrize("levels", [1, 2, 4, 16])
+    def test_it_is_of_a_third_of_the_rows_where_levels_are_shared(self, levels: int) -> None:
+        """Rows of equal gradients have it in proportion."""
+        sigma = torch.arange(1.0, levels + 1).repeat(48 // levels)
+        one = torch.ones(48)
+        zeros = torch.zeros(48, 2)
+        draw = Draw(torch.zeros(48, 1), zeros + 1, Noise(one, one, sigma, one, zeros, 48, levels), torch.abs)
+        assert float(low_level_share(lambda draw: draw.x.sum(1), draw)) == pytest.approx(1 / 3)
+
     def test_no_gradient_reaches_the_networks(self, rng: torch.Generator) -> None:
         objective, g = small_runs.objective("drawn"), small_runs.generator()
         noise = small_runs.levels().draw((2,), 4, 0.5, rng, torch.float64)

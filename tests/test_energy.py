@@ -365,3 +365,19 @@ def test_two_processes_that_gather_have_the_gradient_of_one(tmp_path: Path) -> N
 
 if __name__ == "__main__":
     one_of_two(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize(("K", "d"), [(4, 2), (600, 2), (4, 16)])
+def test_points_that_are_not_finite_have_no_distance(beta: float, K: int, d: int, rng: torch.Generator) -> None:
+    """A student that blew up is not near."""
+    x, y = torch.randn(2, K, d, generator=rng)
+    x[1, 0] = math.nan
+    for value in (mean_distances(x, y, beta), mean_distances(x, x, beta, own=0), paired_distances(x, y, beta)):
+        assert value[1].isnan()
+    assert paired_distances(x, y, beta)[0].isfinite()
+
+
+def test_a_power_that_is_no_number() -> None:
+    with pytest.raises(UsageError, match=r"beta must be a number in \(0, 2\), but is of type str"):
+        mean_distances(torch.zeros(2, 2), torch.zeros(2, 2), "1")  # type: ignore[arg-type]

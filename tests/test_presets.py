@@ -13,7 +13,7 @@ from vardistill.bench.running import shared_teacher, teacher_name
 from vardistill.build import build_generator, build_levels, build_problem
 from vardistill.cli.train import _start
 from vardistill.config import LevelsConfig, TeacherConfig, VarDiUConfig, VarDiUVarFlowConfig
-from vardistill.levels import LogNormal
+from vardistill.levels import LogNormal, PowerLaw
 from vardistill.presets import (
     HIGH_BATCH,
     MOG40,
@@ -47,6 +47,9 @@ def test_levels_move_in_proportion_to_the_scales() -> None:
     assert after.base_start / before.base_start == pytest.approx(3.0 / 15.0)
     assert after.broad_max / before.broad_max == pytest.approx(3.0 / 15.0)
     assert after.base_end / before.base_end == pytest.approx(0.5 / 1.31)
+    paper = adapted(PRESETS["mog40-vardiu-paper"].config, "moons").levels.distribution
+    assert isinstance(paper, PowerLaw)
+    assert (paper.sigma_min, paper.sigma_max) == pytest.approx((0.1 * 0.1 / 1.31, 20.0 * 0.5 / 15.0))
 
 
 @pytest.mark.parametrize("name", SCALES)

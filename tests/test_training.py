@@ -154,6 +154,11 @@ class TestNumbers:
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert names == ["step-00000005", "step-00000010"]
 
+    @pytest.mark.parametrize("steps", [100, 49])
+    def test_no_milestone_is_lost_to_rounding(self, steps: int) -> None:
+        _, trainer = run_small(steps=steps, milestones=steps, log_every=1000, eval_every=0)
+        assert [line["step"] for line in trainer.history if line["kind"] == "eval"] == list(range(1, steps + 1))
+
     def test_milestones_are_spread_over_the_run(self, tmp_path: Path) -> None:
         every = {"log_every": 1000, "eval_every": 0, "checkpoint_every": 1000}
         _, trainer = run_small("learned", tmp_path, steps=10, milestones=4, keep_checkpoints=4, **every)

@@ -47,6 +47,14 @@ def history(values: Values, lines: int = 40) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.parametrize("name", ["posterior-collapse", "mode-loss", "critic-lag", "idle-levels"])
+def test_a_second_part_of_a_sum_is_watched_too(name: str) -> None:
+    """Its scalars are under its own name; what they are held against may be, too."""
+    values = {f"second/{key}": v for key, v in {**HEALTHY, **BROKEN[name]}.items()}
+    (sign,) = signs(history(lambda progress: values))
+    assert sign.name == f"{name}:second"
+
+
 def names(lines: Iterable[dict[str, Any]]) -> list[str]:
     return [sign.name for sign in signs(lines)]
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import require, unknown
 from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
@@ -185,7 +185,7 @@ class VarDiUVarFlowConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("varflow_weight", "varflow_weight_end", "varflow_shared"):
-            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+            require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive and finite")
 
 
 ObjectiveConfig = Annotated[
@@ -402,9 +402,3 @@ def check_choices(config: object) -> None:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
-
-
-def require(name: str, value: object, holds: bool, rule: str) -> None:
-    """Raise a UsageError that names the value unless its rule holds."""
-    if not holds:
-        raise UsageError(f"{name} must be {rule}, but is {value}")

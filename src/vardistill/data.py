@@ -191,6 +191,8 @@ def check_samples(
     except TypeError as error:
         names = ", ".join(["n", "rng", *condition])
         raise UsageError(f"the data are no function of ({names}): {error}") from error
+    if len(two) != 2:
+        raise UsageError(f"the data must give as many samples as they are asked for, but of 2 gave {len(two)}")
     if tuple(two.shape) != (2, *data_shape):
         raise UsageError(f"data and generator differ: data have shape {tuple(two.shape[1:])}, samples {data_shape}")
     if not two.isfinite().all():

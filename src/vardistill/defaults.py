@@ -13,7 +13,7 @@ from vardistill.errors import UsageError
 from vardistill.generators import Generator
 from vardistill.levels import LogNormal
 from vardistill.noise_levels import NoiseLevels, named_weight
-from vardistill.objectives import DiffInstruct, Objective, VarDiU
+from vardistill.objectives import DiffInstruct, Objective, VarDiU, WeightedSum
 from vardistill.posteriors import Prior
 from vardistill.schedules import VE, Schedule
 
@@ -52,6 +52,24 @@ def unguided(teacher: Denoiser) -> Denoiser:
     if isinstance(teacher, Mixed):
         return Mixed(unguided(teacher.denoiser))
     return teacher.denoiser if isinstance(teacher, Guided) else teacher
+
+
+def with_default_levels(objective: Objective, generator: Generator, shared: int) -> tuple[Objective, NoiseLevels]:
+    """An objective with `default_levels` for it, shared where it compares groups.
+
+    In a sum, parts that compare groups and parts that do not want different weights: then the former get shared levels
+    of their own.
+    """
+    dimension, start = math.prod(generator.data_shape), generator.initial_ratio
+
+    def levels(shared: int) -> NoiseLevels:
+        return default_levels(objective.teacher, generator.data_std, dimension, shared, start)
+
+    if not objective.compares_groups:
+        return objective, levels(0)
+    if isinstance(objective, WeightedSum) and not all(part.objective.compares_groups for part in objective.terms):
+        return objective.with_shared(levels(shared)), levels(0)
+    return objective, levels(shared)
 
 
 def default_levels(

@@ -20,6 +20,7 @@ in single precision is computed in double.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -91,12 +92,14 @@ def paired_distances(x: Tensor, y: Tensor, beta: float = 1.0) -> Tensor:
         raise UsageError(f"pairs need samples of the same shape, but these are {_shapes(x, y)}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     distance2 = ((x.to(dtype) - y.to(dtype)) ** 2).sum(-1)
-    apart = distance2 > torch.finfo(dtype).tiny
-    return distance2.where(apart, 1).pow(beta / 2).where(apart, 0)
+    coincident = distance2 <= torch.finfo(dtype).tiny
+    return distance2.masked_fill(coincident, 1).pow(beta / 2).masked_fill(coincident, 0)
 
 
 def check_beta(beta: float) -> None:
     """Raise UsageError for a power β outside (0, 2), where the energy distance may be 0 between different laws."""
+    if not isinstance(beta, Real):
+        raise UsageError(f"beta must be a number in (0, 2), but is of type {type(beta).__name__}")
     if not 0 < beta < 2:
         raise UsageError(f"beta must be in (0, 2), but is {beta:g}")
 
@@ -128,7 +131,7 @@ def _small_sums(x: Tensor, y: Tensor, beta: float) -> Tensor:
     if beta == 1:
         return distance.sum(2)
     tiny = torch.finfo(distance.dtype).tiny
-    return distance.clamp_min(tiny).pow(beta).where(distance > 0, 0).sum(2)
+    return distance.clamp_min(tiny).pow(beta).where(distance != 0, 0).sum(2)
 
 
 def _same(x: Tensor, points: Tensor) -> bool:

@@ -13,6 +13,12 @@ class UsageError(ValueError):
     """
 
 
+def require(name: str, value: object, holds: bool, rule: str) -> None:
+    """Raise a UsageError that names the value unless its rule holds."""
+    if not holds:
+        raise UsageError(f"{name} must be {rule}, but is {value}")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or what it is where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

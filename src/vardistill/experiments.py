@@ -58,6 +58,9 @@ BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 GAP_RATIOS = (1.0, 4.0, 16.0)
 """Those over which the curves of a run's bound, KL and gap are averaged."""
 
+BOUND_DRAWS = 2048
+"""Draws at each of these for the bound, the KL and the gap, at least, in batches of the run's size."""
+
 CRITIC_DRAWS = 2048
 """Draws at each of these for the critic's bias: the mean gradients that it compares are small beside their noise."""
 
@@ -187,13 +190,13 @@ def student_divergence(
     table: dict[str, float] = {}
     for part in objective.parts:
         if isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
-            gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128)
+            gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128, batches=math.ceil(BOUND_DRAWS / n))
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
         elif isinstance(part, DiffInstruct):
             bias = critic_bias(part, student, GAP_RATIOS, rng, CRITIC_DRAWS, nodes=128)
             table |= {"critic_error": float(bias.critic_error.mean()), "gradient_bias": float(bias.gradient_bias)}
     if "dikl" not in table and isinstance(teacher, DensityDenoiser):
-        table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, n, nodes=128).mean())
+        table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, BOUND_DRAWS, nodes=128).mean())
     return table
 
 
@@ -229,11 +232,12 @@ def _keep_evaluation(folder: RunFolder, table: Mapping[str, Any]) -> None:
 
 
 def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: int) -> None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS` over n draws, a batch, as `bound.json`, where they are exact."""
+    """DiU, DiKL and their gap at `BOUND_RATIOS` over batches of n draws as `bound.json`, where densities are exact."""
     few_latents = math.prod(student.latent_shape) <= LARGEST_LATENT
     for part in objective.parts:
         if few_latents and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
-            gap = bound_gap(part, student, BOUND_RATIOS, torch.Generator(device_of(student)).manual_seed(0), n)
+            rng = torch.Generator(device_of(student)).manual_seed(0)
+            gap = bound_gap(part, student, BOUND_RATIOS, rng, n, batches=math.ceil(BOUND_DRAWS / n))
             table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
             write_whole(folder.path / "bound.json", json.dumps(table, indent=2))
 

@@ -73,7 +73,7 @@ def step_unless(not_finite: Tensor, optimizers: Iterable[torch.optim.Optimizer])
 
 @torch.no_grad()
 def update_average(average: nn.Module, current: nn.Module, decay: float, n: int) -> None:
-    """θ̄ ← d θ̄ + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)) after n updates, of what is trained; buffers are copied."""
+    """θ̄ ← d θ̄ + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)), after n earlier updates; buffers are copied."""
     pairs = zip(average.parameters(), current.parameters(), strict=True)
     moving, trained = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
     torch._foreach_lerp_(moving, trained, 1 - min(decay, (1 + n) / (10 + n)))

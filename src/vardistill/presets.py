@@ -84,6 +84,9 @@ def adapted(config: Config, problem: ProblemName) -> Config:
             broad_max=levels.distribution.broad_max * large,
         )
         levels = replace(levels, distribution=moved)
+    if isinstance(levels.distribution, PowerLaw):
+        smallest, largest = levels.distribution.sigma_min * small, levels.distribution.sigma_max * large
+        levels = replace(levels, distribution=replace(levels.distribution, sigma_min=smallest, sigma_max=largest))
     if scale.dimension > 2:
         generator = replace(generator, latent=scale.dimension, linear=True, fourier=0)
         levels = replace(levels, shared=rescaled(levels.shared, training.batch))

@@ -5,8 +5,8 @@ the same on every process, and each process keeps its share: the result does not
 Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
 through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
 finite on any process leaves weights, batch statistics and optimisers alone (decided on the device, without a host sync)
-and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n updates of
-the generator.
+and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n earlier
+updates of the generator.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vardistill.checks import (
 from vardistill.clock import Clock, phase
 from vardistill.config import TrainingConfig
 from vardistill.data import Conditions, Samples
-from vardistill.defaults import default_levels, default_objective
+from vardistill.defaults import default_objective, with_default_levels
 from vardistill.denoisers import Denoiser
 from vardistill.devices import find_device
 from vardistill.diagnostics import diversities, low_level_share
@@ -121,7 +121,8 @@ def distill(
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
             and a generator of random numbers (see `vardistill.data`).
         conditions: what a conditional generator and its teacher are told, `vardistill.data.Labels` for example.
-        levels: noise levels; default `default_levels` for the generator's `data_std`.
+        levels: noise levels; default `default_levels` for the generator's `data_std`; parts of a sum that compare groups
+            get shared ones of their own.
         training: optimisation settings.
         evaluate: metrics of the (averaged) generator, called at intervals.
         out: a new or empty folder for the run; None keeps nothing on disk. A generator that is no hub mixin leaves
@@ -148,9 +149,7 @@ def distill(
     check_objective(objective)
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
-        shared = math.gcd(*shares, 8) if objective.compares_groups else 0
-        dimension, start = math.prod(generator.data_shape), generator.initial_ratio
-        levels = default_levels(objective.teacher, generator.data_std, dimension, shared, start)
+        objective, levels = with_default_levels(objective, generator, math.gcd(*shares, 8))
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
@@ -219,7 +218,7 @@ class Trainer:
             while progress < 1:
                 self.advance(*phase(self.config, progress))
                 before, progress = progress, self.clock.progress(self.step)
-                milestone = int(before * self.config.milestones) < int(progress * self.config.milestones)
+                milestone = self._passed(before) < self._passed(progress)
                 if milestone or self._due():
                     with self.clock.paused():
                         self._keep_books(progress, milestone)
@@ -301,6 +300,10 @@ class Trainer:
             pool = generator.latents(m, self.rng)
         drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
         return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
+
+    def _passed(self, progress: float) -> int:
+        """How many milestones are behind; a step that ends on one has passed it, whatever the rounding."""
+        return int(progress * self.config.milestones + 1e-9)
 
     def _due(self) -> bool:
         every = (self.config.log_every, self.config.eval_every, self.config.checkpoint_every)

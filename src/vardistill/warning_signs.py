@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -90,12 +90,18 @@ def column(name: str) -> Callable[[Line], dict[str, float]]:
 
 def difference(a: str, b: str) -> Callable[[Line], dict[str, float]]:
     """Scalar a less scalar b, where a line has both."""
-    return lambda line: {"": number(line[a]) - number(line[b])} if a in line and b in line else {}
+    return lambda line: {part: v - w for part, v, w in both(a, b, line)}
 
 
 def share(a: str, b: str) -> Callable[[Line], dict[str, float]]:
     """Scalar a over scalar b, where a line has both."""
-    return lambda line: {"": number(line[a]) / (number(line[b]) or math.nan)} if a in line and b in line else {}
+    return lambda line: {part: v / (w or math.nan) for part, v, w in both(a, b, line)}
+
+
+def both(a: str, b: str, line: Line) -> Iterator[tuple[str, float, float]]:
+    """Scalars a and b of every part that has them."""
+    first, second = column(a)(line), column(b)(line)
+    return ((part, v, second[part]) for part, v in first.items() if part in second)
 
 
 def number(v: Any) -> float:

@@ -188,6 +188,40 @@ def test_a_cell_of_another_configuration_is_refused(tmp_path):
         running.report(BENCH, tmp_path / "good_true_mog40_seed0")
 
 
+def test_what_a_run_keeps_may_differ_between_a_folders_cells(tmp_path):
+    """Lines of metrics, evaluations and checkpoints change nothing of a run."""
+    run_bench(BENCH, tmp_path, seeds=1)
+
+    def kept_otherwise(cell):
+        kept = dataclasses.replace(cell.config.training, log_every=7, checkpoint_every=3)
+        return dataclasses.replace(cell, config=dataclasses.replace(cell.config, training=kept))
+
+    other = dataclasses.replace(BENCH, cells=lambda seeds: [kept_otherwise(cell) for cell in BENCH.cells(seeds)])
+    assert len(run_bench(other, tmp_path, seeds=2).finished) == 6
+    assert len(running.report(BENCH, tmp_path).finished) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"figures": "no_such_module:figures"}, "there is no function no_such_module:figures"),
+        ({"measure": "fake_work:nothing"}, "there is no function fake_work:nothing"),
+        ({"better": {"log_mmd": "up"}}, "unknown direction of log_mmd 'up'"),
+    ],
+)
+def test_a_bench_that_could_not_be_shown_is_refused_before_it_runs(changes, match, tmp_path):
+    with pytest.raises(UsageError, match=match):
+        run_bench(dataclasses.replace(BENCH, **changes), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_page_that_fails_costs_no_results(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_bench(dataclasses.replace(BENCH, figures="fake_work:fails"), tmp_path, seeds=1)
+    assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 3
+    assert (tmp_path / "results.csv").exists()
+
+
 def test_a_teacher_of_another_configuration_is_refused(tmp_path):
     teacher = tmp_path / "teachers" / "mog40-64-seed0"
     teacher.mkdir(parents=True)
@@ -275,8 +309,9 @@ def test_only_what_was_asked_for_runs_and_all_that_is_there_is_shown(tmp_path):
     assert first.missing == ["bad-b_true_mog40_seed0", "bad-b_true_mog40_seed1", "worse_true_mog40_seed1"]
     second = run_bench(BENCH, tmp_path, seeds=2, only=["bad"])
     assert second.missing == ["worse_true_mog40_seed1"]
-    with pytest.raises(UsageError, match="no cell's name contains 'wurst'"):
-        run_bench(BENCH, tmp_path, seeds=2, only=["wurst"])
+    for word in ("wurst", ["wurst"]):
+        with pytest.raises(UsageError, match="no cell's name contains 'wurst'"):
+            run_bench(BENCH, str(tmp_path), seeds=2, only=word)
 
 
 def test_two_benches_do_not_share_a_folder(monkeypatch, tmp_path):
@@ -300,6 +335,20 @@ def test_rows_are_marked_by_the_seeds(unbroken):
     assert single.best() == set()
     rows = json.loads((unbroken / "results.json").read_text())["rows"]
     assert [row["best"] for row in rows] == [["log_mmd", "log_density_gap"], [], []]
+
+
+def test_a_collapsed_student_is_not_best_by_its_density(unbroken):
+    """On few of the modes the mean log-density is above the target's own."""
+    results = running.report(BENCH, unbroken)
+    bench = dataclasses.replace(BENCH, metrics=("log_density", "log_density_gap"))
+    good, other = results.finished[0].cell.row, results.finished[2].cell.row
+    values = {good: [(-7.0, -0.1), (-7.01, -0.11)], other: [(-5.1, 1.8), (-5.11, 1.79)]}
+    finished = []
+    for row, found in values.items():
+        cells = [result for result in results.finished if result.cell.row == row]
+        for result, (density, gap) in zip(cells, found, strict=True):
+            finished.append(dataclasses.replace(result, values={"log_density": density, "log_density_gap": gap}))
+    assert dataclasses.replace(results, bench=bench, finished=finished).best() == {(good, "log_density_gap")}
 
 
 def test_nothing_is_marked_where_a_run_failed(unbroken):
@@ -451,8 +500,9 @@ def test_budgets_limit_what_they_count():
         assert (training.max_minutes, training.clock) == (0.5, kind)
         assert training.steps >= 10**9
         assert (training.eval_every, training.milestones) == (steps.eval_every, steps.milestones) == (0, 10)
-    with pytest.raises(UsageError, match="the minutes of a budget must be positive, but is None"):
-        Budget("cpu")
+    for amount in (None, 0.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=f"the minutes of a budget must be positive and finite, but is {amount}"):
+            Budget("cpu", amount)
 
 
 def test_a_grid_has_every_combination_and_replaces_nothing_else():
@@ -507,6 +557,7 @@ def test_mistakes_get_one_line(capsys, tmp_path):
     assert "counts steps: give --steps, or choose --budget wall" in refused(capsys, "smoke", "--minutes", "3")
     assert "counts minutes: give --minutes, or choose" in refused(capsys, "smoke", "--budget", "cpu", "--steps", "3")
     assert "the minutes of a budget must be positive" in refused(capsys, "smoke", "--budget", "cpu")
+    assert "--only needs a word" in refused(capsys, "smoke", "--only", "--out", str(tmp_path / "new"))
     assert "seeds must be at least 1" in refused(capsys, "smoke", "--seeds", "0", "--out", str(tmp_path / "new"))
     assert "jobs must be at least 1" in refused(capsys, "smoke", "--jobs", "0", "--out", str(tmp_path / "new"))
     assert "cannot write the bench's folder" in refused(capsys, "smoke", "--out", str(tmp_path / "file"))

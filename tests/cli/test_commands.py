@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from vardistill import __version__, checks
 from vardistill.bench.named import BENCHES
 from vardistill.cli import main as cli
-from vardistill.presets import PRESETS, TEACHERS
+from vardistill.config import TeachConfig
+from vardistill.config_files import read
+from vardistill.presets import PRESETS, TEACHERS, teacher_fit
 from vardistill.runs import RunFolder
 
 QUICK = ["--steps", "20", "--batch", "64", "--width", "16", "--eval-samples", "500", "--tracker", "none"]
@@ -133,6 +135,14 @@ def test_a_teacher_of_points_ends_with_a_table_and_is_resumed_to_itself(
     assert cli.run(["teach", "--resume", str(out)]) == 0
     assert (out / "denoiser.safetensors").read_bytes() == weights
     assert capfd.readouterr().out.count(error) == 2
+
+
+def test_a_teacher_has_the_levels_of_its_problem(tmp_path: Path) -> None:
+    out = tmp_path / "teacher"
+    words = ["--problem", "moons", "--steps", "3", "--samples", "50", "--batch", "8", "--out", str(out)]
+    assert cli.run(["teach", "mog40", *words]) == 0
+    config = read(TeachConfig, out / "config.yaml")
+    assert (config.problem, config.distribution) == ("moons", teacher_fit("moons").distribution)
 
 
 def test_a_teacher_of_points_that_diverges_ends_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,23 @@ def test_exact_posterior_has_no_gap(schedule: Schedule, rng: torch.Generator) ->
     assert (result.gap_error < 1e-3 * result.diu_error).all()
 
 
+def test_batches_are_draws_of_their_own(rng: torch.Generator) -> None:
+    """16 batches of 64 have the errors of 1024 draws, and the mean of the bound with a batch's 63 candidates."""
+    case = linear_case(2, 2, VE())
+    several, one = (
+        bound_gap(VarDiU(case.teacher, Prior()), case.generator, RATIOS, rng, n=n, nodes=32, batches=b)
+        for n, b in ((64, 16), (1024, 1))
+    )
+    torch.testing.assert_close(several.dikl_error, one.dikl_error, rtol=0.2, atol=0)
+    errors = (several.diu_error**2 + one.diu_error**2).sqrt()
+    assert ((several.diu - one.diu).abs() < SIGMAS * errors).all()
+    shared = VarDiU(case.teacher, Prior(), candidates="batch")
+    few, many = (
+        bound_gap(shared, case.generator, RATIOS, rng, n=n, nodes=32, batches=b) for n, b in ((16, 64), (1024, 1))
+    )
+    assert (few.gap > many.gap).all()
+
+
 def test_gap_of_the_prior_is_the_mutual_information(rng: torch.Generator) -> None:
     """E KL(p(z | x_t) ‖ p(z)) = ½ ln det(I + A Aᵀ/r²)."""
     case = linear_case(2, 3, VP())

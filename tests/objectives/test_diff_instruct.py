@@ -37,6 +37,7 @@ from linear_gaussian import (
 )
 from vardistill.denoisers import Preconditioned, score
 from vardistill.errors import UsageError
+from vardistill.generators import MLP
 from vardistill.networks import LevelMLP
 from vardistill.noise_levels import Draw
 from vardistill.objectives import DiffInstruct, Part, WeightedSum
@@ -225,7 +226,7 @@ class TestMistakes:
     def test_arguments(self, generator: Linear) -> None:
         teacher = target(VE())
         mistakes: list[tuple[Any, int, str]] = [
-            (exact_critic(generator, VE()), 0, "critic_steps must be at least 1, but is 0"),
+            (exact_critic(generator, VE()), 0, "critic_steps must be a whole number, at least 1, but is 0"),
             (teacher, 1, "the critic must be a module with parameters, but GaussianMixture has none"),
             (lambda x_t, t: x_t, 1, "the critic must be a module with parameters, but function has none"),
             (exact_critic(generator, VP()), 1, "the critic's schedule is VP.*, but the teacher's is VE"),
@@ -234,6 +235,21 @@ class TestMistakes:
             with pytest.raises(UsageError, match=match) as caught:
                 DiffInstruct(teacher, critic, steps)
             assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("sigma_data", [0.0, -1.0, float("inf"), float("nan")])
+    def test_a_scale_of_the_data_that_is_none(self, sigma_data: float) -> None:
+        with pytest.raises(UsageError, match="sigma_data must be positive and finite"):
+            DiffInstruct(target(VE()), learned(), sigma_data=sigma_data)
+
+    def test_a_critic_that_cuts_the_graph(self) -> None:
+        class Cut(Preconditioned):
+            @torch.no_grad()
+            def forward(self, x_t: torch.Tensor, t: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+                return super().forward(x_t, t, **condition)
+
+        critic = Cut(LevelMLP(3, 3, depth=1, width=8), 1.0, VE())
+        with pytest.raises(UsageError, match="no gradient reaches the critic's parameters"):
+            DiffInstruct(learned(), critic).check(MLP(latent=3, data=3))
 
     def test_a_critic_of_the_teachers_own_weights(self) -> None:
         teacher = learned()

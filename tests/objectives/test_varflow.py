@@ -216,6 +216,21 @@ class TestFeatures:
         assert torch.equal(VarFlow(features=lambda v, t: v).generator_loss(draw), none)
         assert (expected - none).abs().min() > 1e-3
 
+    @pytest.mark.parametrize(
+        ("features", "match"),
+        [
+            (nn.Linear(2, 3), "the feature map does not take noisy samples"),
+            (lambda x_t, t: x_t.sum(1), r"must return \(R, \*features\), but returns \(2,\) for R = 2"),
+            (lambda x_t, t: x_t.detach(), "no gradient passes the feature map"),
+            (lambda x_t, t: x_t / x_t, "the feature map returns NaN or infinity"),
+        ],
+    )
+    def test_a_map_that_does_not_fit_is_refused(self, features: Any, match: str) -> None:
+        with pytest.raises(UsageError, match=match) as caught:
+            VarFlow(features=features).check(small_runs.generator())
+        assert "\n" not in str(caught.value)
+        VarFlow(features=lambda x_t, t: x_t).check(small_runs.generator())
+
     def test_their_map_is_frozen_and_not_kept(self, rng: torch.Generator) -> None:
         features = small_runs.OfSamples(nn.Linear(3, 4), nn.Dropout(0.5))
         objective = VarFlow(features=features).train()

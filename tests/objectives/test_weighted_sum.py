@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import small_runs
 from linear_gaussian import AtTimes, Linear, gradients, random_draw, student, target
 from small_runs import state
 from vardistill.checks import check_batch
+from vardistill.defaults import with_default_levels
 from vardistill.denoisers import Preconditioned
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
@@ -24,7 +26,7 @@ from vardistill.objectives.weighted_sum import PartWeight
 from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs import RunFolder
 from vardistill.schedules import VE
-from vardistill.training import Trainer
+from vardistill.training import Trainer, distill
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -173,6 +175,40 @@ class TestState:
         assert not any(module.training for module in (*teacher.modules(), features))
         assert both.parts[0].posterior.training
         assert len(both.auxiliary_parameters()) == len(list(posterior().parameters()))
+
+
+def test_by_default_parts_that_compare_groups_have_levels_of_their_own() -> None:
+    """VarDiU's weight is a length, and VarFlow's is 1: see docs/theory.md."""
+    g, teacher = small_runs.generator(), small_runs.teacher()
+    vardiu, varflow = VarDiU(teacher, Prior(), candidates="batch"), VarFlow()
+    both, levels = with_default_levels(WeightedSum([Part(vardiu), Part(varflow, 0.3)]), g, 4)
+    assert levels.shared == 0
+    assert [own.shared for own in both.other_levels] == [4]
+    assert both.parts == (vardiu, varflow)
+    r = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    assert torch.equal(both.other_levels[0].weight(torch.ones(2), r), torch.ones(2, dtype=torch.float64))
+    assert levels.weight(torch.ones(2), r).unique().numel() == 2
+    alone, shared = with_default_levels(WeightedSum([Part(VarFlow())]), g, 4)
+    assert (shared.shared, alone.other_levels) == (4, ())
+    run = distill(
+        g, objective=WeightedSum([Part(vardiu), Part(varflow, 0.3)]), data=torch.randn(32, 2, dtype=torch.float64),
+        training=small_runs.config(steps=2),
+    )  # fmt: skip
+    assert [own.shared for own in run.objective.other_levels] == [4]
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda vardiu: WeightedSum([vardiu]), r"are Part\(objective, weight\), but one is VarDiU"),
+        (lambda vardiu: Part("VarDiU"), "a part of a sum must be an objective, but is str"),
+        (lambda vardiu: Part(vardiu, "0.5"), "weight must be a finite number, or a function"),
+        (lambda vardiu: Part(vardiu, math.nan), "weight must be a finite number, or a function"),
+    ],
+)
+def test_mistakes_in_its_parts(make: Any, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        make(VarDiU(small_runs.teacher(), Prior(), candidates="batch"))
 
 
 def counted(trainer: Trainer) -> list[int]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from vardistill.config import Config, ProblemName, TeacherConfig, check_choices, require
-from vardistill.errors import UsageError
+from vardistill.config import Config, ProblemName, TeacherConfig, check_choices
+from vardistill.errors import UsageError, require
 
 UNLIMITED = 10**9
 """Steps that no budget of minutes reaches."""
@@ -73,7 +74,7 @@ class Budget:
         amount: steps or minutes; None, for steps alone: each configuration's own.
 
     Raises:
-        UsageError: for an unknown kind, or an amount that is missing or not positive.
+        UsageError: for an unknown kind, or an amount that is missing, not positive or infinite.
     """
 
     kind: Literal["steps", "wall", "cpu"] = "steps"
@@ -82,7 +83,9 @@ class Budget:
     def __post_init__(self) -> None:
         check_choices(self)
         if self.kind != "steps" or self.amount is not None:
-            require(f"the {self.unit} of a budget", self.amount, (self.amount or 0) > 0, "positive")
+            require(
+                f"the {self.unit} of a budget", self.amount, 0 < (self.amount or 0) < math.inf, "positive and finite"
+            )
 
     @property
     def unit(self) -> str:

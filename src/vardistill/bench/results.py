@@ -180,20 +180,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write(results: Results, folder: Path) -> Path:
-    """Write results.json, results.csv and report.html, each whole or not at all; returns the page's path.
+    """Write results.json, results.csv and then report.html, each whole or not at all; returns the page's path.
 
     Raises:
         UsageError: for a folder that cannot be written.
     """
     from vardistill.bench.page import page
 
-    files = {
-        "results.json": json.dumps(to_dict(results), indent=1) + "\n",
-        "results.csv": to_csv(results),
-        "report.html": page(results, folder),
-    }
-    for name, text in files.items():
-        write_whole(folder / name, text)
+    write_whole(folder / "results.json", json.dumps(to_dict(results), indent=1) + "\n")
+    write_whole(folder / "results.csv", to_csv(results))
+    write_whole(folder / "report.html", page(results, folder))
     return folder / "report.html"
 
 

@@ -21,17 +21,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from tqdm.auto import tqdm
 
 from vardistill import config_files
-from vardistill.bench.cells import Bench, Budget, Cell, Settings
+from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
 from vardistill.bench.results import Results, collect, failure_file, read_json, write
 from vardistill.config import Config, TeachConfig
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, unknown
 from vardistill.presets import teacher_fit_of
 from vardistill.runs import RunFolder, write_whole
+
+BOOKS = ("log_every", "eval_every", "milestones", "checkpoint_every", "keep_checkpoints", "tracker")
+"""What a run keeps of its training: settings in which the cells of one folder may differ."""
 
 PATIENCE = 30.0
 """Seconds in which the processes of a bench that was killed have to end."""
@@ -52,12 +55,12 @@ class Task:
 
 def run_bench(
     bench: Bench,
-    folder: Path,
+    folder: str | Path,
     seeds: int | None = None,
     budget: Budget | None = None,
     jobs: int = 1,
     threads: int = 1,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
 ) -> Results:
     """Run the cells that are not finished and write the bench's results, see `results.write`.
 
@@ -68,14 +71,17 @@ def run_bench(
         budget: of each cell; default the bench's.
         jobs: cells at a time.
         threads: of each cell.
-        only: runs cells whose names contain one of these alone; the results show all that are there.
+        only: runs cells whose names contain this word, or one of these, alone; the results show all that are there.
 
     Raises:
-        UsageError: for a folder that cannot be used, or a cell in it that was made with another configuration.
+        UsageError: for a folder that cannot be used, a cell in it that was made with another configuration, or a bench
+            that could not be shown.
         KeyboardInterrupt: after Ctrl-C, once the cells that ran have kept a checkpoint.
     """
     settings = Settings(bench.name, bench.seeds if seeds is None else seeds, budget or bench.budget, jobs, threads)
-    chosen = select(bench.plan(settings.seeds, settings.budget), only)
+    chosen = select(bench.plan(settings.seeds, settings.budget), (only,) if isinstance(only, str) else only)
+    check_bench(bench)
+    folder = Path(folder)
     with occupied(folder) as lock:
         with contextlib.suppress(UsageError):  # a bench.json that cannot be read is written anew
             before = read_settings(folder)
@@ -152,6 +158,16 @@ def _acquire(lock: int, folder: Path) -> None:
             time.sleep(0.1)
 
 
+def check_bench(bench: Bench) -> None:
+    """Raise UsageError for functions that are not there, and directions that are none."""
+    for reference in (bench.measure, bench.figures):
+        if reference is not None:
+            load(reference)
+    for metric, direction in bench.better.items():
+        if direction not in get_args(Direction):
+            raise unknown(f"direction of {metric}", direction, get_args(Direction))
+
+
 def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
     """Raise UsageError where the folder holds another bench, or a cell of another configuration."""
     there = (read_json(folder / "bench.json") or {}).get("bench", bench.name)
@@ -164,8 +180,12 @@ def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
 
 
 def _check_same(there: Any, wanted: Any, path: Path) -> None:
-    """Raise UsageError for the first setting that differs; where a shared teacher lies does not count."""
-    old, new = (dict(_settings(config_files.to_dict(config))) for config in (there, wanted))
+    """Raise UsageError for the first setting that differs; `BOOKS` and where a shared teacher lies do not count."""
+    books = {f"training.{name}" for name in BOOKS}
+    old, new = (
+        {name: v for name, v in _settings(config_files.to_dict(config)) if name not in books}
+        for config in (there, wanted)
+    )
     if new.get("teacher.teacher_run") is None:
         old.pop("teacher.teacher_run", None)
     for name in [*new, *old]:

@@ -29,7 +29,6 @@ RULE = (
 
 DIRECTIONS: dict[str, Direction] = {
     "log_density_gap": "zero",
-    "log_density": "higher",
     "log_mmd": "lower",
     "energy_distance": "lower",
     "energy_distance_held_out": "lower",

@@ -56,6 +56,15 @@ def take_positional(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """What the words say for a flag, which other flags' defaults depend on; None where it is not among them."""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == flag:
+            return value or after
+    return None
+
+
 def _refuse_unknown_flags(cls: type, arguments: list[str], default: Any) -> None:
     known = {"help", *flags(cls, default)}
     for word in arguments:

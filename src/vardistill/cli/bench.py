@@ -41,8 +41,8 @@ class Arguments:
     """Of the budget, where it counts minutes."""
     steps: int | None = None
     """Of the budget, where it counts steps; without, every configuration has its own."""
-    only: tuple[str, ...] = ()
-    """Run only cells whose names contain one of these."""
+    only: tuple[str, ...] | None = None
+    """Run only cells whose names contain one of these; default: all."""
     report_only: bool = False
     """Run nothing: table what is there."""
 
@@ -67,12 +67,14 @@ def run(bench: Bench, parsed: Arguments, out: Path) -> int:
     from vardistill.bench.results import print_results
     from vardistill.bench.running import report, run_bench
 
+    if parsed.only == ():
+        raise UsageError("--only needs a word of the names of cells, VarFlow for example")
     if parsed.report_only:
         results = report(bench, out)
     else:
         try:
             results = run_bench(
-                bench, out, parsed.seeds, budget(bench, parsed), parsed.jobs, parsed.threads, parsed.only
+                bench, out, parsed.seeds, budget(bench, parsed), parsed.jobs, parsed.threads, parsed.only or ()
             )
         except KeyboardInterrupt:
             print("vardistill: interrupted; the same command goes on where this stopped", file=sys.stderr)

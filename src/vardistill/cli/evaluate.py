@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices, require
+from vardistill.config import check_choices
 from vardistill.config_files import is_image_run
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 
 
 @dataclass(frozen=True)

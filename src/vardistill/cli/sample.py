@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices, require
+from vardistill.config import check_choices
 from vardistill.config_files import is_image_run
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 
 
 @dataclass(frozen=True)

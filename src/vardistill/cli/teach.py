@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vardistill.cli.arguments import parse, take_positional
+from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
 from vardistill.config import TeachConfig
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
     if name is None:
         raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
     if name in POINTS:
-        parsed = parse(Arguments, rest, f"teach {name}", ABOUT, Arguments(run=POINTS[name].config))
+        preset = TEACHERS.get(value_of("--problem", rest) or "", POINTS[name])  # of that problem's noise levels
+        parsed = parse(Arguments, rest, f"teach {name}", ABOUT, Arguments(run=preset.config))
         return teach_points(parsed.run, parsed.out or free_folder(f"teacher-{name}"))
     config = _pictures(name)
     pictures = parse(ImageArguments, rest, f"teach {name}", ABOUT, ImageArguments(run=config))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vardistill.cli.arguments import parse, take_positional
+from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.config import Config
 from vardistill.config_files import read
@@ -108,17 +108,8 @@ def _start(arguments: list[str]) -> tuple[str, Config | ImagesConfig, list[str]]
     if name not in PRESETS:
         raise unknown("preset", name, {**PRESETS, **IMAGE_PRESETS})
     config = PRESETS[name].config
-    problem = _problem(rest)
+    problem = value_of("--problem", rest)  # the noise levels to start from depend on it
     return name, adapted(config, problem) if problem in SCALES and problem != config.problem else config, rest
-
-
-def _problem(words: list[str]) -> str | None:
-    """What `--problem` says, which the noise levels to start from depend on."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, _, value = word.partition("=")
-        if flag == "--problem":
-            return value or after
-    return None
 
 
 def _resume(rest: list[str]) -> int:

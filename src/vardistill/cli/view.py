@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import require
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 
 ABOUT = "Look at a student of pictures beside its teacher in the browser, from the same noise."
 

@@ -146,13 +146,17 @@ def check_denoiser(
     like: Tensor,
     conditions: Callable[[int, torch.Generator], Mapping[str, Tensor]] | None = None,
     name: str = "teacher",
+    trained: bool = False,
 ) -> None:
-    """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite."""
+    """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite.
+
+    Of one that is `trained`, gradient has to reach the parameters.
+    """
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
     condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(trained):
             out = denoiser(x_t, t, **condition)
     except (RuntimeError, TypeError, UsageError) as error:
         reason, names = first_line(error), "".join(f" with {name}" for name in condition)
@@ -166,3 +170,5 @@ def check_denoiser(
         )
     if not out.isfinite().all():
         raise UsageError(f"the {name} returns NaN or infinity at x_t = 0, t = 0.5")
+    if trained and not out.requires_grad:
+        raise UsageError(f"no gradient reaches the {name}'s parameters: its forward cuts the graph, e.g. by no_grad")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from vardistill.config import Distribution, NoiseConfig, TrainingConfig, check_choices, require
+from vardistill.config import Distribution, NoiseConfig, TrainingConfig, check_choices
+from vardistill.errors import require
 from vardistill.levels import EDM
 
 
@@ -245,3 +246,6 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
+
+
+# FIX

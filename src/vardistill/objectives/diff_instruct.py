@@ -13,6 +13,7 @@ E w(t) (s_ψ − s_θ)ᵀ α_t ∂g_θ/∂θ.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from vardistill.data import Conditions
 from vardistill.denoisers import Denoiser, check_denoiser, require_denoiser, score
 from vardistill.denoisers.network import dsm_loss
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, named_weight
 from vardistill.objectives.base import Objective, inner
@@ -39,15 +40,16 @@ class DiffInstruct(Objective):
 
     Raises:
         UsageError: for a critic without parameters, of another schedule, or that shares parameters with the teacher;
-            for fewer than one critic step.
+            for fewer than one critic step, or a σ_d that is not positive and finite.
     """
 
     teacher: Denoiser
 
     def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
         super().__init__(teacher)
-        if critic_steps < 1:
-            raise UsageError(f"critic_steps must be at least 1, but is {critic_steps}")
+        whole = isinstance(critic_steps, int) and critic_steps >= 1
+        require("critic_steps", critic_steps, whole, "a whole number, at least 1")
+        require("sigma_data", sigma_data, 0 < sigma_data < math.inf, "positive and finite")
         if not isinstance(critic, nn.Module) or next(critic.parameters(), None) is None:
             raise UsageError(f"the critic must be a module with parameters, but {type(critic).__name__} has none")
         if isinstance(teacher, nn.Module) and set(critic.parameters()) & set(teacher.parameters()):
@@ -67,9 +69,10 @@ class DiffInstruct(Objective):
         return self
 
     def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
-        """Raise UsageError unless teacher and critic take the generator's samples."""
+        """Raise UsageError unless teacher and critic take the generator's samples, and the critic can be trained."""
         super().check(generator, conditions)
-        check_denoiser(self.critic, generator.data_shape, next(generator.parameters()), conditions, "critic")
+        parameter = next(generator.parameters())
+        check_denoiser(self.critic, generator.data_shape, parameter, conditions, "critic", trained=True)
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) ⟨sg(s_ψ − s_T), x_t⟩, (R,): only its gradient has a meaning."""

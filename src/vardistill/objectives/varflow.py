@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vardistill.data import Conditions
 from vardistill.denoisers import Denoiser
 from vardistill.energy import check_beta, mean_distances, paired_distances
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import UsageError, first_line, unknown
+from vardistill.generators import Generator
 from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective
 from vardistill.processes import gather, gather_with_gradient, rank
@@ -83,6 +85,30 @@ class VarFlow(Objective):
         if isinstance(self.features, nn.Module):
             self.features.eval()
         return self
+
+    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+        """Raise UsageError unless the feature map takes noisy samples and their times, and lets gradient through."""
+        super().check(generator, conditions)
+        if self.features is None:
+            return
+        like = next(generator.parameters())
+        x_t = torch.zeros(2, *generator.data_shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                points = self.features(x_t, torch.full((2,), 0.5, dtype=like.dtype, device=like.device))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            shape, reason = tuple(x_t.shape), first_line(error)
+            raise UsageError(
+                f"the feature map does not take noisy samples, {shape}, and times, (2,): {reason}"
+            ) from error
+        if points.ndim < 2 or len(points) != 2:
+            raise UsageError(f"the feature map must return (R, *features), but returns {tuple(points.shape)} for R = 2")
+        if not points.isfinite().all():
+            raise UsageError("the feature map returns NaN or infinity at x_t = 0, t = 0.5")
+        if not points.requires_grad:
+            raise UsageError(
+                "no gradient passes the feature map: it cuts the graph, e.g. by no_grad; its weights are frozen anyway"
+            )
 
     def auxiliary_state(self) -> dict[str, Tensor]:
         """Nothing: the feature map is frozen."""

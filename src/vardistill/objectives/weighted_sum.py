@@ -5,14 +5,16 @@ VarDiU + λ·VarFlow is the first use: the energy distance covers, the diffusive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.data import Conditions
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives.base import Objective
@@ -30,12 +32,21 @@ class Part:
         weight: λ_i.
         levels: noise levels of its own; None for the run's.
         name: of its curves; default the objective's class in lower case.
+
+    Raises:
+        UsageError: for what is no objective, or a weight that is neither a finite number nor a function.
     """
 
     objective: Objective
     weight: PartWeight = 1.0
     levels: NoiseLevels | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise UsageError(f"a part of a sum must be an objective, but is {type(self.objective).__name__}")
+        known = callable(self.weight) or (isinstance(self.weight, Real) and math.isfinite(self.weight))
+        require("weight", self.weight, known, "a finite number, or a function of the run's progress")
 
     @property
     def label(self) -> str:
@@ -56,12 +67,16 @@ class WeightedSum(Objective):
         parts: the terms.
 
     Raises:
-        UsageError: for no parts, parts of one name, different teachers or pools, or drawn candidates under own levels.
+        UsageError: for no parts, what is no `Part`, parts of one name, different teachers or pools, or drawn candidates
+            under own levels.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         if not parts:
             raise UsageError("a sum needs at least one part")
+        for part in parts:
+            if not isinstance(part, Part):
+                raise UsageError(f"the parts of a sum are Part(objective, weight), but one is {type(part).__name__}")
         labels = [part.label for part in parts]
         if len(set(labels)) < len(labels):
             raise UsageError(f"the parts of a sum need different names, but are {', '.join(labels)}: give Part(name=)")
@@ -88,6 +103,15 @@ class WeightedSum(Objective):
         self.compares_groups = any(part.objective.compares_groups and part.levels is None for part in parts)
         self.smallest_batch = max(o.smallest_batch for o in objectives)
         self.other_levels = tuple(part.levels for part in parts if part.levels is not None)
+
+    def with_shared(self, levels: NoiseLevels) -> WeightedSum:
+        """The sum with these levels for the parts that compare groups and have none of their own."""
+        return WeightedSum(
+            [
+                replace(part, levels=levels) if part.objective.compares_groups and part.levels is None else part
+                for part in self.terms
+            ]
+        )
 
     @property
     def parts(self) -> tuple[Objective, ...]:
