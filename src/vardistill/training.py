@@ -121,8 +121,8 @@ def distill(
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
             and a generator of random numbers (see `vardistill.data`).
         conditions: what a conditional generator and its teacher are told, `vardistill.data.Labels` for example.
-        levels: noise levels; default `default_levels` for the generator's `data_std`; parts of a sum that compare groups
-            get shared ones of their own.
+        levels: noise levels; default `default_levels` for the generator's `data_std`; the parts of a sum that compare
+            groups get shared ones of their own.
         training: optimisation settings.
         evaluate: metrics of the (averaged) generator, called at intervals.
         out: a new or empty folder for the run; None keeps nothing on disk. A generator that is no hub mixin leaves
