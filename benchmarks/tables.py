@@ -9,9 +9,10 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
+import numpy as np
 from measured import HERE
 
 from vardistill.bench.named import TUNED
@@ -196,19 +197,23 @@ def diff_instruct() -> str:
 
 
 def course() -> str:
-    """Log-density, log-MMD and the share off the modes at the evaluations next to some times, with the true teacher."""
+    """Log-density, log-MMD and the share off the modes at some times with the true teacher, between two evaluations
+    interpolated."""
     cells = _load("bench-mog40-3min")["cells"]
-    seconds = (25, 50, 100, 150, 180)
+    seconds = (40, 80, 120, 150, 180)
     lines = ["| | " + " | ".join(f"{s} s" for s in seconds) + " |", "|---" * (len(seconds) + 1) + "|"]
     for name in ("VarFlow", "VarDiU + VarFlow", "VarDiU, batch candidates"):
         found = [c["curve"] for c in cells if (c["objective"], c["teacher"]) == (name, "true")]
-        entries = []
-        for s in seconds:
-            points = [min(curve, key=lambda point: abs(point["cpu_seconds"] - s)) for curve in found]
-            density, mmd, off = (mean(p[metric] for p in points) for metric in ("log_density", "log_mmd", "off_mode"))
-            entries.append(f"{density:.2f} / {mmd:.2f}, {off:.1%}".replace("-", "−"))
+        density, mmd, off = (_at(seconds, found, metric) for metric in ("log_density", "log_mmd", "off_mode"))
+        entries = [f"{a:.2f} / {b:.2f}, {c:.1%}".replace("-", "−") for a, b, c in zip(density, mmd, off, strict=True)]
         lines.append(f"| {name} | " + " | ".join(entries) + " |")
     return "\n".join(lines)
+
+
+def _at(seconds: Iterable[float], curves: Iterable[list[dict[str, float]]], metric: str) -> list[float]:
+    """A metric at these times, a mean over runs."""
+    of_runs = [np.interp(seconds, *zip(*((p["cpu_seconds"], p[metric]) for p in c), strict=True)) for c in curves]
+    return [float(v) for v in np.mean(of_runs, 0)]
 
 
 def tuning() -> str:
