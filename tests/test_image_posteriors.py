@@ -15,10 +15,10 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from vardistill.denoisers import GaussianMixture
 from vardistill.diagnostics import posterior_information
 from vardistill.errors import UsageError
-from vardistill.image_posteriors import ConvGaussian, Coupling, CouplingFlow, LowRank, standard_normal
+from vardistill.image_posteriors import ConvGaussian, Coupling, CouplingFlow, LowRank
 from vardistill.noise_levels import Draw, Noise
 from vardistill.objectives import VarDiU
-from vardistill.posteriors import DiagonalGaussian, Posterior
+from vardistill.posteriors import DiagonalGaussian, Posterior, standard_normal
 from vardistill.schedules import VE
 
 pytestmark = pytest.mark.usefixtures("float64")

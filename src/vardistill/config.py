@@ -20,6 +20,12 @@ from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
 Distribution = Annotated[Union[LogNormal, PowerLaw, EDM, UniformTime], tyro.conf.AvoidSubcommands]  # noqa: UP007
 
+ScheduleName = Literal["ve", "vp", "cosine", "rectified"]
+"""Forward processes."""
+
+WeightName = Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"]
+"""Weights w(t) of noise levels; see `noise_levels.weights`."""
+
 ActivationName = Literal["silu", "gelu", "relu", "leaky_relu", "tanh"]
 """Activation functions of perceptrons."""
 
@@ -179,7 +185,7 @@ class VarDiUVarFlowConfig:
     """λ at the end; it moves geometrically in between."""
     varflow_shared: int = 8
     """Levels that VarFlow's rows share; VarDiU's rows have their own."""
-    varflow_level_weight: Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"] = "one"
+    varflow_level_weight: WeightName = "one"
     """w(t) of VarFlow."""
 
     def __post_init__(self) -> None:
@@ -203,7 +209,7 @@ class NoiseConfig:
     """
 
     distribution: Distribution = field(default_factory=LogNormal)
-    weight: Literal["one", "sigma2", "sigma2_max", "inverse_sigma", "snr", "edm", "sigma2_linear"] = "sigma2_linear"
+    weight: WeightName = "sigma2_linear"
     """w(t)."""
     draws: int = 1
     """Noise draws per latent."""
@@ -228,7 +234,7 @@ class LevelsConfig(NoiseConfig):
         UsageError: for a number out of its range or an unknown choice.
     """
 
-    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
+    schedule: ScheduleName = "ve"
     """Forward process."""
 
 
@@ -365,7 +371,7 @@ class TeachConfig:
     """Hidden layers."""
     width: int = 256
     """Units of a hidden layer."""
-    schedule: Literal["ve", "vp", "cosine", "rectified"] = "ve"
+    schedule: ScheduleName = "ve"
     """Forward process."""
     distribution: Distribution = field(default_factory=lambda: LogNormal(base_start=1.5, base_end=1.5, spread=1.4))
     seed: int = 0

@@ -28,7 +28,7 @@ from torch import Tensor
 from vardistill.denoisers import Denoiser, GaussianMixture
 from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.noise_levels import Draw
-from vardistill.posteriors import Posterior
+from vardistill.posteriors import Posterior, standard_normal
 
 LARGEST = 1024
 """Samples that diversity and covariances are computed of, at most."""
@@ -45,14 +45,13 @@ def posterior_information(posterior: Posterior, draw: Draw) -> dict[str, Tensor]
     dimensions.
     """
     z, noise = draw.z.flatten(1), draw.noise
-    log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
     log_q = posterior(draw.x_t, noise.alpha, noise.sigma, **draw.batch).log_prob(z)
     x = draw.x[: min(noise.latents, LARGEST)].flatten(1)
     centred = x - x.mean(0)
     finite = centred.isfinite().all()
     variances = torch.linalg.svdvals(centred.where(finite, 0.0)) ** 2 / len(x)  # it raises on what is not finite
     capacity = 0.5 * torch.log1p(variances * (noise.alpha / noise.sigma)[:, None] ** 2).sum(1).where(finite, math.nan)
-    return {"posterior_information": (log_q - log_prior).mean(), "posterior_capacity": capacity.mean()}
+    return {"posterior_information": (log_q - standard_normal(z)).mean(), "posterior_capacity": capacity.mean()}
 
 
 @torch.no_grad()

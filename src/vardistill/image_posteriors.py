@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from vardistill.errors import UsageError
 from vardistill.networks import mlp
-from vardistill.posteriors import Conditional, Posterior, triangular, triangular_size
+from vardistill.posteriors import Conditional, Posterior, standard_normal, triangular, triangular_size
 from vardistill.schedules import expand
 
 LARGEST_FULL = 64
@@ -116,11 +116,6 @@ class Coupled:
             log_scale, shift = coupling(eta, self.features)
             eta = log_scale.exp() * eta + shift
         return self.base.transport(eta)
-
-
-def standard_normal(eta: Tensor) -> Tensor:
-    """log N(η; 0, I) over the last axis."""
-    return -0.5 * (eta**2).sum(-1) - 0.5 * eta.shape[-1] * math.log(2 * math.pi)
 
 
 class Block(nn.Module):

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from vardistill.generators import Generator
 
 
+def standard_normal(eta: Tensor) -> Tensor:
+    """log N(η; 0, I) over the last axis."""
+    return -0.5 * (eta**2).sum(-1) - 0.5 * eta.shape[-1] * math.log(2 * math.pi)
+
+
 class Conditional(Protocol):
     """q(z | x_t, t) for a batch of x_t."""
 
@@ -92,7 +97,7 @@ class Triangular:
     def log_prob(self, z: Tensor) -> Tensor:
         """−½‖η‖² − Σ ln L_ii − (d/2) ln 2π with η = L⁻¹(z − loc)."""
         eta = self.whiten(z)
-        return -0.5 * (eta**2).sum(-1) - self.log_det() - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        return standard_normal(eta) - self.log_det()
 
     def transport(self, eta: Tensor) -> Tensor:
         """z = loc + L η."""
@@ -136,7 +141,7 @@ class Diagonal:
     def log_prob(self, z: Tensor) -> Tensor:
         """Σ_i ln N(z_i; loc_i, scale_i²)."""
         eta = (z - self.loc) / self.scale
-        return -0.5 * (eta**2).sum(-1) - self.scale.log().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        return standard_normal(eta) - self.scale.log().sum(-1)
 
     def transport(self, eta: Tensor) -> Tensor:
         """z = loc + scale η."""

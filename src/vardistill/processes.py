@@ -38,16 +38,20 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def _together() -> bool:
+    """Whether there are other processes to wait for."""
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized()
+
+
 def rank() -> int:
     """This process's place among those that `gather` waits for."""
-    alone_here = _ALONE.get() or not (dist.is_available() and dist.is_initialized())
-    return 0 if alone_here else int(dist.get_rank())
+    return int(dist.get_rank()) if _together() else 0
 
 
 def gather(v: Tensor) -> Tensor:
     """All processes' `v` (N, ...) by rank, (P·N, ...), without gradient."""
     v = v.detach()
-    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+    if not _together():
         return v
     parts = [torch.empty_like(v) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, v.contiguous())
@@ -71,7 +75,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_with_gradient(v: Tensor) -> Tensor:
     """All processes' `v` (N, ...) by rank, (P·N, ...), with the gradient of the sum of all processes' losses."""
-    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+    if not _together():
         return v
     out: Tensor = _Gather.apply(v)  # type: ignore[no-untyped-call]
     return out

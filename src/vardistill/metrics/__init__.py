@@ -2,7 +2,7 @@
 
 from vardistill.metrics.bound import BoundGap, bound_gap, diffusive_kl
 from vardistill.metrics.critic import CriticBias, critic_bias
-from vardistill.metrics.density import log_density, log_density_gap
+from vardistill.metrics.density import log_density
 from vardistill.metrics.density_coverage import DensityCoverage, density_coverage
 from vardistill.metrics.energy_distance import energy_distance
 from vardistill.metrics.evaluate import evaluate
@@ -30,7 +30,6 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "log_density",
-    "log_density_gap",
     "log_mmd",
     "memorised_share",
     "mmd2",

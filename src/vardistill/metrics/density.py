@@ -42,8 +42,3 @@ def log_density(samples: Tensor, target: Target) -> float:
     sample_matrix(samples, "samples")
     log_prob = torch.cat([target.log_prob(rows) for rows in torch.split(samples, ROWS)])
     return float(log_prob.double().mean())
-
-
-def log_density_gap(samples: Tensor, target: Target, reference: float) -> float:
-    """`log_density` minus `reference`, the target's own E log p_d, in nats."""
-    return log_density(samples, target) - reference

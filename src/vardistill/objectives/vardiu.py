@@ -41,7 +41,7 @@ from vardistill.errors import UsageError, unknown
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective, inner
-from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised, check_posterior
+from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised, check_posterior, standard_normal
 from vardistill.processes import gather
 from vardistill.schedules import expand
 
@@ -148,8 +148,8 @@ class VarDiU(Objective):
             raise UsageError(
                 f"the bound's value needs a teacher with log_prob, but {type(self.teacher).__name__} has none"
             )
-        log_prior = standard_normal_log_prob(draw.z)
-        log_noise = standard_normal_log_prob(draw.noise.eps) - draw.x[0].numel() * draw.noise.sigma.log()
+        log_prior = standard_normal(draw.z.flatten(1))
+        log_noise = standard_normal(draw.noise.eps.flatten(1)) - draw.x[0].numel() * draw.noise.sigma.log()
         log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t, **draw.batch)
         return log_prior + log_noise + self._latent_terms(draw, draw.x_t) - log_teacher
 
@@ -186,8 +186,8 @@ class VarDiU(Objective):
         x = draw.generator(z.view(-1, *draw.z.shape[1:])).unflatten(0, z.shape[:2])
         alpha, sigma = expand(draw.noise.alpha, x_t), expand(draw.noise.sigma, x_t)
         eps = (x_t - alpha * x) / sigma
-        log_w = standard_normal_log_prob(z, 2) + standard_normal_log_prob(eps, 2) - q.log_prob(z)
-        log_w_0 = standard_normal_log_prob(draw.z) + standard_normal_log_prob(draw.noise.eps) - log_q
+        log_w = standard_normal(z.flatten(2)) + standard_normal(eps.flatten(2)) - q.log_prob(z)
+        log_w_0 = standard_normal(draw.z.flatten(1)) + standard_normal(draw.noise.eps.flatten(1)) - log_q
         log_w = torch.cat([log_w_0[None], log_w])
         return log_w.logsumexp(0) - math.log(len(log_w)) - log_w_0
 
@@ -211,9 +211,3 @@ def shared_correction(draw: Draw, x_t: Tensor, pool: int = 0) -> Tensor:
         log_own = -0.5 * noise.eps.flatten(1).pow(2).sum(1)
         value = log_sum - math.log(len(candidates)) - log_own
     return value + inner(gradient, x_t - x_t.detach())
-
-
-def standard_normal_log_prob(v: Tensor, batch_axes: int = 1) -> Tensor:
-    """log N(v; 0, I) over all axes after the first `batch_axes`."""
-    v = v.flatten(batch_axes)
-    return -0.5 * (v**2).sum(-1) - 0.5 * v.shape[-1] * math.log(2 * math.pi)
