@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from vardistill.config import (
 )
 from vardistill.config_files import write
 from vardistill.errors import UsageError
+from vardistill.fitting import Fit
 from vardistill.report import write_report
 from vardistill.runs import RunFolder
 from vardistill.teach import teach
@@ -84,6 +86,30 @@ def test_a_critics_errors_are_told_with_a_learned_teacher_too(tmp_path: Path) ->
     line = experiments.run_experiment(config, tmp_path / "run").history()[-1]
     assert line["critic_error"] > 0
     assert "dikl" not in line
+
+
+def test_a_teachers_fit_that_was_killed_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = TeachConfig(samples=64, steps=1010, width=8, depth=1, batch=8)  # a checkpoint every 1000 steps
+    monkeypatch.setattr(experiments, "teacher_fit_of", lambda config: fit)
+    training = replace(CONFIG.training, steps=1, tracker="none")
+    config = replace(CONFIG, teacher=TeacherConfig("learned"), training=training)
+    unbroken = experiments.run_experiment(config, tmp_path / "unbroken")
+
+    advance, steps = Fit.advance, []
+
+    def advance_or_die(self: Fit[Any], progress: float) -> Any:
+        steps.append(self.step)
+        if len(steps) == 1006:
+            raise KeyboardInterrupt
+        return advance(self, progress)
+
+    monkeypatch.setattr(Fit, "advance", advance_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run_experiment(config, tmp_path / "killed")
+    run = experiments.run_experiment(config, tmp_path / "killed", resume=True)
+    assert steps[1006:] == list(range(1000, 1010))
+    for name in ("denoiser.safetensors", "evaluation.json"):
+        assert (run.teacher / name).read_bytes() == (unbroken.teacher / name).read_bytes()
 
 
 def finish(folder: RunFolder) -> None:

@@ -126,14 +126,16 @@ def prepare_folder(config: object, out: Path, resume: bool) -> RunFolder:
 def build_teacher(config: Config, problem: Problem, folder: RunFolder) -> Denoiser | None:
     """The teacher that `config` names; a learned one without a run of its own is fitted first, below `folder`.
 
-    None for an objective that takes none.
+    A fit that was stopped goes on. None for an objective that takes none.
     """
     teacher = build_ready_teacher(config, problem)
     if teacher is not None or not takes_teacher(config):
         return teacher
     if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
-        shutil.rmtree(folder.teacher, ignore_errors=True)
-        teach(teacher_fit_of(config), folder.teacher)
+        begun = RunFolder(folder.teacher).config.is_file()
+        if not begun:
+            shutil.rmtree(folder.teacher, ignore_errors=True)
+        teach(teacher_fit_of(config), folder.teacher, resume=begun)
     return load_teacher(folder.teacher)
 
 
