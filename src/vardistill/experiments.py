@@ -59,7 +59,7 @@ GAP_RATIOS = (1.0, 4.0, 16.0)
 """Those over which the curves of a run's bound, KL and gap are averaged."""
 
 BOUND_DRAWS = 2048
-"""Draws at each of these for the bound, the KL and the gap, at least, in batches of the run's size."""
+"""Draws at each of these for the bound, the KL and the gap, at least."""
 
 CRITIC_DRAWS = 2048
 """Draws at each of these for the critic's bias: the mean gradients that it compares are small beside their noise."""
@@ -192,7 +192,8 @@ def student_divergence(
     table: dict[str, float] = {}
     for part in objective.parts:
         if isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
-            gap = bound_gap(part, student, GAP_RATIOS, rng, n, nodes=128, batches=math.ceil(BOUND_DRAWS / n))
+            size, batches = bound_batches(part, n)
+            gap = bound_gap(part, student, GAP_RATIOS, rng, size, nodes=128, batches=batches)
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
         elif isinstance(part, DiffInstruct):
             bias = critic_bias(part, student, GAP_RATIOS, rng, CRITIC_DRAWS, nodes=128)
@@ -200,6 +201,11 @@ def student_divergence(
     if "dikl" not in table and isinstance(teacher, DensityDenoiser):
         table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, BOUND_DRAWS, nodes=128).mean())
     return table
+
+
+def bound_batches(objective: VarDiU, n: int) -> tuple[int, int]:
+    """The size and the number of the batches of `BOUND_DRAWS` draws: those of a run, n, where they are candidates."""
+    return (n, math.ceil(BOUND_DRAWS / n)) if objective.candidates == "batch" else (max(n, BOUND_DRAWS), 1)
 
 
 def device_of(generator: Generator) -> torch.device:
@@ -239,7 +245,8 @@ def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: 
     for part in objective.parts:
         if few_latents and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
             rng = torch.Generator(device_of(student)).manual_seed(0)
-            gap = bound_gap(part, student, BOUND_RATIOS, rng, n, batches=math.ceil(BOUND_DRAWS / n))
+            size, batches = bound_batches(part, n)
+            gap = bound_gap(part, student, BOUND_RATIOS, rng, size, batches=batches)
             table = {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
             write_whole(folder.path / "bound.json", json.dumps(table, indent=2))
 

@@ -199,6 +199,10 @@ def test_what_a_run_keeps_may_differ_between_a_folders_cells(tmp_path):
     other = dataclasses.replace(BENCH, cells=lambda seeds: [kept_otherwise(cell) for cell in BENCH.cells(seeds)])
     assert len(run_bench(other, tmp_path, seeds=2).finished) == 6
     assert len(running.report(BENCH, tmp_path).finished) == 6
+    by_the_wall = Budget("wall", 1.0)  # where they cost training
+    run_bench(BENCH, tmp_path / "wall", seeds=1, budget=by_the_wall)
+    with pytest.raises(UsageError, match="was made with training.log_every"):
+        run_bench(other, tmp_path / "wall", seeds=1, budget=by_the_wall)
 
 
 @pytest.mark.parametrize(

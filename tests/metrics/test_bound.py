@@ -253,5 +253,7 @@ def test_bad_input_is_refused(rng: torch.Generator) -> None:
         bound_gap(objective, case.generator, RATIOS, rng, n=1)
     with pytest.raises(UsageError, match="nodes must be at least 2, but is 1"):
         bound_gap(objective, case.generator, RATIOS, rng, nodes=1)
+    with pytest.raises(UsageError, match="batches must be at least 1"):
+        bound_gap(objective, case.generator, RATIOS, rng, batches=0)
     with pytest.raises(UsageError, match=r"nodes\^1 must be at most 16777216"):
         bound_gap(objective, case.generator, RATIOS, rng, nodes=2**25)

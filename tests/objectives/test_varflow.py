@@ -222,14 +222,17 @@ class TestFeatures:
             (nn.Linear(2, 3), "the feature map does not take noisy samples"),
             (lambda x_t, t: x_t.sum(1), r"must return \(R, \*features\), but returns \(2,\) for R = 2"),
             (lambda x_t, t: x_t.detach(), "no gradient passes the feature map"),
-            (lambda x_t, t: x_t / x_t, "the feature map returns NaN or infinity"),
+            (lambda x_t, t: x_t * math.nan, "the feature map returns NaN or infinity"),
+            (lambda x_t, t: nn.Linear(2, 3).double()(x_t.detach()), "no gradient passes the feature map"),
+            (lambda x_t, t: (x_t, t), "must return a tensor .*, but returns tuple"),
+            (lambda x_t, t: x_t.nothing, "the feature map does not take noisy samples"),
         ],
     )
     def test_a_map_that_does_not_fit_is_refused(self, features: Any, match: str) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             VarFlow(features=features).check(small_runs.generator())
         assert "\n" not in str(caught.value)
-        VarFlow(features=lambda x_t, t: x_t).check(small_runs.generator())
+        VarFlow(features=lambda x_t, t: x_t.abs().log()).check(small_runs.generator())  # noisy samples are never 0
 
     def test_their_map_is_frozen_and_not_kept(self, rng: torch.Generator) -> None:
         features = small_runs.OfSamples(nn.Linear(3, 4), nn.Dropout(0.5))

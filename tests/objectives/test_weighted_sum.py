@@ -189,6 +189,14 @@ def test_by_default_parts_that_compare_groups_have_levels_of_their_own() -> None
     assert torch.equal(both.other_levels[0].weight(torch.ones(2), r), torch.ones(2, dtype=torch.float64))
     assert levels.weight(torch.ones(2), r).unique().numel() == 2
     alone, shared = with_default_levels(WeightedSum([Part(VarFlow())]), g, 4)
+
+    class Doubled(WeightedSum):
+        def generator_loss(self, draw: Draw) -> Tensor:
+            return 2 * super().generator_loss(draw)
+
+    own, _ = with_default_levels(Doubled([Part(vardiu), Part(varflow, 0.3)]), g, 4)
+    assert isinstance(own, Doubled)
+    assert own.other_levels[0].shared == 4
     assert (shared.shared, alone.other_levels) == (4, ())
     run = distill(
         g, objective=WeightedSum([Part(vardiu), Part(varflow, 0.3)]), data=torch.randn(32, 2, dtype=torch.float64),
@@ -265,8 +273,8 @@ class TestMistakes:
                 "varflow compares groups of one level: share its levels, for example shared=8",
             ),
             (
-                lambda: [Part(WeightedSum([Part(VarFlow(), levels=OWN)]))],
-                "a sum of sums with levels of their own is one sum: list its parts directly",
+                lambda: [Part(WeightedSum([Part(VarFlow())]))],
+                "a sum of sums is one sum: list its parts directly",
             ),
             (
                 lambda: [Part(VarDiU(TEACHER, Prior(), "batch", pool=m), name=str(m)) for m in (4, 6)],
@@ -290,14 +298,3 @@ class TestMistakes:
             check_batch(12, 2, both, NoiseLevels(VE(), AtTimes((0.5,))))
         with pytest.raises(UsageError, match="groups need at least 2 latents each, but batch=4 has 4 shared levels"):
             check_batch(4, 1, both, NoiseLevels(VE(), AtTimes((0.5,))))
-
-
-def test_a_sum_of_sums_is_a_sum(generator: Linear, rng: torch.Generator) -> None:
-    vardiu, varflow = VarDiU(TEACHER, Prior()), VarFlow()
-    nested = WeightedSum([Part(vardiu), Part(WeightedSum([Part(varflow, 0.5)]), 3.0)])
-    flat = WeightedSum([Part(vardiu), Part(varflow, 1.5)])
-    draw = a_draw(generator, rng)
-    torch.testing.assert_close(nested.generator_loss(draw), flat.generator_loss(draw))
-    assert nested.parts == (vardiu, varflow)
-    losses: list[Tensor] = [o.generator_loss(draw) for o in nested.parts]
-    assert all(loss.shape == (16,) for loss in losses)

@@ -34,7 +34,7 @@ from vardistill.presets import teacher_fit_of
 from vardistill.runs import RunFolder, write_whole
 
 BOOKS = ("log_every", "eval_every", "milestones", "checkpoint_every", "keep_checkpoints", "tracker")
-"""What a run keeps of its training: settings in which the cells of one folder may differ."""
+"""What a run keeps of its training: settings in which the cells of a folder may differ, unless the wall counts it."""
 
 PATIENCE = 30.0
 """Seconds in which the processes of a bench that was killed have to end."""
@@ -181,11 +181,11 @@ def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
 
 def _check_same(there: Any, wanted: Any, path: Path) -> None:
     """Raise UsageError for the first setting that differs; `BOOKS` and where a shared teacher lies do not count."""
-    books = {f"training.{name}" for name in BOOKS}
-    old, new = (
-        {name: v for name, v in _settings(config_files.to_dict(config)) if name not in books}
-        for config in (there, wanted)
-    )
+    old, new = (dict(_settings(config_files.to_dict(config))) for config in (there, wanted))
+    counted = new.get("training.max_minutes") is not None and new.get("training.clock") == "wall"
+    for name in () if counted else BOOKS:
+        for settings in (old, new):
+            settings.pop(f"training.{name}", None)
     if new.get("teacher.teacher_run") is None:
         old.pop("teacher.teacher_run", None)
     for name in [*new, *old]:

@@ -171,4 +171,6 @@ def check_denoiser(
     if not out.isfinite().all():
         raise UsageError(f"the {name} returns NaN or infinity at x_t = 0, t = 0.5")
     if trained and not out.requires_grad:
-        raise UsageError(f"no gradient reaches the {name}'s parameters: its forward cuts the graph, e.g. by no_grad")
+        raise UsageError(
+            f"no gradient reaches the {name}'s parameters: its forward cuts the graph (no_grad), or they are frozen"
+        )

@@ -246,6 +246,3 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
-
-
-# FIX

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vardistill.denoisers import Denoiser, DensityDenoiser
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 from vardistill.generators import Generator
 from vardistill.noise_levels import Draw, Noise
 from vardistill.schedules import Schedule
@@ -107,13 +107,14 @@ def bound_gap(
         ratios: noise-to-signal ratios σ_t/α_t, > 0.
         rng: draws z and ε.
         n: draws of a batch, at least 2.
-        nodes: of the quadrature, per latent dimension, at least 2. Time is O(n nodes^k), memory O(nodes^k).
-        batches: per level, which share no candidates; the errors take all rows as independent.
+        nodes: of the quadrature, per latent dimension, at least 2. Time is O(batches n nodes^k), memory O(nodes^k).
+        batches: per level, at least 1, which share no candidates; the errors take all rows as independent.
 
     Raises:
         UsageError: for a teacher without a density, more than three latent dimensions, nodes^k above 2^24,
-            ratios that are not positive, or too few n or nodes.
+            ratios that are not positive, or too few n, nodes or batches.
     """
+    require("batches", batches, batches >= 1, "at least 1")
     teacher = with_density(objective.teacher)
     ratio = checked_ratios(ratios, n, nodes)
     fine, coarse = Quadrature(generator, nodes, rng.device), Quadrature(generator, nodes // 2, rng.device)

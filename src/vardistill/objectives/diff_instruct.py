@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class DiffInstruct(Objective):
 
     def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
         super().__init__(teacher)
-        whole = isinstance(critic_steps, int) and critic_steps >= 1
+        whole = isinstance(critic_steps, Integral) and critic_steps >= 1
         require("critic_steps", critic_steps, whole, "a whole number, at least 1")
         require("sigma_data", sigma_data, 0 < sigma_data < math.inf, "positive and finite")
         if not isinstance(critic, nn.Module) or next(critic.parameters(), None) is None:

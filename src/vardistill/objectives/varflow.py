@@ -92,20 +92,25 @@ class VarFlow(Objective):
         if self.features is None:
             return
         like = next(generator.parameters())
-        x_t = torch.zeros(2, *generator.data_shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        noise = torch.randn(2, *generator.data_shape, generator=torch.Generator().manual_seed(0))
+        x_t = (generator.data_std * noise).to(like).requires_grad_()
         try:
             with torch.enable_grad():
                 points = self.features(x_t, torch.full((2,), 0.5, dtype=like.dtype, device=like.device))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             shape, reason = tuple(x_t.shape), first_line(error)
             raise UsageError(
                 f"the feature map does not take noisy samples, {shape}, and times, (2,): {reason}"
             ) from error
+        if not isinstance(points, Tensor):
+            raise UsageError(
+                f"the feature map must return a tensor (R, *features), but returns {type(points).__name__}"
+            )
         if points.ndim < 2 or len(points) != 2:
             raise UsageError(f"the feature map must return (R, *features), but returns {tuple(points.shape)} for R = 2")
         if not points.isfinite().all():
-            raise UsageError("the feature map returns NaN or infinity at x_t = 0, t = 0.5")
-        if not points.requires_grad:
+            raise UsageError("the feature map returns NaN or infinity for Gaussian noise at t = 0.5")
+        if not points.requires_grad or torch.autograd.grad(points.sum(), x_t, allow_unused=True)[0] is None:
             raise UsageError(
                 "no gradient passes the feature map: it cuts the graph, e.g. by no_grad; its weights are frozen anyway"
             )

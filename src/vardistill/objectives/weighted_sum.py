@@ -5,6 +5,7 @@ VarDiU + λ·VarFlow is the first use: the energy distance covers, the diffusive
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -67,8 +68,8 @@ class WeightedSum(Objective):
         parts: the terms.
 
     Raises:
-        UsageError: for no parts, what is no `Part`, parts of one name, different teachers or pools, or drawn candidates
-            under own levels.
+        UsageError: for no parts, what is no `Part`, sums as parts, parts of one name, different teachers or pools, or
+            drawn candidates under own levels.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -88,35 +89,41 @@ class WeightedSum(Objective):
         for part in parts:
             if part.objective.compares_groups and part.levels is not None and not part.levels.shared:
                 raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
-        if any(part.objective.other_levels for part in parts):
-            raise UsageError("a sum of sums with levels of their own is one sum: list its parts directly")
+        if any(isinstance(part.objective, WeightedSum) for part in parts):
+            raise UsageError("a sum of sums is one sum: list its parts directly")
         if len(pools := {part.objective.pool_latents for part in parts} - {0}) > 1:
             raise UsageError(f"parts with pools of candidates share one pool, but these want {sorted(pools)}")
         super().__init__(teachers[0] if teachers else None)
         objectives = [part.objective for part in parts]
-        self.terms = tuple(parts)
+        self._set_terms(parts)
         self.modules_of_parts = nn.ModuleList(objectives)
         self.critic_steps = max(o.critic_steps for o in objectives)
         self.fresh_latents = max(o.fresh_latents for o in objectives)
         self.pool_latents = max(o.pool_latents for o in objectives)
         self.needs_real = any(o.needs_real for o in objectives)
-        self.compares_groups = any(part.objective.compares_groups and part.levels is None for part in parts)
         self.smallest_batch = max(o.smallest_batch for o in objectives)
-        self.other_levels = tuple(part.levels for part in parts if part.levels is not None)
+
+    def _set_terms(self, terms: Sequence[Part]) -> None:
+        """Take the terms, and what follows from their levels."""
+        self.terms = tuple(terms)
+        self.compares_groups = any(part.objective.compares_groups and part.levels is None for part in terms)
+        self.other_levels = tuple(part.levels for part in terms if part.levels is not None)
 
     def with_shared(self, levels: NoiseLevels) -> WeightedSum:
-        """The sum with these levels for the parts that compare groups and have none of their own."""
-        return WeightedSum(
+        """The same sum, these the levels of the parts that compare groups and have none of their own."""
+        both = copy.copy(self)
+        both._set_terms(
             [
                 replace(part, levels=levels) if part.objective.compares_groups and part.levels is None else part
                 for part in self.terms
             ]
         )
+        return both
 
     @property
     def parts(self) -> tuple[Objective, ...]:
-        """The objectives that this one is the sum of, those of sums within included."""
-        return tuple(objective for part in self.terms for objective in part.objective.parts)
+        """The objectives that this one is the sum of."""
+        return tuple(part.objective for part in self.terms)
 
     def draws(self, draw: Draw) -> list[tuple[str, Objective, Draw]]:
         """The parts with a prefix of their names and the draws that they see."""
