@@ -22,9 +22,11 @@ def main() -> None:
     rows = {row: found for row, found in mog40.rows.items() if row.teacher == "true"}
     objectives = [row.objective for row in rows]
     curves = curve_figure("log_mmd", rows, objectives, axes_of(mog40))
+    capacity = results_of("posterior-capacity")
+    gaps = curve_figure("gap", capacity.rows, [row.objective for row in capacity.rows], axes_of(capacity)[:1])
     (dimensions,) = dimension.figures(results_of("dimension")).values()
     (noise,) = variance.figures(results_of("variance")).values()
-    for name, figure in {"mog40": curves, "dimension": dimensions, "variance": noise}.items():
+    for name, figure in {"mog40": curves, "capacity": gaps, "dimension": dimensions, "variance": noise}.items():
         if figure is not None:
             figure.savefig(HERE.parent / "docs" / "_static" / f"bench-{name}.png", dpi=110)
 

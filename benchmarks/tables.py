@@ -279,6 +279,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "teachers": teachers,
     "mog40-readme": lambda: bench("mog40-3min", MOG40[:6], teacher="true"),
     "mog40-true": lambda: bench("mog40-3min", MOG40, teacher="true"),
+    "mog40-10min": lambda: bench("mog40-10min", MOG40, teacher="true"),
+    "tuning-3min": lambda: bench("tuning-3min", MOG40[:5]),
     "mog40-empirical": lambda: bench("mog40-3min", MOG40, teacher="empirical"),
     "mog40-learned": lambda: bench("mog40-3min", MOG40, teacher="learned"),
     "start": start,
