@@ -30,7 +30,7 @@ def cells(seeds: int) -> list[Cell]:
 
 
 BENCH = Bench("killed", "a small run", cells, ("log_mmd",), seeds=1, budget=Budget("steps", 20))
-"""With a checkpoint after every fifth step."""
+"""With a checkpoint after every second and every fifth step."""
 
 
 def fit(problem: str) -> TeachConfig:

@@ -633,10 +633,10 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CHECKPOINTS = {"fit": [], "save": [5], "step": [5, 10], "evaluation": [15, 20]}
+CHECKPOINTS = {"fit": [], "save": [2], "step": [6, 8], "evaluation": [18, 20]}
 """That a run has when it is killed at one place after the other, each time to go on with what was left."""
 
-ENDED_WITH_ITS_STEP = {"fit": [3], "step": [10, 13]}
+ENDED_WITH_ITS_STEP = {"fit": [3], "step": [8, 10]}
 """The same of one whose bench alone was killed: it ends its step, and keeps it."""
 
 
