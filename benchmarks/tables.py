@@ -182,17 +182,21 @@ def diff_instruct() -> str:
         ("true", 10): (-7.86, -5.79, 88_000),
         ("learned", 10): (-8.48, -5.83, 81_500),
     }
-    cells = _load("bench-mog40-3min")["cells"]
+    measured = [_load(f"bench-mog40-{minutes}min") for minutes in (3, 10)]
+    head = [f"here, {60 * result['settings']['budget']['amount']:g} s" for result in measured]
     lines = [
-        "| teacher | critic steps | published: log-density / log-MMD | seconds | here | seconds |",
+        "| teacher | critic steps | published: log-density / log-MMD | seconds | " + " | ".join(head) + " |",
         "|---|---|---|---|---|---|",
     ]
     for (teacher, steps), (density, mmd, seconds) in published.items():
-        name = f"Diff-Instruct {steps}"
-        found = [cell["values"] for cell in cells if (cell["objective"], cell["teacher"]) == (name, teacher)]
-        ours = " / ".join(spread([values[metric] for values in found]) for metric in ("log_density", "log_mmd"))
         before = f"{density:.2f} / {mmd:.2f}".replace("-", "−")
-        lines.append(f"| {teacher} | {steps} | {before} | {seconds:,} | {ours} | {found[0]['cpu_seconds']:.0f} |")
+        row = (f"Diff-Instruct {steps}", teacher)
+        ours = []
+        for result in measured:
+            found = [cell["values"] for cell in result["cells"] if (cell["objective"], cell["teacher"]) == row]
+            pair = [spread([values[metric] for values in found]) for metric in ("log_density", "log_mmd") if found]
+            ours.append(" / ".join(pair) or "–")
+        lines.append(f"| {teacher} | {steps} | {before} | {seconds:,} | " + " | ".join(ours) + " |")
     return "\n".join(lines)
 
 
