@@ -23,6 +23,7 @@ import killed_bench
 from fake_work import BENCH, TAUGHT
 from vardistill import presets
 from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
+from vardistill.bench.page import page
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
 from vardistill.config import Config, TeachConfig, VarDiUConfig
@@ -438,6 +439,15 @@ def test_the_page_opens_without_a_network_and_shows_what_it_should(unbroken):
     assert "runs that &amp; train nothing" in page
     for told in ("Welch", "Holm", "30 steps", "abacus", "processor seconds", "network evaluations"):
         assert told in links.text
+
+
+def test_of_many_cells_that_are_missing_a_few_are_named(unbroken, capsys):
+    missing = [f"cell-{i}" for i in range(129)]
+    results = dataclasses.replace(running.report(BENCH, unbroken), missing=missing)
+    print_results(results)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.endswith("not finished: cell-0, cell-1, cell-2, cell-3, cell-4, cell-5 and 123 more")
+    assert "cell-5 and 123 more." in page(results, unbroken)
 
 
 def test_the_terminal_has_the_whole_table_however_narrow(unbroken, monkeypatch, capsys):

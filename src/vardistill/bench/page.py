@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vardistill import figures
 from vardistill.bench.cells import Row, load
-from vardistill.bench.results import COSTS, Result, Results, table
+from vardistill.bench.results import COSTS, Result, Results, first_few, table
 from vardistill.bench.significance import RULE
 from vardistill.formats import Metric, metric_of
 from vardistill.pages import card, document, grid, masthead, pairs, scroll_table
@@ -110,7 +110,7 @@ def failures(results: Results) -> str:
         told = [(f.name, f"exit code {f.exit}: {f.reason}") for f in results.failures]
         parts.append(f'<h2>Failures</h2>\n<div class="card">{pairs(told)}</div>')
     if results.missing:
-        parts.append(f'<p class="note">Not finished: {escape(", ".join(results.missing))}.</p>')
+        parts.append(f'<p class="note">Not finished: {escape(first_few(results.missing))}.</p>')
     return "\n".join(parts)
 
 

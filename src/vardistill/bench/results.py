@@ -26,6 +26,9 @@ from vardistill.runs import RunFolder, write_whole
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
 """What a cell spent; columns of every table where they are known."""
 
+FEW = 6
+"""Names of unfinished cells that are told; `results.json` has all."""
+
 EACH = ("mmd_p_value",)
 """Metrics of which every seed's value is shown: their mean says nothing."""
 
@@ -301,4 +304,10 @@ def print_results(results: Results) -> None:
     for failure in results.failures:
         console.print(f"failed: {failure.name} (exit code {failure.exit}): {failure.reason}", markup=False)
     if results.missing:
-        console.print(f"not finished: {', '.join(results.missing)}", markup=False)
+        console.print(f"not finished: {first_few(results.missing)}", markup=False)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first names in a line, and how many more there are."""
+    more = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
