@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vardistill.energy import mean_distances
+from vardistill.objectives.energy import mean_distances
 
 SIZES = (256, 1024, 4096, 16384, 65536)
 DIMENSIONS = (2, 16, 64, 784, 3072)

@@ -13,7 +13,7 @@ from vardistill.bench import BENCHES, Budget, Cell, Results, dimension, variance
 from vardistill.bench.cells import Settings
 from vardistill.bench.page import axes_of, curve_figure
 from vardistill.bench.results import Result
-from vardistill.config import Config
+from vardistill.runs.config import Config
 
 
 def main() -> None:

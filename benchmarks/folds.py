@@ -15,7 +15,7 @@ import torch
 from measured import HERE, write_results
 from torch.func import jacrev, vmap
 
-from vardistill.generators import MLP, Generator
+from vardistill.students.perceptron import MLP, Generator
 
 SAMPLES = 5_000
 

@@ -23,11 +23,11 @@ import torch
 import tyro
 from measured import HERE, write_results
 
-from vardistill.images.build import build_setting, build_student
-from vardistill.images.evaluate import build_reference, measured
-from vardistill.images.experiment import draw, even_labels
-from vardistill.images.features import load_features
-from vardistill.images.presets import IMAGE_PRESETS, VARDIU
+from vardistill.domains.pictures.build import build_setting, build_student
+from vardistill.domains.pictures.evaluate import build_reference, measured
+from vardistill.domains.pictures.experiment import draw, even_labels
+from vardistill.domains.pictures.features import load_features
+from vardistill.domains.pictures.presets import IMAGE_PRESETS, VARDIU
 
 ROWS = {
     "VarDiU": ("images-vardiu",),

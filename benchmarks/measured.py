@@ -11,7 +11,7 @@ from typing import Any
 from vardistill.bench import Bench, Budget, Results, run_bench
 from vardistill.bench.cells import Row
 from vardistill.bench.results import print_results
-from vardistill.runs import environment
+from vardistill.training.folder import environment
 
 HERE = Path(__file__).parent
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
+from vardistill.domains.points.problems import PROBLEMS, MixtureProblem, Problem
 from vardistill.metrics import energy_distance, log_mmd, mode_statistics
 from vardistill.metrics.evaluate import against_held_out
-from vardistill.problems import PROBLEMS, MixtureProblem, Problem
 
 N = 2_000
 """Samples of a floor's comparison."""

@@ -17,15 +17,15 @@ import torch
 from measured import HERE, write_results
 from torch import Tensor
 
-from vardistill import config_files
-from vardistill.build import build_problem
-from vardistill.config import Config
-from vardistill.diagnostics import diversities
-from vardistill.levels import EDM
-from vardistill.noise_levels import Draw, NoiseLevels
-from vardistill.problems import Problem
-from vardistill.schedules import VE
-from vardistill.warning_signs import WINDOW
+from vardistill.diffusion.levels import EDM
+from vardistill.diffusion.noise import Draw, NoiseLevels
+from vardistill.diffusion.schedules import VE
+from vardistill.domains.points.problems import Problem
+from vardistill.objectives.diagnostics import diversities
+from vardistill.runs.build import build_problem
+from vardistill.runs.config import Config
+from vardistill.training import config_files
+from vardistill.training.warning_signs import WINDOW
 
 BENCHES = ("mog40-3min", "start", "dimension")
 SAMPLES = 512

@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from vardistill.build import build_generator, build_levels, build_objective, build_problem
-from vardistill.config import Config
 from vardistill.denoisers.mixture import mixture_of_points
-from vardistill.noise_levels import Draw
-from vardistill.presets import PRESETS
-from vardistill.training import Trainer
+from vardistill.diffusion.noise import Draw
+from vardistill.domains.points.presets import PRESETS
+from vardistill.runs.build import build_generator, build_levels, build_objective, build_problem
+from vardistill.runs.config import Config
+from vardistill.training.loop import Trainer
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from measured import HERE, write_results
 from torch import Tensor
 
-from vardistill.data import teacher_samples
+from vardistill.domains.points.problems import MoG40
+from vardistill.domains.points.teach import load_teacher
 from vardistill.metrics import evaluate
-from vardistill.problems import MoG40
-from vardistill.teach import load_teacher
+from vardistill.training.data import teacher_samples
 
 SEEDS, SAMPLES = 3, 10_000
 METRICS = ("log_density", "log_mmd", "modes_found", "mode_tv", "off_mode")

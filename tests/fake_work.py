@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vardistill.bench import Bench, Budget, Cell, Results, grid, run_bench, running, work
-from vardistill.config import Config, TeacherConfig, VarDiUConfig
-from vardistill.config_files import read
-from vardistill.runs import RunFolder
+from vardistill.runs.config import Config, TeacherConfig, VarDiUConfig
+from vardistill.training.config_files import read
+from vardistill.training.folder import RunFolder
 
 OBJECTIVES = {
     "good": Config(),

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vardistill import presets
 from vardistill.bench import Bench, Budget, Cell, grid, run_bench, running, work
 from vardistill.bench.named import SMOKE
-from vardistill.config import TeachConfig, TeacherConfig
+from vardistill.domains.points import presets
+from vardistill.runs.config import TeachConfig, TeacherConfig
 
 TEACHERS = {"fitted": TeacherConfig(teacher="learned", teacher_samples=64)}
 
@@ -68,8 +68,10 @@ def cut_and_kill(tensors: Any, path: Path, *ignored: Any, **options: Any) -> Non
 def kill_at(place: str) -> None:
     """In the third step of a shared teacher's fit, the second save, the eighth step, or when training is done."""
     from small_runs import after, before
-    from vardistill import checkpoints, experiments, teach
-    from vardistill.training import Trainer
+    from vardistill.domains.points import teach
+    from vardistill.training import checkpoints
+    from vardistill.training.folder import experiment as experiments
+    from vardistill.training.loop import Trainer
 
     if place == "fit":
         teach.dsm_loss = before(3, kill, teach.dsm_loss)
@@ -82,7 +84,7 @@ def kill_at(place: str) -> None:
 
 
 def leave_out_the_report() -> None:
-    from vardistill import experiments
+    from vardistill.training.folder import experiment as experiments
 
     experiments.write_report = lambda *ignored, **options: None
 

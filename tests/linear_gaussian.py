@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vardistill.data import Labels, Samples
 from vardistill.denoisers import GaussianMixture
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw, Noise, NoiseLevels
+from vardistill.diffusion.noise import Draw, Noise, NoiseLevels
+from vardistill.diffusion.schedules import Schedule
 from vardistill.objectives import Objective
-from vardistill.schedules import Schedule
-from vardistill.steps import Drawn
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Labels, Samples
+from vardistill.training.step import Drawn
 
 
 class Linear(Generator):

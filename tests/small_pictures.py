@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from vardistill.images import experiment, teach
-from vardistill.images.config import ImagesTeachConfig, UNetConfig
+from vardistill.domains.pictures import experiment, teach
+from vardistill.domains.pictures.config import ImagesTeachConfig, UNetConfig
 
 TEACH = ImagesTeachConfig(
     network=UNetConfig((8, 16)), steps=4, batch=8, checkpoint_every=2, eval_samples=12, device="cpu"

@@ -18,19 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from linear_gaussian import ByLabel, Linears, pick
-from vardistill import checkpoints
-from vardistill.config import TrainingConfig
-from vardistill.data import Conditions, Labels, Samples
 from vardistill.denoisers import GaussianMixture, Preconditioned
-from vardistill.generators import MLP, Generator
-from vardistill.levels import LogNormal
+from vardistill.diffusion.levels import LogNormal
+from vardistill.diffusion.noise import Draw, NoiseLevels
+from vardistill.diffusion.schedules import VE
 from vardistill.networks import LevelMLP
-from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
-from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
-from vardistill.runs import RunFolder
-from vardistill.schedules import VE
-from vardistill.training import Diverged, Interrupted, Run, Trainer, distill
+from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
+from vardistill.runs.config import TrainingConfig
+from vardistill.students.perceptron import MLP, Generator
+from vardistill.training import checkpoints
+from vardistill.training.data import Conditions, Labels, Samples
+from vardistill.training.folder import RunFolder
+from vardistill.training.loop import Diverged, Interrupted, Run, Trainer, distill
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
 KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")

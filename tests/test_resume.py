@@ -17,7 +17,7 @@ import torch
 
 import small_runs
 from small_runs import CONDITIONAL, KINDS, Result, Task
-from vardistill import checkpoints
+from vardistill.training import checkpoints
 
 SCRIPT = Path(small_runs.__file__)
 

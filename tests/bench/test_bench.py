@@ -21,15 +21,15 @@ import pytest
 import fake_work
 import killed_bench
 from fake_work import BENCH, TAUGHT
-from vardistill import presets
 from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
 from vardistill.bench.page import page
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
-from vardistill.config import Config, TeachConfig, VarDiUConfig
-from vardistill.config_files import write
+from vardistill.domains.points import presets
 from vardistill.errors import UsageError
-from vardistill.runs import RunFolder
+from vardistill.runs.config import Config, TeachConfig, VarDiUConfig
+from vardistill.training.config_files import write
+from vardistill.training.folder import RunFolder
 
 TIMINGS = ("seconds", "cpu_seconds")
 

@@ -9,7 +9,7 @@ from vardistill.bench.cells import Settings
 from vardistill.bench.dimension import PANELS, figures
 from vardistill.bench.page import page
 from vardistill.bench.results import Result
-from vardistill.config import Config
+from vardistill.runs.config import Config
 
 
 def results(values: dict[str, dict[str, list[float]]]) -> Results:

@@ -18,9 +18,9 @@ from vardistill.bench.named import SNR, VARIANCE, tiny
 from vardistill.bench.page import page
 from vardistill.bench.results import Result
 from vardistill.cli import main as cli
-from vardistill.config import Config
-from vardistill.presets import learned_posterior_varflow
-from vardistill.runs import RunFolder
+from vardistill.domains.points.presets import learned_posterior_varflow
+from vardistill.runs.config import Config
+from vardistill.training.folder import RunFolder
 
 
 def small(config: Config) -> Config:

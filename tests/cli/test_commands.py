@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vardistill import __version__, checks
+from vardistill import __version__
 from vardistill.bench.named import BENCHES
 from vardistill.cli import main as cli
-from vardistill.config import TeachConfig
-from vardistill.config_files import read
-from vardistill.presets import PRESETS, TEACHERS, teacher_fit
-from vardistill.runs import RunFolder
+from vardistill.domains.points.presets import PRESETS, TEACHERS, teacher_fit
+from vardistill.runs.config import TeachConfig
+from vardistill.training import checks
+from vardistill.training.config_files import read
+from vardistill.training.folder import RunFolder
 
 QUICK = ["--steps", "20", "--batch", "64", "--width", "16", "--eval-samples", "500", "--tracker", "none"]
 

@@ -16,9 +16,9 @@ import small_pictures
 from small_pictures import QUICK, save_npz
 from vardistill.cli import main as cli
 from vardistill.cli.tables import print_image_evaluation, teachers_columns
-from vardistill.images import teach
-from vardistill.images.config import ImagesConfig
-from vardistill.images.presets import IMAGE_PRESETS, IMAGE_TEACHERS
+from vardistill.domains.pictures import teach
+from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.pictures.presets import IMAGE_PRESETS, IMAGE_TEACHERS
 
 TEACH = ["--channels", "8", "16", "--steps", "4", "--batch", "8", "--eval-samples", "12", "--device", "cpu"]
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tiny_models import tiny_dit
-from vardistill.denoisers import Denoiser, DiffusersDenoiser, Guided, from_module, from_x, score
+from vardistill.denoisers import DiffusersDenoiser, Guided, from_module
+from vardistill.diffusion import Denoiser, from_x, score
+from vardistill.diffusion.schedules import VP
 from vardistill.errors import UsageError
-from vardistill.schedules import VP
 
 
 class Labelled(nn.Module):

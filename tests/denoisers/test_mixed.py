@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers import Mixed, Preconditioned, check_denoiser, score
-from vardistill.schedules import VE
+from vardistill.denoisers import Mixed, Preconditioned
+from vardistill.diffusion import check_denoiser, score
+from vardistill.diffusion.schedules import VE
 
 
 class Network(nn.Module):

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from vardistill.denoisers import DensityDenoiser, Empirical, GaussianMixture, mixture, reschedule, score
+from vardistill.denoisers import Empirical, GaussianMixture, mixture, reschedule
+from vardistill.diffusion import DensityDenoiser, score
+from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
-from vardistill.schedules import VE, VP, Cosine, Rectified, Schedule
 
 SCHEDULES = [VE(0.05, 20.0), VP(), Cosine(), Rectified()]
 KINDS = ["shared", "isotropic", "full"]

@@ -6,19 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers import (
-    PREDICTIONS,
-    Denoiser,
-    DensityDenoiser,
-    FromModule,
-    GaussianMixture,
-    check_denoiser,
-    from_module,
-    reschedule,
-    score,
-)
+from vardistill.denoisers import FromModule, GaussianMixture, from_module, reschedule
+from vardistill.diffusion import PREDICTIONS, Denoiser, DensityDenoiser, check_denoiser, score
+from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
-from vardistill.schedules import VE, VP, Cosine, Rectified, Schedule
 
 SCHEDULES = [VE(0.05, 20.0), VP(), Cosine(), Rectified()]
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers import Denoiser, GaussianMixture, Preconditioned, dsm_loss, reschedule, score
+from vardistill.denoisers import GaussianMixture, Preconditioned, dsm_loss, reschedule
+from vardistill.diffusion import Denoiser, score
+from vardistill.diffusion.levels import LogNormal
+from vardistill.diffusion.noise import Noise, NoiseLevels, named_weight
+from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
-from vardistill.levels import LogNormal
-from vardistill.noise_levels import Noise, NoiseLevels, named_weight
-from vardistill.schedules import VE, VP, Cosine, Rectified, Schedule
 
 SCHEDULES = [VE(0.05, 20.0), VP(), Cosine(), Rectified()]
 LEVELS = LogNormal(base_start=1.0, base_end=1.0, spread=1.0, sigma_min=0.05, sigma_max=20.0)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vardistill.denoisers import GaussianMixture
+from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
-from vardistill.generators import MLP, Generator
 from vardistill.metrics import bound_gap
 from vardistill.metrics.bound import Quadrature, diffusive_kl
 from vardistill.objectives import VarDiU
-from vardistill.posteriors import Posterior, Prior, Triangular
-from vardistill.schedules import VE, VP, Schedule
+from vardistill.posteriors.few import Posterior, Prior, Triangular
+from vardistill.students.perceptron import MLP, Generator
 
 SIGMAS = 4.5
 """Of a normal estimate: a failure rate of 7e-6 a comparison."""

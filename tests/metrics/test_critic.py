@@ -23,10 +23,10 @@ from linear_gaussian import (
     z_scores,
 )
 from vardistill.denoisers import GaussianMixture
+from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
-from vardistill.generators import MLP
 from vardistill.metrics.critic import CriticBias, critic_bias, squared_norm
-from vardistill.schedules import VE, VP, Schedule
+from vardistill.students.perceptron import MLP
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from vardistill.domains.points.problems import PROBLEMS, Digits, MoG9, MoG40
 from vardistill.errors import UsageError
 from vardistill.metrics import (
     energy_distance,
@@ -17,7 +18,6 @@ from vardistill.metrics import (
     mode_statistics,
     precision_recall,
 )
-from vardistill.problems import PROBLEMS, Digits, MoG9, MoG40
 
 KEYS = [
     "log_density",

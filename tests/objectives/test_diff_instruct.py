@@ -35,14 +35,15 @@ from linear_gaussian import (
     targets,
     wrong_critic,
 )
-from vardistill.denoisers import Preconditioned, score
+from vardistill.denoisers import Preconditioned
+from vardistill.diffusion import score
+from vardistill.diffusion.noise import Draw
+from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
-from vardistill.generators import MLP
 from vardistill.networks import LevelMLP
-from vardistill.noise_levels import Draw
 from vardistill.objectives import DiffInstruct, Part, WeightedSum
-from vardistill.schedules import VE, VP, Schedule
-from vardistill.training import Trainer
+from vardistill.students.perceptron import MLP
+from vardistill.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

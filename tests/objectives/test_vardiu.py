@@ -37,11 +37,12 @@ from linear_gaussian import (
     z_scores,
 )
 from vardistill.denoisers import GaussianMixture, Preconditioned
+from vardistill.diffusion.noise import Draw, Noise
+from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
-from vardistill.noise_levels import Draw, Noise
 from vardistill.objectives import VarDiU
-from vardistill.posteriors import (
+from vardistill.posteriors.few import (
     DiagonalGaussian,
     FullGaussian,
     MixtureOfGaussians,
@@ -49,7 +50,6 @@ from vardistill.posteriors import (
     Posterior,
     Prior,
 )
-from vardistill.schedules import VE, VP, Cosine, Rectified, Schedule
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -28,14 +28,14 @@ from linear_gaussian import (
     z_limit,
     z_scores,
 )
-from vardistill import training as training_module
-from vardistill.checks import check_batch
+from vardistill.diffusion.noise import Draw, NoiseLevels
+from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
-from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import VarFlow
 from vardistill.objectives.varflow import Cross
-from vardistill.schedules import VE, VP, Schedule
-from vardistill.training import Trainer, distill
+from vardistill.training import loop as training_module
+from vardistill.training.checks import check_batch
+from vardistill.training.loop import Trainer, distill
 
 pytestmark = pytest.mark.usefixtures("float64")
 

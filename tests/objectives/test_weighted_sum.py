@@ -15,18 +15,18 @@ from torch import Tensor
 import small_runs
 from linear_gaussian import AtTimes, Linear, gradients, random_draw, student, target
 from small_runs import state
-from vardistill.checks import check_batch
-from vardistill.defaults import with_default_levels
 from vardistill.denoisers import Preconditioned
+from vardistill.diffusion.noise import Draw, NoiseLevels
+from vardistill.diffusion.schedules import VE
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
-from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.objectives.weighted_sum import PartWeight
-from vardistill.posteriors import DiagonalGaussian, FullGaussian, Prior
-from vardistill.runs import RunFolder
-from vardistill.schedules import VE
-from vardistill.training import Trainer, distill
+from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
+from vardistill.training.checks import check_batch
+from vardistill.training.defaults import with_default_levels
+from vardistill.training.folder import RunFolder
+from vardistill.training.loop import Trainer, distill
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from vardistill.config import Config, ProblemName, TeacherConfig, check_choices
 from vardistill.errors import UsageError, require
+from vardistill.runs.config import Config, ProblemName, TeacherConfig, check_choices
 
 UNLIMITED = 10**9
 """Steps that no budget of minutes reaches."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vardistill.bench.page import line, shown
 from vardistill.bench.results import Results
-from vardistill.figures import INK, MUTED, Scale, bare, doublings, legend_beside, ticks
+from vardistill.reports.figures import INK, MUTED, Scale, bare, doublings, legend_beside, ticks
 
 PANELS: dict[str, Scale] = {"mode_tv": "log", "off_mode": "share", "energy_distance": "log"}
 """Metrics of the mixtures, and their axes."""

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from vardistill.bench.cells import Bench, Budget, Cell, grid
-from vardistill.config import Config, DiffInstructConfig, ProblemName, TeacherConfig, VarDiUConfig
-from vardistill.levels import LogNormal
-from vardistill.presets import (
+from vardistill.diffusion.levels import LogNormal
+from vardistill.domains.points.presets import (
     DEMO,
     MOG40,
     VARDIU_VARFLOW,
@@ -20,6 +19,7 @@ from vardistill.presets import (
     learned_posterior,
     learned_posterior_varflow,
 )
+from vardistill.runs.config import Config, DiffInstructConfig, ProblemName, TeacherConfig, VarDiUConfig
 
 QUALITY = ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv", "off_mode", "dikl")
 

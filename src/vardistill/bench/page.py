@@ -16,12 +16,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vardistill import figures
 from vardistill.bench.cells import Row, load
 from vardistill.bench.results import COSTS, Result, Results, first_few, table
 from vardistill.bench.significance import RULE
-from vardistill.formats import Metric, metric_of
-from vardistill.pages import card, document, grid, masthead, pairs, scroll_table
+from vardistill.reports import figures
+from vardistill.reports.formats import Metric, metric_of
+from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table
 
 PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
 """Of the objectives; further ones begin anew with dashes."""

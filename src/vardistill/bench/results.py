@@ -21,7 +21,7 @@ from rich.text import Text
 
 from vardistill.bench.cells import Bench, Cell, Row, Settings
 from vardistill.bench.significance import DIRECTIONS, RULE, loss, significantly_best
-from vardistill.runs import RunFolder, write_whole
+from vardistill.training.folder import RunFolder, write_whole
 
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
 """What a cell spent; columns of every table where they are known."""
@@ -150,8 +150,8 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
-    from vardistill.contents import metrics_lines  # imports torch, for which --help does not wait
-    from vardistill.figures import is_finite
+    from vardistill.reports.contents import metrics_lines  # imports torch, for which --help does not wait
+    from vardistill.reports.figures import is_finite
 
     curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
     values = {**(curve[-1] if curve else {}), **final}

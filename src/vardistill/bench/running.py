@@ -25,13 +25,13 @@ from typing import IO, Any, get_args
 
 from tqdm.auto import tqdm
 
-from vardistill import config_files
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
 from vardistill.bench.results import Results, collect, failure_file, read_json, write
-from vardistill.config import Config, TeachConfig
+from vardistill.domains.points.presets import teacher_fit_of
 from vardistill.errors import UsageError, unknown
-from vardistill.presets import teacher_fit_of
-from vardistill.runs import RunFolder, write_whole
+from vardistill.runs.config import Config, TeachConfig
+from vardistill.training import config_files
+from vardistill.training.folder import RunFolder, write_whole
 
 BOOKS = ("log_every", "eval_every", "milestones", "checkpoint_every", "keep_checkpoints", "tracker")
 """What a run keeps of its training: settings in which the cells of a folder may differ, unless the wall counts it."""

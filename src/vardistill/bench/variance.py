@@ -23,7 +23,11 @@ from torch import Tensor
 from vardistill.bench.named import RATIOS, SNR
 from vardistill.bench.page import line
 from vardistill.bench.results import Results
-from vardistill.build import (
+from vardistill.diffusion.levels import LogNormal
+from vardistill.diffusion.noise import NoiseLevels
+from vardistill.domains.points.presets import DEMO
+from vardistill.reports.figures import MUTED, bare, doublings, legend_beside, ticks
+from vardistill.runs.build import (
     build_exact,
     build_generator,
     build_levels,
@@ -31,14 +35,10 @@ from vardistill.build import (
     build_problem,
     build_real_samples,
 )
-from vardistill.config import Config
-from vardistill.figures import MUTED, bare, doublings, legend_beside, ticks
-from vardistill.generators import Generator
-from vardistill.levels import LogNormal
-from vardistill.noise_levels import NoiseLevels
-from vardistill.presets import DEMO
-from vardistill.runs import RunFolder
-from vardistill.training import Trainer, distill
+from vardistill.runs.config import Config
+from vardistill.students.perceptron import Generator
+from vardistill.training.folder import RunFolder
+from vardistill.training.loop import Trainer, distill
 
 STEPS, CRITIC_STEPS = 500, 3000
 """Of the student's training, and of the auxiliary networks' at that student."""

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vardistill.bench.cells import load
-from vardistill.config import Config, TeachConfig
-from vardistill.config_files import read
 from vardistill.errors import UsageError
-from vardistill.runs import RunFolder, environment, write_whole
+from vardistill.runs.config import Config, TeachConfig
+from vardistill.training.config_files import read
+from vardistill.training.folder import RunFolder, environment, write_whole
 
 
 def main(words: list[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vardistill.cli.arguments import parse
 from vardistill.cli.train import free_folder, train
-from vardistill.presets import PRESETS
+from vardistill.domains.points.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vardistill.runs import RunFolder
+    from vardistill.training.folder import RunFolder
 
 
 def run_to_end(run: Callable[[], RunFolder], show: Callable[[RunFolder], None], resume: str) -> int:
     """Train and show the result, or say why there is none and that `resume` goes on; returns the exit code."""
     import torch
 
-    from vardistill.training import Diverged, Interrupted
+    from vardistill.training.loop import Diverged, Interrupted
 
     torch.set_flush_denormal(True)  # dead units' moments decay into denormal numbers, which are slow
     try:

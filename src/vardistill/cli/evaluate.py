@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices
-from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError, require
+from vardistill.runs.config import check_choices
+from vardistill.training.config_files import is_image_run
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _points(run: Path, parsed: Arguments) -> None:
-    from vardistill.build import build_problem
     from vardistill.cli.tables import print_evaluation
-    from vardistill.experiments import load_run, write_evaluation
+    from vardistill.runs.build import build_problem
+    from vardistill.runs.experiment import load_run, write_evaluation
 
     folder, config, generator = load_run(run)
     problem = build_problem(config.problem, config.levels.schedule)
@@ -59,7 +59,7 @@ def _points(run: Path, parsed: Arguments) -> None:
 
 def _pictures(run: Path, parsed: Arguments) -> None:
     from vardistill.cli.tables import print_image_evaluation
-    from vardistill.images.experiment import evaluate_run
+    from vardistill.domains.pictures.experiment import evaluate_run
 
     table, config = evaluate_run(run, parsed.num, parsed.seed)
     if parsed.json:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError
+from vardistill.training.config_files import is_image_run
 
 if TYPE_CHECKING:
-    from vardistill.generators import Generator
-    from vardistill.runs import RunFolder
+    from vardistill.students.perceptron import Generator
+    from vardistill.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ def main(arguments: list[str]) -> int:
 
 def _load(run: Path) -> tuple[RunFolder, Generator]:
     if is_image_run(run):
-        from vardistill.images.experiment import load_image_run
+        from vardistill.domains.pictures.experiment import load_image_run
 
         folder, _, student = load_image_run(run)
         return folder, student
 
-    from vardistill.experiments import load_run
+    from vardistill.runs.experiment import load_run
 
     folder, _, generator = load_run(run)
     return folder, generator
 
 
 def _diffusers(folder: RunFolder, generator: Generator, out: Path) -> int:
-    from vardistill.card import model_card
-    from vardistill.export import export_diffusers
+    from vardistill.export.onnx import export_diffusers
+    from vardistill.reports.card import model_card
 
     usage = export_diffusers(generator, out, model_card(folder, "diffusers"))
     print(f"{out} loads without vardistill:\n\n{usage}")
@@ -61,7 +61,7 @@ def _diffusers(folder: RunFolder, generator: Generator, out: Path) -> int:
 
 
 def _onnx(generator: Generator, out: Path) -> int:
-    from vardistill.export import CHECKED, export_onnx
+    from vardistill.export.onnx import CHECKED, export_onnx
 
     try:
         error = export_onnx(generator, out)

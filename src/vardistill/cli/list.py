@@ -9,14 +9,14 @@ from typing import Any
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
 from vardistill.cli.teach import PICTURES, POINTS
-from vardistill.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig, VarDiUConfig
-from vardistill.config_files import kind_of
-from vardistill.images.config import ImageObjectiveConfig, ImageVarDiUConfig, ImageVarFlowConfig
-from vardistill.images.presets import IMAGE_PRESETS
-from vardistill.levels import EDM, LogNormal, PowerLaw, UniformTime
-from vardistill.presets import PRESETS
-from vardistill.schedules import SCHEDULES
-from vardistill.warning_signs import RULES
+from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.diffusion.schedules import SCHEDULES
+from vardistill.domains.pictures.config import ImageObjectiveConfig, ImageVarDiUConfig, ImageVarFlowConfig
+from vardistill.domains.pictures.presets import IMAGE_PRESETS
+from vardistill.domains.points.presets import PRESETS
+from vardistill.runs.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig, VarDiUConfig
+from vardistill.training.config_files import kind_of
+from vardistill.training.warning_signs import RULES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
     if (Path(run) / "bench.json").is_file():
         return _report_bench(Path(run))
 
-    from vardistill.report import write_report
-    from vardistill.runs import RunFolder, open_run
+    from vardistill.reports.page import write_report
+    from vardistill.training.folder import RunFolder, open_run
 
     folder = RunFolder(Path(run))  # a run that was started from Python has no configuration file
     print(write_report(folder if folder.metrics.is_file() else open_run(folder.path)))

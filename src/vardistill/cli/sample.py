@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vardistill.cli.arguments import parse, take_positional
-from vardistill.config import check_choices
-from vardistill.config_files import is_image_run
 from vardistill.errors import UsageError, require
+from vardistill.runs.config import check_choices
+from vardistill.training.config_files import is_image_run
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def _points(run: Path, parsed: Arguments) -> None:
     if parsed.out.suffix not in (".npz", ".png"):
         raise UsageError(f"samples are written as .npz or .png, but --out is {parsed.out}")
 
-    from vardistill.build import build_problem
-    from vardistill.experiments import load_run
-    from vardistill.figures import samples_figure
+    from vardistill.reports.figures import samples_figure
+    from vardistill.runs.build import build_problem
+    from vardistill.runs.experiment import load_run
 
     _, config, generator = load_run(run)
     if parsed.label is not None:
@@ -73,8 +73,8 @@ def _pictures(run: Path, parsed: Arguments) -> None:
 
     import torch
 
-    from vardistill.images.experiment import draw, even_labels, load_image_run
-    from vardistill.images.figures import save_folder, save_grid
+    from vardistill.domains.pictures.experiment import draw, even_labels, load_image_run
+    from vardistill.reports.pictures import save_folder, save_grid
 
     _, _, student = load_image_run(run)
     labels = even_labels(parsed.num, student.classes)

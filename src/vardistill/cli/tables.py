@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vardistill import config_files
-from vardistill.build import build_problem
-from vardistill.config import Config
-from vardistill.figures import is_finite
-from vardistill.images.config import ImagesConfig
-from vardistill.problems import Problem
-from vardistill.runs import RunFolder
-from vardistill.verdict import Standard, standards
+from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.points.problems import Problem
+from vardistill.reports.figures import is_finite
+from vardistill.reports.verdict import Standard, standards
+from vardistill.runs.build import build_problem
+from vardistill.runs.config import Config
+from vardistill.training import config_files
+from vardistill.training.folder import RunFolder
 
 
 def print_run(folder: RunFolder) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
-from vardistill.config import TeachConfig
-from vardistill.config_files import read
+from vardistill.domains.pictures.config import ImagesTeachConfig
+from vardistill.domains.pictures.presets import IMAGE_TEACHERS
+from vardistill.domains.points.presets import TEACHERS
 from vardistill.errors import UsageError, unknown
-from vardistill.images.config import ImagesTeachConfig
-from vardistill.images.presets import IMAGE_TEACHERS
-from vardistill.presets import TEACHERS
+from vardistill.runs.config import TeachConfig
+from vardistill.training.config_files import read
 
 PICTURES = {**IMAGE_TEACHERS}
 POINTS = {name if name not in PICTURES else f"{name}-points": preset for name, preset in TEACHERS.items()}
@@ -81,8 +81,8 @@ def _pictures(name: str) -> ImagesTeachConfig:
 def teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
     """Fit a teacher of points and say how good it is; returns the exit code."""
     from vardistill.cli.tables import print_teacher
-    from vardistill.runs import RunFolder
-    from vardistill.teach import teach
+    from vardistill.domains.points.teach import teach
+    from vardistill.training.folder import RunFolder
 
     def run() -> RunFolder:
         teach(config, out, resume)
@@ -93,7 +93,7 @@ def teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
 
 def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) -> int:
     from vardistill.cli.tables import print_image_teacher
-    from vardistill.images.teach import teach_images
+    from vardistill.domains.pictures.teach import teach_images
 
     return run_to_end(
         lambda: teach_images(config, out, resume), print_image_teacher, f"vardistill teach --resume {out}"
@@ -103,7 +103,7 @@ def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) 
 def _resume(rest: list[str]) -> int:
     if len(rest) != 1:
         raise UsageError("--resume takes one run folder, and no flags: a teacher goes on as it was configured")
-    from vardistill.runs import open_run
+    from vardistill.training.folder import open_run
 
     folder = open_run(Path(rest[0]))
     config = read((ImagesTeachConfig, TeachConfig), folder.config)

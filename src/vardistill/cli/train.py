@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
-from vardistill.config import Config
-from vardistill.config_files import read
+from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.pictures.presets import IMAGE_PRESETS
+from vardistill.domains.points.presets import PRESETS, SCALES, adapted
 from vardistill.errors import UsageError, unknown
-from vardistill.images.config import ImagesConfig
-from vardistill.images.presets import IMAGE_PRESETS
-from vardistill.presets import PRESETS, SCALES, adapted
+from vardistill.runs.config import Config
+from vardistill.training.config_files import read
 
 if TYPE_CHECKING:
-    from vardistill.runs import RunFolder
+    from vardistill.training.folder import RunFolder
 
 USAGE = "\n".join(
     [
@@ -75,10 +75,10 @@ def train(config: Config | ImagesConfig, out: Path, resume: bool = False) -> int
 
 def _run(config: Config | ImagesConfig, out: Path, resume: bool) -> RunFolder:
     if isinstance(config, ImagesConfig):
-        from vardistill.images.experiment import run_images
+        from vardistill.domains.pictures.experiment import run_images
 
         return run_images(config, out, resume)
-    from vardistill.experiments import run_experiment
+    from vardistill.runs.experiment import run_experiment
 
     return run_experiment(config, out, resume)
 
@@ -115,7 +115,7 @@ def _start(arguments: list[str]) -> tuple[str, Config | ImagesConfig, list[str]]
 def _resume(rest: list[str]) -> int:
     if len(rest) != 1:
         raise UsageError("--resume takes one run folder, and no flags: a run goes on as it was configured")
-    from vardistill.runs import open_run
+    from vardistill.training.folder import open_run
 
     folder = open_run(Path(rest[0]))
     return train(read((Config, ImagesConfig), folder.config), folder.path, resume=True)

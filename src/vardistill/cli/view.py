@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if run is None:
         raise UsageError("view needs a run folder before its flags: vardistill view RUN")
 
-    from vardistill.view import Server, load_pair
+    from vardistill.reports.view import Server, load_pair
 
     with Server(load_pair(Path(run)), parsed.port) as server:
         print(f"{run} is shown at {server.url} until Ctrl-C", flush=True)

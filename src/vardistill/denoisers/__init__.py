@@ -1,46 +1,37 @@
 """Denoisers E[x | x_t]: exact ones, learned ones, and a user's own module."""
 
-from vardistill.denoisers.base import (
-    Denoiser,
-    DensityDenoiser,
-    FromModule,
-    Rescheduled,
-    check_denoiser,
-    from_module,
-    require_denoiser,
-    reschedule,
-    score,
-)
-from vardistill.denoisers.from_azula import from_azula
-from vardistill.denoisers.from_diffusers import DiffusersDenoiser, from_diffusers
-from vardistill.denoisers.from_edm import from_edm
-from vardistill.denoisers.guidance import Guided
-from vardistill.denoisers.mixed import Mixed
-from vardistill.denoisers.mixture import Empirical, GaussianMixture
-from vardistill.denoisers.network import Preconditioned, dsm_loss
-from vardistill.denoisers.parametrisations import PREDICTIONS, from_x, to_x
+from __future__ import annotations
 
-__all__ = [
-    "PREDICTIONS",
-    "Denoiser",
-    "DensityDenoiser",
-    "DiffusersDenoiser",
-    "Empirical",
-    "FromModule",
-    "GaussianMixture",
-    "Guided",
-    "Mixed",
-    "Preconditioned",
-    "Rescheduled",
-    "check_denoiser",
-    "dsm_loss",
-    "from_azula",
-    "from_diffusers",
-    "from_edm",
-    "from_module",
-    "from_x",
-    "require_denoiser",
-    "reschedule",
-    "score",
-    "to_x",
-]
+from typing import TYPE_CHECKING
+
+from vardistill.lazy import attach
+
+if TYPE_CHECKING:
+    from vardistill.denoisers.azula import from_azula as from_azula
+    from vardistill.denoisers.diffusers import DiffusersDenoiser as DiffusersDenoiser
+    from vardistill.denoisers.diffusers import from_diffusers as from_diffusers
+    from vardistill.denoisers.edm import from_edm as from_edm
+    from vardistill.denoisers.guidance import Guided as Guided
+    from vardistill.denoisers.mixed import Mixed as Mixed
+    from vardistill.denoisers.mixture import Empirical as Empirical
+    from vardistill.denoisers.mixture import GaussianMixture as GaussianMixture
+    from vardistill.denoisers.module import FromModule as FromModule
+    from vardistill.denoisers.module import Rescheduled as Rescheduled
+    from vardistill.denoisers.module import from_module as from_module
+    from vardistill.denoisers.module import reschedule as reschedule
+    from vardistill.denoisers.network import Preconditioned as Preconditioned
+    from vardistill.denoisers.network import dsm_loss as dsm_loss
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "module": "FromModule Rescheduled from_module reschedule",
+        "azula": "from_azula",
+        "diffusers": "DiffusersDenoiser from_diffusers",
+        "edm": "from_edm",
+        "guidance": "Guided",
+        "mixed": "Mixed",
+        "mixture": "Empirical GaussianMixture",
+        "network": "Preconditioned dsm_loss",
+    },
+)

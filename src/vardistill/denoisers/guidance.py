@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers.base import Denoiser
+from vardistill.diffusion.denoiser import Denoiser
 from vardistill.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers.base import Denoiser
+from vardistill.diffusion.denoiser import Denoiser
 
 
 class Mixed(nn.Module):

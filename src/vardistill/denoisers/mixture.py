@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vardistill.diffusion.schedules import VE, Schedule, expand
 from vardistill.errors import UsageError
-from vardistill.schedules import VE, Schedule, expand
 
 BLOCK_ENTRIES = 2**22
 """Entries of the largest (queries × components × ...) temporary."""

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vardistill.denoisers.base import Denoiser
+from vardistill.diffusion.denoiser import Denoiser
+from vardistill.diffusion.noise import Noise
+from vardistill.diffusion.schedules import VE, Schedule, expand
 from vardistill.errors import UsageError
-from vardistill.noise_levels import Noise
-from vardistill.schedules import VE, Schedule, expand
 
 
 class Preconditioned(nn.Module):

@@ -26,11 +26,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vardistill.denoisers import Denoiser, DensityDenoiser
+from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser
+from vardistill.diffusion.noise import Draw, Noise
+from vardistill.diffusion.schedules import Schedule
 from vardistill.errors import UsageError, require
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw, Noise
-from vardistill.schedules import Schedule
+from vardistill.students.perceptron import Generator
 
 STRETCH = 2.0
 """z = STRETCH · Φ⁻¹(u)."""

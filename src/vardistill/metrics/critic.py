@@ -25,10 +25,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vardistill.denoisers import Denoiser, score
+from vardistill.diffusion.denoiser import Denoiser, score
 from vardistill.errors import UsageError
-from vardistill.generators import Generator
 from vardistill.metrics.bound import Quadrature, checked_ratios, noise_level
+from vardistill.students.perceptron import Generator
 
 CHUNKS = 16
 """M, of each level's draws."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vardistill.energy import check_beta
 from vardistill.metrics.pairwise import pool, quadratic_forms
+from vardistill.objectives.energy import check_beta
 
 
 def energy_distance(x: Tensor, y: Tensor, beta: float = 1.0) -> float:

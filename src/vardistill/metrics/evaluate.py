@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vardistill.domains.points.problems import Problem
 from vardistill.errors import UsageError
 from vardistill.metrics.density import log_density
 from vardistill.metrics.energy_distance import energy_distance
 from vardistill.metrics.mmd import log_or_minus_infinity, mmd_statistics
 from vardistill.metrics.modes import mode_statistics
 from vardistill.metrics.precision_recall import precision_recall
-from vardistill.problems import Problem
 
 PERMUTATIONS = 200
 """Of the two-sample test: p-values are multiples of 1/201."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vardistill.data import Conditions
-from vardistill.denoisers import Denoiser, check_denoiser, require_denoiser
+from vardistill.diffusion.denoiser import Denoiser, check_denoiser, require_denoiser
+from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.errors import UsageError
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw, NoiseLevels
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Conditions
 
 
 class Objective(nn.Module):

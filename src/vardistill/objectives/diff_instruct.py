@@ -19,13 +19,13 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from vardistill.data import Conditions
-from vardistill.denoisers import Denoiser, check_denoiser, require_denoiser, score
 from vardistill.denoisers.network import dsm_loss
+from vardistill.diffusion.denoiser import Denoiser, check_denoiser, require_denoiser, score
+from vardistill.diffusion.noise import Draw, named_weight
 from vardistill.errors import UsageError, require
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw, named_weight
 from vardistill.objectives.base import Objective, inner
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Conditions
 
 
 class DiffInstruct(Objective):

@@ -33,17 +33,17 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from vardistill.data import Conditions
-from vardistill.denoisers import Denoiser, DensityDenoiser, score
 from vardistill.denoisers.mixture import mixture_of_points
-from vardistill.diagnostics import posterior_information
+from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, score
+from vardistill.diffusion.noise import Draw
+from vardistill.diffusion.schedules import expand
 from vardistill.errors import UsageError, unknown
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective, inner
-from vardistill.posteriors import Conditional, Posterior, Prior, Reparameterised, check_posterior, standard_normal
+from vardistill.objectives.diagnostics import posterior_information
+from vardistill.posteriors.few import Conditional, Posterior, Prior, Reparameterised, check_posterior, standard_normal
 from vardistill.processes import gather
-from vardistill.schedules import expand
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Conditions
 
 ControlVariate = Callable[[Tensor], Tensor]
 """c from the ratio σ_t/α_t, both (R,)."""

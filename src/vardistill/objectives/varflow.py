@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vardistill.data import Conditions
-from vardistill.denoisers import Denoiser
-from vardistill.energy import check_beta, mean_distances, paired_distances
+from vardistill.diffusion.denoiser import Denoiser
+from vardistill.diffusion.noise import Draw
 from vardistill.errors import UsageError, first_line, unknown
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw
 from vardistill.objectives.base import Objective
+from vardistill.objectives.energy import check_beta, mean_distances, paired_distances
 from vardistill.processes import gather, gather_with_gradient, rank
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Conditions
 
 Cross = Literal["all", "paired"]
 

@@ -14,11 +14,11 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from vardistill.data import Conditions
+from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.errors import UsageError, require
-from vardistill.generators import Generator
-from vardistill.noise_levels import Draw, NoiseLevels
 from vardistill.objectives.base import Objective
+from vardistill.students.perceptron import Generator
+from vardistill.training.data import Conditions
 
 PartWeight = float | Callable[[float], float]
 """λ, or λ as a function of the run's progress ∈ [0, 1]."""

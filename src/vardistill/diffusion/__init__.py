@@ -1,0 +1,50 @@
+"""Diffusion itself: forward processes, noise levels and their weights, what a step draws, predictions, samplers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vardistill.lazy import attach
+
+if TYPE_CHECKING:
+    from vardistill.diffusion.denoiser import Denoiser as Denoiser
+    from vardistill.diffusion.denoiser import DensityDenoiser as DensityDenoiser
+    from vardistill.diffusion.denoiser import check_denoiser as check_denoiser
+    from vardistill.diffusion.denoiser import require_denoiser as require_denoiser
+    from vardistill.diffusion.denoiser import score as score
+    from vardistill.diffusion.levels import EDM as EDM
+    from vardistill.diffusion.levels import LevelDistribution as LevelDistribution
+    from vardistill.diffusion.levels import LogNormal as LogNormal
+    from vardistill.diffusion.levels import PowerLaw as PowerLaw
+    from vardistill.diffusion.levels import UniformTime as UniformTime
+    from vardistill.diffusion.noise import Draw as Draw
+    from vardistill.diffusion.noise import Noise as Noise
+    from vardistill.diffusion.noise import NoiseLevels as NoiseLevels
+    from vardistill.diffusion.noise import Weight as Weight
+    from vardistill.diffusion.noise import named_weight as named_weight
+    from vardistill.diffusion.noise import weights as weights
+    from vardistill.diffusion.parametrisations import PREDICTIONS as PREDICTIONS
+    from vardistill.diffusion.parametrisations import from_x as from_x
+    from vardistill.diffusion.parametrisations import to_x as to_x
+    from vardistill.diffusion.samplers import karras_times as karras_times
+    from vardistill.diffusion.samplers import sample as sample
+    from vardistill.diffusion.schedules import SCHEDULES as SCHEDULES
+    from vardistill.diffusion.schedules import VE as VE
+    from vardistill.diffusion.schedules import VP as VP
+    from vardistill.diffusion.schedules import Cosine as Cosine
+    from vardistill.diffusion.schedules import Rectified as Rectified
+    from vardistill.diffusion.schedules import Schedule as Schedule
+    from vardistill.diffusion.schedules import Table as Table
+    from vardistill.diffusion.schedules import expand as expand
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "levels": "EDM LevelDistribution LogNormal PowerLaw UniformTime",
+        "noise": "Draw Noise NoiseLevels Weight named_weight weights",
+        "parametrisations": "PREDICTIONS from_x to_x",
+        "samplers": "karras_times sample",
+        "denoiser": "Denoiser DensityDenoiser check_denoiser require_denoiser score",
+        "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand",
+    },
+)

@@ -1,0 +1,87 @@
+r"""Denoisers: D(x_t, t) = E[x | x_t].
+
+Everything else that a diffusion model may predict is an affine function of D and x_t (see `parametrisations`); the
+score is Tweedie's s(x_t, t) = (α_t D(x_t, t) − x_t)/σ_t².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.errors import UsageError, first_line
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """E[x | x_t] under `schedule`."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """Map x_t (B, *data) and t (B,) to E[x | x_t], shape of x_t."""
+        ...
+
+
+@runtime_checkable
+class DensityDenoiser(Denoiser, Protocol):
+    """A denoiser that knows the density of its noisy marginals."""
+
+    def log_prob(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """log p_t(x_t) in nats, (B,)."""
+        ...
+
+
+def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+    """∇ log p_t(x_t) = (α_t D(x_t, t) − x_t)/σ_t², shape of x_t (Tweedie's formula)."""
+    alpha, sigma = denoiser.schedule(t)
+    return (expand(alpha, x_t) * denoiser(x_t, t, **condition) - x_t) / expand(sigma, x_t) ** 2
+
+
+def require_denoiser(denoiser: object, name: str) -> None:
+    """Raise UsageError for what is no `Denoiser`, a bare network for example."""
+    if not (callable(denoiser) and hasattr(denoiser, "schedule")):  # isinstance does not see what wrappers pass on
+        raise UsageError(
+            f"the {name} must be a denoiser, E[x | x_t] with a schedule, but is {type(denoiser).__name__}: wrap it, "
+            "for example by vardistill.denoisers.from_module"
+        )
+
+
+def check_denoiser(
+    denoiser: Denoiser,
+    data_shape: torch.Size | tuple[int, ...],
+    like: Tensor,
+    conditions: Callable[[int, torch.Generator], Mapping[str, Tensor]] | None = None,
+    name: str = "teacher",
+    trained: bool = False,
+) -> None:
+    """Call the denoiser at two points of `data_shape`; raise UsageError unless shape and dtype come back, finite.
+
+    Of one that is `trained`, gradient has to reach the parameters.
+    """
+    x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
+    condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))
+    t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
+    try:
+        with torch.set_grad_enabled(trained):
+            out = denoiser(x_t, t, **condition)
+    except (RuntimeError, TypeError, UsageError) as error:
+        reason, names = first_line(error), "".join(f" with {name}" for name in condition)
+        raise UsageError(
+            f"the {name} does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
+        ) from error
+    if out.shape != x_t.shape or out.dtype != x_t.dtype:
+        raise UsageError(
+            f"{name} and generator differ: for {tuple(x_t.shape)} of {x_t.dtype} the {name} returns "
+            f"{tuple(out.shape)} of {out.dtype}"
+        )
+    if not out.isfinite().all():
+        raise UsageError(f"the {name} returns NaN or infinity at x_t = 0, t = 0.5")
+    if trained and not out.requires_grad:
+        raise UsageError(
+            f"no gradient reaches the {name}'s parameters: its forward cuts the graph (no_grad), or they are frozen"
+        )

@@ -1,0 +1,254 @@
+r"""What a training step draws: times, noise, weights.
+
+A level distribution draws the ratios σ_t/α_t (see `levels`), a weight turns them into w(t), `NoiseLevels.draw` gathers
+one step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that objectives
+receive.
+
+The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair
+is two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.
+
+Every row has a level of its own, or rows share L levels in each of the G draws: row r then has the level r mod L of its
+draw, and the rows of one level are a *group*, a sample of one noisy marginal (what the energy distance compares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vardistill.diffusion.levels import LevelDistribution
+from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.errors import UsageError, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """One step's noise.
+
+    Attributes:
+        t: (R,) times in [0, 1].
+        alpha: (R,) α_t.
+        sigma: (R,) σ_t.
+        weight: (R,) w(t).
+        eps: (R, *data) standard normal.
+        latents: N, the number of different latents; rows r, r + N, r + 2N, ... share one.
+        shared: L, the levels that the rows of a draw share; 0 where every row has its own.
+        real_eps: (R, *data) standard normal for real samples beside the student's; None where none are needed.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    weight: Tensor
+    eps: Tensor
+    latents: int
+    shared: int = 0
+    real_eps: Tensor | None = None
+
+    def x_t(self, x: Tensor) -> Tensor:
+        """α_t x + σ_t ε for x of shape (R, *data)."""
+        return expand(self.alpha, x) * x + expand(self.sigma, x) * self.eps
+
+    def real_t(self, real: Tensor) -> Tensor:
+        """α_t y + σ_t ε′ for real samples y of shape (R, *data)."""
+        if self.real_eps is None:
+            raise UsageError("no noise was drawn for real samples: draw the levels with real=True")
+        return expand(self.alpha, real) * real + expand(self.sigma, real) * self.real_eps
+
+    def groups(self, v: Tensor) -> Tensor:
+        """`v` (R, ...) with the rows of one level together, (G·L, N/L, ...).
+
+        Raises:
+            UsageError: where every row has a level of its own.
+        """
+        if not self.shared:
+            raise UsageError("every row has a noise level of its own: share levels among rows, for example shared=8")
+        return v.reshape(-1, self.latents // self.shared, self.shared, *v.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+    def ungroup(self, v: Tensor) -> Tensor:
+        """The inverse of `groups`, (R, ...)."""
+        return v.reshape(-1, self.shared, *v.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+    def rows(self, v: Tensor) -> Tensor:
+        """`v` of shape (N, ...), one entry a latent, repeated to the R rows."""
+        return v.repeat(len(self.t) // self.latents, *[1] * (v.ndim - 1))
+
+    def shard(self, process: int, processes: int) -> Noise:
+        """The rows of the `process`-th of `processes` equal, contiguous parts of the latents."""
+        n = self.latents // processes
+
+        def part(v: Tensor) -> Tensor:
+            of_latents = v.reshape(-1, self.latents, *v.shape[1:])[:, process * n : (process + 1) * n]
+            return of_latents.flatten(0, 1)
+
+        scales = part(self.t), part(self.alpha), part(self.sigma), part(self.weight)
+        real_eps = None if self.real_eps is None else part(self.real_eps)
+        return Noise(*scales, part(self.eps), n, self.shared, real_eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What a step draws, as an objective receives it: a loss is a deterministic function of this.
+
+    Attributes:
+        z: (R, *latent) latents.
+        x: (R, *data) = generator(z), with its gradient.
+        noise: times, scales, weights and ε of the R rows.
+        generator: g, for objectives that evaluate it at other latents.
+        eta: (K, R, *latent) standard normal, for objectives that draw K further latents a row; None for the others.
+        pool: (M, *latent) further latents from the prior, for objectives that share them among the rows; or None.
+        batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
+        real: (R, *data) real samples, for objectives that need them; None for the others.
+        progress: of the run, in [0, 1].
+        other_noise: further noise for the same latents, one for each of the objective's `other_levels`.
+    """
+
+    z: Tensor
+    x: Tensor
+    noise: Noise
+    generator: Callable[[Tensor], Tensor]
+    eta: Tensor | None = None
+    pool: Tensor | None = None
+    batch: Mapping[str, Tensor] = field(default_factory=dict)
+    real: Tensor | None = None
+    progress: float = 0.0
+    other_noise: tuple[Noise, ...] = ()
+
+    @property
+    def x_t(self) -> Tensor:
+        """The noisy samples α_t x + σ_t ε, (R, *data)."""
+        return self.noise.x_t(self.x)
+
+    @property
+    def real_t(self) -> Tensor:
+        """The noisy real samples α_t y + σ_t ε′, (R, *data).
+
+        Raises:
+            UsageError: where the draw holds no real samples.
+        """
+        if self.real is None:
+            raise UsageError("this objective compares with real samples, but none were drawn: give the trainer data")
+        return self.noise.real_t(self.real)
+
+    def under(self, noise: Noise) -> Draw:
+        """The same latents, real samples and conditions under another noise; candidates (eta) stay behind."""
+        n = noise.latents
+        real = None if self.real is None else noise.rows(self.real[:n])
+        z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
+        batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
+        return replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=())
+
+
+Weight = Callable[[Tensor, Tensor], Tensor]
+"""w from (α_t, σ_t), each (R,)."""
+
+
+def weights(sigma_data: float, sigma_max: float) -> dict[str, Weight]:
+    """The named weights, for data of standard deviation σ_d = `sigma_data` and ratios up to r_max = `sigma_max`.
+
+    `one` 1; `sigma2` σ²; `inverse_sigma` 1/σ; `snr` α²/σ²; and with r = σ/α: `sigma2_max` (r/r_max)² (VarDiU's
+    reference, where α = 1); `edm` (r² + σ_d²)/(r σ_d)² (EDM, table 1); `sigma2_linear` r²/(r + σ_d/20), which goes
+    from r² to r where r is a twentieth of σ_d.
+    """
+    return {
+        "one": lambda alpha, sigma: torch.ones_like(sigma),
+        "sigma2": lambda alpha, sigma: sigma**2,
+        "sigma2_max": lambda alpha, sigma: (sigma / alpha / sigma_max) ** 2,
+        "inverse_sigma": lambda alpha, sigma: 1 / sigma,
+        "snr": lambda alpha, sigma: (alpha / sigma) ** 2,
+        "edm": lambda alpha, sigma: (alpha / sigma) ** 2 + sigma_data**-2,
+        "sigma2_linear": lambda alpha, sigma: (sigma / alpha) ** 2 / (sigma / alpha + sigma_data / 20),
+    }
+
+
+def named_weight(name: str, sigma_data: float = 1.0, sigma_max: float = 1.0) -> Weight:
+    """The weight of this name; see `weights`. Raises UsageError for an unknown name."""
+    known = weights(sigma_data, sigma_max)
+    if name not in known:
+        raise unknown("weight", name, known)
+    return known[name]
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """How a step draws its noise.
+
+    Args:
+        schedule: t → (α_t, σ_t).
+        distribution: of the ratios σ_t/α_t.
+        weight: w(α, σ); default 1.
+        draws: G, noise draws per latent; even if antithetic.
+        antithetic: the second half of the rows repeats the first half's times with −ε.
+        stratified: draw the levels' u one from each of as many equal strata, in random order, not independently:
+            same marginal law, less variance.
+        shared: L, the levels that the latents of a draw share; 0 gives every row its own.
+
+    Raises:
+        UsageError: for draws < 1, odd draws with antithetic pairs, or shared < 0.
+    """
+
+    schedule: Schedule
+    distribution: LevelDistribution
+    weight: Weight = lambda alpha, sigma: torch.ones_like(sigma)
+    draws: int = 1
+    antithetic: bool = False
+    stratified: bool = False
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise UsageError(f"draws must be at least 1, but is {self.draws}")
+        if self.antithetic and self.draws % 2:
+            raise UsageError(f"antithetic pairs need an even number of noise draws per latent, but draws={self.draws}")
+        if self.shared < 0:
+            raise UsageError(f"shared must be 0 or the number of levels that a draw shares, but is {self.shared}")
+
+    def draw(
+        self,
+        shape: torch.Size | tuple[int, ...],
+        latents: int,
+        progress: float,
+        rng: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+        real: bool = False,
+    ) -> Noise:
+        """Draw a step's noise for `latents` latents and data of `shape`, on the device of `rng`.
+
+        Levels outside the schedule's range are moved to its ends, t = 0 and t = 1.
+
+        Args:
+            shape: of one data point.
+            latents: N; the draw has R = draws · N rows.
+            progress: of the run, in [0, 1].
+            rng: the source of randomness.
+            dtype: of the result.
+            real: whether to draw noise for real samples, too.
+
+        Raises:
+            UsageError: where the latents do not split evenly over the shared levels.
+        """
+        if self.shared and latents % self.shared:
+            raise UsageError(f"the batch must be divisible by the {self.shared} shared levels, but is {latents}")
+        independent = self.draws // 2 if self.antithetic else self.draws
+        n = independent * latents
+        u = self._uniform(independent * self.shared or n, rng, dtype).clamp(1e-7, 1 - 1e-7)
+        t = self.schedule.time(self.distribution(u, progress, self.schedule)).clamp(0, 1)
+        if self.shared:
+            t = t.view(independent, 1, self.shared).expand(-1, latents // self.shared, -1).flatten()
+        eps = torch.randn(n, *shape, generator=rng, device=rng.device, dtype=dtype)
+        if self.antithetic:
+            t, eps = torch.cat([t, t]), torch.cat([eps, -eps])
+        alpha, sigma = self.schedule(t)
+        real_eps = None
+        if real:
+            real_eps = torch.randn(eps.shape, generator=rng, device=rng.device, dtype=dtype)
+        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents, self.shared, real_eps)
+
+    def _uniform(self, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=dtype)
+        if not self.stratified:
+            return u
+        return (torch.randperm(n, generator=rng, device=rng.device) + u) / n

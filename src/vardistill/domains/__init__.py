@@ -1,0 +1,1 @@
+"""Domains: what points and pictures provide."""

@@ -1,0 +1,139 @@
+r"""Features of pictures, φ(x) ∈ R^f, in which sets of pictures are compared.
+
+They are those of a `Classifier` of the same kind of pictures, or the pooled output of a vision model of Hugging Face's
+`transformers` (DINOv2, ViT, CLIP, ConvNeXt, …). For the latter, pictures are resized to the network's input (bicubic,
+antialiased, without cropping) and brought to the mean and standard deviation per channel that its
+`preprocessor_config.json` names; grey ones have their channel three times.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vardistill.domains.pictures.classifier import Classifier, load_classifier
+from vardistill.errors import UsageError
+
+
+class Features(ABC):
+    """φ.
+
+    Attributes:
+        name: for tables.
+        network: what computes φ, in evaluation mode.
+    """
+
+    name: str
+    network: nn.Module
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """φ(x) (B, f), float32, on the network's device; x (B, C, H, W) in [−1, 1]."""
+        parameter = next(self.network.parameters())
+        return self._features(x.to(parameter)).float()
+
+    @abstractmethod
+    def _features(self, x: Tensor) -> Tensor: ...
+
+
+class ClassifierFeatures(Features):
+    """The penultimate layer of a classifier."""
+
+    def __init__(self, classifier: Classifier, name: str = "classifier") -> None:
+        self.network = self.classifier = classifier.eval()
+        self.name = name
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.classifier.features(x)
+
+
+class VisionModelFeatures(Features):
+    """The pooled output of a vision model.
+
+    Args:
+        network: of `transformers`, with a pooled output.
+        size: rows and columns of its input.
+        mean: per channel, of pictures in [0, 1].
+        std: per channel.
+        name: for tables.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int], mean: Tensor, std: Tensor, name: str) -> None:
+        self.network, self.size, self.mean, self.std, self.name = network.eval(), size, mean, std, name
+
+    def _features(self, x: Tensor) -> Tensor:
+        if x.shape[1] not in (1, len(self.mean)):
+            raise UsageError(f"{self.name} reads pictures of 1 or {len(self.mean)} channels, not {x.shape[1]}")
+        if tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(-1, 1)
+        x = ((x + 1) / 2 - self.mean.to(x)[:, None, None]) / self.std.to(x)[:, None, None]
+        pooled: Tensor = self.network(pixel_values=x).pooler_output
+        return pooled.flatten(1)
+
+
+def load_features(name: str | Path) -> Features:
+    """Features by name.
+
+    Args:
+        name: the folder of a saved `Classifier` or vision model, or a vision model's name on the Hugging Face hub.
+
+    Raises:
+        UsageError: for a model that is not there, truncated, of another kind, or without trained weights for its
+            pooled output; without `transformers` where it is needed.
+    """
+    path = Path(name)
+    if path.is_dir() and "model_type" not in _json(path / "config.json"):
+        return ClassifierFeatures(load_classifier(path), path.resolve().name)
+    return _load_vision_model(str(name))
+
+
+def _load_vision_model(name: str) -> VisionModelFeatures:
+    try:
+        from transformers import AutoModel
+        from transformers.utils.hub import cached_file
+    except ImportError as error:
+        raise UsageError(f"features of '{name}' need transformers: pip install 'vardistill[features]'") from error
+    try:
+        file = cached_file(name, "preprocessor_config.json")
+        options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        network, loading = AutoModel.from_pretrained(name, **options)
+    except Exception as error:  # of the network, the hub or the files
+        raise UsageError(
+            f"'{name}' is neither a saved classifier's folder nor a vision model of the Hugging Face hub: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise UsageError(
+            f"'{name}' has no weights for {missing[0]} and {len(missing) - 1} more: its features are random"
+        )
+    network = getattr(network, "vision_model", network)  # of CLIP and its kin, the half that sees
+    size, mean, std = _preprocessing(_json(Path(str(file))), name)
+    return VisionModelFeatures(network, size, mean, std, name)
+
+
+def _preprocessing(config: dict[str, Any], name: str) -> tuple[tuple[int, int], Tensor, Tensor]:
+    """Rows and columns, mean and standard deviation of the network's input."""
+    size = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
+    if not isinstance(size, dict):
+        size = {"shortest_edge": size}
+    height, width = (size.get(side, size.get("shortest_edge")) for side in ("height", "width"))
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise UsageError(f"the preprocessor_config.json of '{name}' names no size of the input")
+    mean, std = (torch.tensor(config.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
+    return (height, width), mean, std
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's contents; nothing of a file that is missing or no JSON object."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return contents if isinstance(contents, dict) else {}

@@ -1,0 +1,51 @@
+"""Where VarFlow takes distances, if not between pixels: maps (x_t, t) → (R, f), differentiable in x_t."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vardistill.denoisers.diffusers import DiffusersDenoiser
+from vardistill.domains.pictures.classifier import Classifier
+from vardistill.errors import UsageError
+
+
+class ClassifierSpace(nn.Module):
+    """φ(x_t), the penultimate layer of a classifier of clean pictures, at every level."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(R, 64) of x_t (R, C, H, W); t (R,) is left out."""
+        return self.classifier.features(x_t)
+
+
+class EncoderSpace(nn.Module):
+    """φ(x_t, t), what the middle block of the teacher's U-Net returns, flat.
+
+    Args:
+        denoiser: with a network that has a `mid_block`.
+        label: what a conditional network is told, the label for no class if it has one; None for an unconditional one.
+
+    Raises:
+        UsageError: for a network without a middle block.
+    """
+
+    def __init__(self, denoiser: DiffusersDenoiser, label: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(getattr(denoiser.network, "mid_block", None), nn.Module):
+            raise UsageError(f"{type(denoiser.network).__name__} has no middle block to take features from")
+        self.denoiser, self.label = denoiser, label
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(R, f) of x_t (R, C, H, W) at t (R,)."""
+        seen: list[Tensor] = []
+        middle: nn.Module = self.denoiser.network.get_submodule("mid_block")
+        hook = middle.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        labels = None if self.label is None else x_t.new_full((len(x_t),), self.label).long()
+        try:
+            self.denoiser(x_t, t, labels=labels)
+        finally:
+            hook.remove()
+        return seen[0].flatten(1)

@@ -1,0 +1,1 @@
+"""Points: problems whose truth is known."""

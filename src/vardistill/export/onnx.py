@@ -1,0 +1,168 @@
+"""Trained generators for other programs: diffusers' pipelines and ONNX files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vardistill.errors import UsageError
+from vardistill.export.pipelines import save_pipeline, usage_of
+from vardistill.students.network import OneStep
+from vardistill.students.perceptron import Generator
+
+LARGEST_ONNX = 2**31
+"""Bytes that an ONNX file holds, a limit of its format."""
+
+CHECKED = (1, 5)
+"""Batch sizes at which an ONNX file is run; it is traced at another."""
+
+
+def export_diffusers(generator: Generator, path: Path | str, card: str | None = None) -> str:
+    """Save a student as a folder that diffusers loads alone, its adapters merged; see `pipelines.save_pipeline`.
+
+    Args:
+        generator: a `OneStep`.
+        path: the folder, new or empty.
+        card: text of README.md; default how to load the folder.
+
+    Returns:
+        Python that loads the folder and draws pictures.
+
+    Raises:
+        UsageError: for a generator without a network of diffusers, or a folder that is not empty.
+    """
+    if not isinstance(generator, OneStep):
+        raise UsageError(f"a {type(generator).__name__} is no network of diffusers: export it to onnx instead")
+    student = generator.merged()
+    save_pipeline(student.denoiser, Path(path), student.t, student.classes, card)
+    return usage_of(student.denoiser, one_step=True, folder=str(path))
+
+
+def export_onnx(generator: Generator, path: Path | str, tolerance: float = 1e-4) -> float:
+    """Save x = g(z) as an ONNX file, and compare it with the generator on random z.
+
+    Its inputs are `z` (B, *latent) and, for a conditional generator, `labels` (B,) of int64; its output is `x`. Any B
+    will do.
+
+    Args:
+        generator: in float32.
+        path: the file, which is replaced.
+        tolerance: largest |difference| of a value of x.
+
+    Returns:
+        The largest difference that was seen, at two batch sizes.
+
+    Raises:
+        UsageError: without onnx, onnxscript and onnxruntime, for weights above 2 GiB, or a file that cannot be written.
+        RuntimeError: where the file's results differ by more than the tolerance; then there is no file.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"onnx files need {' and '.join(missing)}: pip install 'vardistill[onnx]'")
+    if sum(p.numel() * p.element_size() for p in generator.parameters()) >= LARGEST_ONNX:
+        raise UsageError("the weights take more than 2 GiB, and an ONNX file holds no more")
+    function, path = traceable(generator), Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_onnx(function, inputs(generator, 2), partial)
+        error = onnx_error(generator, partial)
+        if not error <= tolerance:
+            raise RuntimeError(
+                f"the ONNX file's x differs by {error:.3g} from the generator's, more than {tolerance:g}"
+            )
+        partial.replace(path)
+    except OSError as failure:
+        raise UsageError(f"cannot write {path}: {failure.strerror or failure}") from failure
+    finally:
+        partial.unlink(missing_ok=True)
+    return error
+
+
+def write_onnx(function: nn.Module, example: dict[str, Tensor], path: Path) -> None:
+    """Trace a function of tensors (B, ...) given by name, with B left open."""
+    batch = torch.export.Dim("batch")
+    with quiet_exporter():
+        torch.onnx.export(
+            function,
+            kwargs=example,
+            f=path,
+            input_names=list(example),
+            output_names=["x"],
+            dynamic_shapes={name: {0: batch} for name in example},
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@torch.no_grad()
+def onnx_error(generator: Generator, path: Path) -> float:
+    """The largest |difference| between the file's x and the generator's, over the batch sizes `CHECKED`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    errors = []
+    for n in CHECKED:
+        given = inputs(generator, n)
+        (x,) = session.run(None, {name: v.cpu().numpy() for name, v in given.items()})
+        errors.append((torch.from_numpy(x) - generator(**given).cpu()).abs().max())
+    return float(torch.stack(errors).max())  # NaN where there is one
+
+
+def inputs(generator: Generator, n: int) -> dict[str, Tensor]:
+    """z (n, *latent), and labels (n,) in turn for a conditional generator."""
+    device = next(generator.parameters()).device
+    z = generator.latents(n, torch.Generator(device).manual_seed(n))
+    labels = {"labels": torch.arange(n, device=device) % generator.classes} if generator.classes else {}
+    return {"z": z, **labels}
+
+
+def traceable(generator: Generator) -> nn.Module:
+    """The generator as a function that a tracer follows: evaluation mode, no adapters, no tables."""
+    if isinstance(generator, OneStep):
+        return FixedLevel(generator).eval()
+    return copy.deepcopy(generator).eval()
+
+
+class FixedLevel(nn.Module):
+    """A student whose α_t and σ_t are numbers.
+
+    Args:
+        student: is copied.
+    """
+
+    def __init__(self, student: OneStep) -> None:
+        super().__init__()
+        self.t, self.scale, self.denoiser = student.t, student.scale, student.merged().denoiser
+        scales = [float(scale) for scale in self.denoiser.schedule(torch.tensor(self.t))]
+        denoise: Any = self.denoiser._denoise
+        denoise.schedule = lambda t: tuple(t.new_full(t.shape, scale) for scale in scales)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(c z, t), with a batch size that may be symbolic."""
+        x: Tensor = self.denoiser(self.scale * z, z.new_full(z.shape[:1], self.t), labels=labels)
+        return x
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without the exporter's own warnings and its notes on packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,169 @@
+r"""Denoisers and one-step students as pipelines that diffusers loads alone.
+
+A student x = D(c z, t) becomes a sampler of one step that ends at σ = 0, where DDIM's and Euler's rules leave
+D(x_t, t) itself:
+
+    discrete   a DDIM scheduler of the teacher's first i + 1 values of β, which starts at the last, i = (T − 1) t
+    EDM        an Euler scheduler with σ_max = σ_t
+    flow       an Euler scheduler that starts at σ = t
+
+Read back by `from_diffusers`, a discrete or an EDM student is therefore D(c z, 1). Unconditional discrete U-Nets fit
+diffusers' `DDIMPipeline`. For all others the folder brings `pipeline.py`, which diffusers runs only when it is told to
+(`trust_remote_code=True`). Weights are in safetensors files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, DiffusersDenoiser, import_diffusers, network_name
+from vardistill.diffusion.schedules import Table
+from vardistill.errors import UsageError
+
+PARTS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+"""Networks that take no condition but labels, and what pipelines call them."""
+
+STEPS = 50
+"""Of a teacher's pipeline, where its user names no number."""
+
+ON_STEP = 1e-3
+"""How far (T − 1) t may be from a step, for rounding."""
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+```python
+{usage}
+```
+"""
+
+
+def save_pipeline(
+    denoiser: DiffusersDenoiser, path: Path, t: float | None = None, classes: int = 0, card: str | None = None
+) -> None:
+    """Save a teacher, or a one-step student, as a folder that diffusers loads; `usage` tells how.
+
+    Noise drawn from the same seed gives the same pictures as D(c z, t), clipped to [−1, 1] and moved to [0, 1]. The
+    folder is written beside its place and moved there when it is whole.
+
+    Args:
+        denoiser: D.
+        path: the folder, new or empty.
+        t: of the student; None for a teacher, which samples in many steps.
+        classes: labels 0..classes − 1 that it is asked for; default all that the network knows.
+        card: text of README.md; default how to load the folder.
+
+    Raises:
+        UsageError: for a folder that is not empty or cannot be written, a network that takes more than labels, or a t
+            between two steps of a discrete schedule.
+    """
+    network, own = network_name(denoiser.network), type(denoiser.scheduler).__name__
+    if network not in PARTS:
+        raise UsageError(f"no pipeline fits a {network}, which takes more than labels: give one of {', '.join(PARTS)}")
+    scheduler = sampler(denoiser, t)
+    index: dict[str, Any] = {
+        "_class_name": "DDIMPipeline",
+        "_diffusers_version": import_diffusers().__version__,
+        PARTS[network]: ["diffusers", network],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+    }
+    stock = is_stock(network, own, denoiser.classes)
+    if not stock:
+        index["_class_name"] = ["pipeline", "ImagePipeline"]
+        index |= {"classes": classes or denoiser.classes, "steps": STEPS if t is None else 1}
+        index |= {"sigma": t} if own in FLOW else {}
+    text = card or CARD.format(usage=usage_of(denoiser, t is not None))
+    with whole_folder(path) as partial:
+        denoiser.network.save_pretrained(partial / PARTS[network])  # type: ignore[operator]  # a ModelMixin
+        scheduler.save_pretrained(partial / "scheduler")
+        if not stock:
+            template = files("vardistill.export") / "templates" / "pipeline.py"
+            (partial / "pipeline.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        (partial / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (partial / "README.md").write_text(text, encoding="utf-8")
+
+
+def is_stock(network: str, scheduler: str, classes: int) -> bool:
+    """Whether diffusers' own `DDIMPipeline` samples a denoiser of these classes of diffusers, with so many labels."""
+    return network == "UNet2DModel" and scheduler in DISCRETE and not classes
+
+
+def usage(network: str, scheduler: str, classes: int, one_step: bool, folder: str = "FOLDER") -> str:
+    """Python that loads the folder of such a denoiser and draws 16 pictures, without this library."""
+    if is_stock(network, scheduler, classes):
+        name, options, call = "DDIMPipeline", "", f", num_inference_steps={1 if one_step else STEPS}"
+    else:
+        name, options, call = "DiffusionPipeline", ", trust_remote_code=True", ""
+    return (
+        f"from diffusers import {name}\n"
+        f"pipeline = {name}.from_pretrained({json.dumps(folder)}{options})\n"
+        f"pictures = pipeline(batch_size=16{call}).images"
+    )
+
+
+def usage_of(denoiser: DiffusersDenoiser, one_step: bool, folder: str = "FOLDER") -> str:
+    """`usage` of the folder that `save_pipeline` writes for this denoiser."""
+    network, scheduler = network_name(denoiser.network), type(denoiser.scheduler).__name__
+    return usage(network, scheduler, denoiser.classes, one_step, folder)
+
+
+def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
+    """The scheduler of a teacher's pipeline, or of a student's whose only step is D(c z, t)."""
+    scheduler, diffusers = denoiser.scheduler, import_diffusers()
+    if isinstance(denoiser.schedule, Table):
+        return ddim(scheduler, len(denoiser.schedule.alphas_cumprod) - 1, t)
+    if t is None:
+        return scheduler
+    if type(scheduler).__name__ in EDM:
+        own = {name: scheduler.config[name] for name in ("sigma_min", "sigma_data", "prediction_type")}
+        return diffusers.EDMEulerScheduler(sigma_max=denoiser.init_scale(t), **own)
+    return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=scheduler.config.num_train_timesteps)
+
+
+def ddim(scheduler: Any, last: int, t: float | None) -> Any:
+    """DDIM from step i = `last` · t of a discrete scheduler, or from the last one, down to σ = 0."""
+    index = last if t is None else round(last * t)
+    if t is not None and abs(last * t - index) > ON_STEP:
+        raise UsageError(
+            f"t={t:g} lies between two of the {last + 1} steps of the schedule: a step is {index / last:g}"
+        )
+    return import_diffusers().DDIMScheduler(
+        num_train_timesteps=index + 1,
+        trained_betas=scheduler.betas[: index + 1].tolist(),
+        prediction_type=scheduler.config.prediction_type,
+        clip_sample=t is None and scheduler.config.get("clip_sample", False),
+        clip_sample_range=scheduler.config.get("clip_sample_range", 1.0),
+        timestep_spacing="trailing",
+    )
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write to, which takes its place at the end, and goes where that is not reached.
+
+    Raises:
+        UsageError: where `path` is not empty, or cannot be written.
+    """
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} is there already, and not an empty folder: choose another")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

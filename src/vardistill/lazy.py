@@ -1,0 +1,31 @@
+"""Packages whose public names load when they are first used, so that reading a configuration does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def attach(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
+    """`__getattr__` and `__all__` of a package.
+
+    Args:
+        package: its name.
+        modules: public names, parted by spaces, by the place below the package that has them: a module that defines
+            them, or a package whose modules they are.
+    """
+    homes = {name: place for place, names in modules.items() for name in names.split()}
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            try:
+                return importlib.import_module(f"{package}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{package}.{name}":
+                    raise
+                raise AttributeError(f"module '{package}' has no attribute '{name}'") from None
+        home = importlib.import_module(f"{package}.{homes[name]}")
+        return getattr(home, name)
+
+    return load, sorted({*homes, *(place for place, names in modules.items() if not names)})

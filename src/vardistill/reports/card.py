@@ -1,0 +1,183 @@
+"""Model cards: what a generator is, how good it was measured to be, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vardistill.errors import UsageError, first_line
+from vardistill.export.pipelines import usage
+from vardistill.reports.contents import metrics_lines
+from vardistill.reports.formats import duration, metric_of, sentence_case
+from vardistill.training.folder import RunFolder, write_whole
+
+Table = Mapping[str, Any]
+
+TAGS = ("one-step-generation", "diffusion-distillation")
+
+OBJECTIVES = {"DiffInstruct": "Diff-Instruct", "VarDiUVarFlow": "VarDiU + λ·VarFlow"}
+"""Names of the objectives' kinds in configurations that are not their names in papers."""
+
+
+def model_card(run: RunFolder, library: str = "vardistill") -> str:
+    """The card of a run's generator, in Markdown, from the files of the run; those that are missing are left out.
+
+    It names no path of this machine: of the teacher's only the last part is kept.
+
+    Args:
+        run: its folder.
+        library: the one that loads the folder with the card, "vardistill" or "diffusers".
+
+    Raises:
+        UsageError: for files that cannot be read.
+    """
+    config = mapping(run.config, yaml.safe_load)
+    sections = (front_matter(config, library), introduction(run, config), measured(run, config))
+    return "\n\n".join(part for part in (*sections, loading(run, library), training(run, config)) if part) + "\n"
+
+
+def write_card(run: RunFolder) -> None:
+    """Write the card into the folder of the finished generator, as README.md."""
+    write_whole(run.generator / "README.md", model_card(run))
+
+
+def front_matter(config: Table, library: str) -> str:
+    """What the Hugging Face hub sorts models by."""
+    pictures = {"pipeline_tag": "unconditional-image-generation"} if of_pictures(config) else {}
+    head = {"library_name": library, **pictures, "tags": list(TAGS)}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+
+
+def introduction(run: RunFolder, config: Table) -> str:
+    """What the generator is."""
+    objective = objective_name(config.get("objective"))
+    if of_pictures(config):
+        teacher = last_part(config.get("teacher", ""))
+        guidance = config.get("guidance", 1)
+        guided = f" with guidance {guidance:g}" if guidance != 1 else ""
+        what = f"It makes a picture in one step. It was distilled from the diffusion model `{teacher}`{guided}"
+    else:
+        teacher = (config.get("teacher") or {}).get("teacher", "")
+        what = (
+            f"It makes a sample in one step. It was distilled from the {teacher} denoiser of `{config.get('problem')}`"
+        )
+    return f"# {run.path.resolve().name}\n\nA one-step generator. {what}, by {objective}."
+
+
+def measured(run: RunFolder, config: Table) -> str:
+    """The table of metrics, beside the teacher's own where they are there."""
+    own = numbers(mapping(run.path / "evaluation.json", json.loads))
+    if not own:
+        return ""
+    columns = {"this generator, 1 step": own, **teachers(config)}
+    rows = [["", *columns, "meaning"], ["---"] * (len(columns) + 2)]
+    for name in own:
+        metric = metric_of(name, name.replace("_", " "))
+        values = [metric.show(column[name]) if name in column else "" for column in columns.values()]
+        rows.append([metric.title, *values, sentence_case(metric.meaning)])
+    return "## Measured\n\n" + table(rows)
+
+
+def teachers(config: Table) -> dict[str, dict[str, float]]:
+    """The metrics of a teacher of `vardistill teach`, by its number of steps, and of held-out data."""
+    if not of_pictures(config) or not config.get("teacher"):
+        return {}
+    kept = mapping(Path(config["teacher"]) / "evaluation.json", json.loads)
+    titles = {name: f"teacher, {name}" if name.endswith(" steps") else name for name in kept}
+    return {titles[name]: numbers(row) for name, row in kept.items() if isinstance(row, dict)}
+
+
+def loading(run: RunFolder, library: str) -> str:
+    """How to load the generator, here and in diffusers."""
+    config = mapping(run.generator / "config.json", json.loads)
+    if "network" not in config:
+        return code_section(
+            "from vardistill.students.perceptron import MLP", 'samples = MLP.from_pretrained("FOLDER").sample(16)'
+        )
+    classes = int(config.get("classes", 0))
+    labels = f", labels=torch.arange(16) % {classes}" if classes else ""
+    own = [
+        *(["import torch"] if classes else []),
+        "from vardistill.students.network import OneStep",
+        f'pictures = OneStep.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
+    ]
+    alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, one_step=True)
+    ours = f"With vardistill, from the folder `generator` of its run:\n\n{code(*own)}"
+    exported = "" if library == "diffusers" else ", after `vardistill export RUN --to diffusers --out FOLDER`"
+    theirs = f"With diffusers alone{exported}:\n\n{code(alone)}"
+    return "## Loading\n\n" + "\n\n".join([theirs, ours] if library == "diffusers" else [ours, theirs])
+
+
+def training(run: RunFolder, config: Table) -> str:
+    """Seed, length and hardware."""
+    settings, facts = config.get("training") or {}, mapping(run.environment, json.loads)
+    last = max(metrics_lines(run), key=lambda line: float(line["step"]), default={})
+    rows = {
+        "seed": settings.get("seed"),
+        "steps": f"{last['step']:,}" if last else None,
+        "batch": settings.get("batch"),
+        "time": duration(last["seconds"]) if last else None,
+        "hardware": facts.get("accelerator") or facts.get("processor"),
+        "processes": facts.get("processes"),
+        "threads": facts.get("threads"),
+        **{name: facts.get(name) for name in ("python", "vardistill", "torch")},
+    }
+    known = [[name, str(value)] for name, value in rows.items() if value is not None]
+    return "## Training\n\n" + table([["", ""], ["---", "---"], *known]) if known else ""
+
+
+def of_pictures(config: Table) -> bool:
+    """Whether this is the configuration of a run on pictures."""
+    return config.get("kind") == "Images"
+
+
+def objective_name(objective: object) -> str:
+    """The objective of a configuration, in words."""
+    if not isinstance(objective, dict):
+        return "an objective of its own"
+    kind = str(objective.get("kind", "VarDiU")).removeprefix("Image")
+    if "first" in objective:
+        return f"{objective_name(objective['first'])} + λ·VarFlow"
+    return OBJECTIVES.get(kind, kind)
+
+
+def last_part(path: str) -> str:
+    """The last component of a path or hub id that is no part of a teacher's own folder."""
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..", "pipeline")]
+    return parts[-1] if parts else "unknown"
+
+
+def numbers(table: Mapping[str, Any]) -> dict[str, float]:
+    """The entries that are numbers."""
+    return {name: v for name, v in table.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def mapping(path: Path, reader: Any) -> dict[str, Any]:
+    """A file's mapping, {} without the file; raises UsageError where it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        content = reader(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read {path}: {first_line(error)}") from error
+    return dict(content) if isinstance(content, dict) else {}
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
+
+
+def code(*lines: str) -> str:
+    """A block of Python."""
+    return "\n".join(["```python", *lines, "```"])
+
+
+def code_section(*lines: str) -> str:
+    """The section on loading of a generator that only this library loads."""
+    return f"## Loading\n\n{code(*lines)}"

@@ -1,0 +1,197 @@
+r"""The field's student: the teacher's own network at one noise level.
+
+    x = g(z) = D(c z, t_init),   z ~ N(0, I) of the shape of x,
+
+with D a diffusers network under its scheduler's parametrisation, so that x is a prediction of the clean data whatever
+the network itself predicts, and c the scale of the noise that a pipeline starts from at t_init (σ_t where the variance
+explodes, 1 where it is preserved). Started from the teacher's weights it is the first step of the teacher's sampler
+(Luo et al. 2023, arXiv 2305.18455). With adapters of low rank (Hu et al. 2021, arXiv 2106.09685) only these are
+trained, W + B A beside frozen weights W that the teacher may share.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
+from vardistill.diffusion.schedules import Table
+from vardistill.errors import UsageError, unknown
+from vardistill.students.hub import SafeHubMixin
+from vardistill.students.perceptron import Generator
+
+INITIAL_RATIO = 5.0
+"""Default noise-to-signal ratio of t_init in standard deviations of the data: SiD's σ = 2.5 for σ_d = ½."""
+
+
+class OneStep(
+    Generator,
+    SafeHubMixin,
+    library_name="vardistill",
+    tags=["one-step-generation", "diffusion-distillation"],
+):
+    """x = D(c z, t_init); see `from_teacher` for one that starts as a teacher.
+
+    Args:
+        network: configuration of the network: what diffusers saves, with its `_class_name`.
+        scheduler: configuration of the scheduler, likewise.
+        t: t_init in (0, 1].
+        classes: labels 0..classes − 1 that it takes; 0 for an unconditional one.
+        data_std: standard deviation of the data, for default noise levels.
+
+    Raises:
+        UsageError: for classes of diffusers that are not supported, or t out of range.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        t: float,
+        classes: int = 0,
+        data_std: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 < t <= 1:
+            raise UsageError(f"t must be in (0, 1], but is {t:g}")
+        parts = build(network, NETWORKS), build(scheduler, (*DISCRETE, *EDM, *FLOW))
+        self.denoiser = DiffusersDenoiser(*parts, classes)
+        self.t, self.scale = t, self.denoiser.init_scale(t)
+        self.classes, self.data_std = classes, data_std
+        self.latent_shape = self.data_shape = self.denoiser.data_shape
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: DiffusersDenoiser,
+        ratio: float | None = None,
+        classes: int | None = None,
+        data_std: float = 0.5,
+    ) -> OneStep:
+        """A student with the teacher's network and a copy of its weights.
+
+        Args:
+            teacher: E[x | x_t].
+            ratio: noise-to-signal ratio σ/α of t_init; default `INITIAL_RATIO` standard deviations of the data. For a
+                discrete schedule the nearest of its steps is taken.
+            classes: labels that the student takes; default all that the teacher knows.
+            data_std: standard deviation of the data.
+        """
+        t = initial_time(teacher, INITIAL_RATIO * data_std if ratio is None else ratio)
+        classes = teacher.classes if classes is None else classes
+        student = cls(describe(teacher.network), describe(teacher.scheduler), t, classes, data_std)
+        parameter = next(teacher.network.parameters())
+        student.to(parameter.device, parameter.dtype)
+        student.denoiser.network.load_state_dict(teacher.network.state_dict())
+        return student
+
+    @property
+    def initial_ratio(self) -> float:
+        """The noise-to-signal ratio σ/α of t_init."""
+        alpha, sigma = self.denoiser.schedule(torch.tensor(self.t, dtype=torch.float64))
+        return float(sigma / alpha)
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that make such a student anew."""
+        network, scheduler = describe(self.denoiser.network), describe(self.denoiser.scheduler)
+        return {
+            "network": network,
+            "scheduler": scheduler,
+            "t": self.t,
+            "classes": self.classes,
+            "data_std": self.data_std,
+        }
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) from z of the same shape and, for a conditional one, labels (B,)."""
+        x: Tensor = self.denoiser(self.scale * z, z.new_full((len(z),), self.t), labels=labels)
+        return x
+
+    def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> OneStep:
+        """Freeze the weights and train adapters of this rank beside them; returns the student.
+
+        Its output stays the same: the adapters' second factor starts at 0. The first is drawn from torch's global
+        generator, see `build.initial_weights`.
+
+        Args:
+            rank: of B A, at least 1.
+            targets: names of the adapted layers, or ends of them; default all linear and convolutional ones.
+
+        Raises:
+            UsageError: for a rank below 1, adapters that are there already, no such layers, or without peft.
+        """
+        if rank < 1 or has_adapters(self):
+            raise UsageError(f"adapters need a rank of at least 1, and are added once; rank={rank}")
+        peft, network = import_peft(), self.denoiser.network
+        layers = [name for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+        chosen = [name for name in layers if targets is None or name.endswith(tuple(targets))]
+        if not chosen:
+            raise UsageError(
+                f"no linear or convolutional layer is named {', '.join(targets or ())}; one is {layers[-1]}"
+            )
+        self.requires_grad_(False)
+        peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), network)
+        return self
+
+    @torch.no_grad()
+    def merged(self) -> OneStep:
+        """A copy with the adapters added to the weights, W + B A: a student without adapters."""
+        student = copy.deepcopy(self)
+        network = student.denoiser.network
+        adapted = [name for name, layer in network.named_modules() if hasattr(layer, "lora_A")]
+        for name in adapted:
+            parent, _, child = name.rpartition(".")
+            layer: Any = network.get_submodule(name)
+            layer.merge()
+            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+        return student.requires_grad_(False)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Save the weights with their adapters merged."""
+        if has_adapters(self):
+            self.merged()._save_pretrained(save_directory)
+        else:
+            super()._save_pretrained(save_directory)
+
+
+def initial_time(teacher: DiffusersDenoiser, ratio: float) -> float:
+    """The t at which σ_t/α_t is `ratio`; the nearest step of a discrete schedule."""
+    t = float(teacher.schedule.time(torch.tensor(ratio, dtype=torch.float64)).clamp(0, 1))
+    if isinstance(teacher.schedule, Table):
+        last = len(teacher.schedule.alphas_cumprod) - 1
+        t = max(1, round(t * last)) / last
+    return t
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """The configuration of a network or scheduler of diffusers as JSON has it, without notes of its origin."""
+    config = json.loads(part.to_json_string())
+    return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
+
+
+def build(config: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any]) -> Any:
+    """A network or scheduler of diffusers from its configuration; its class must be one of `known`."""
+    name = str(config.get("_class_name"))
+    if name not in known:
+        raise unknown("class of diffusers", name, known)
+    return getattr(import_diffusers(), name).from_config(dict(config))
+
+
+def has_adapters(student: nn.Module) -> bool:
+    """Whether there are adapters in the network."""
+    return any(hasattr(layer, "lora_A") for layer in student.modules())
+
+
+def import_peft() -> Any:
+    """The peft package; raises UsageError where it is not installed."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError("adapters need peft: pip install 'vardistill[diffusers]'") from error
+    return peft

@@ -1,0 +1,137 @@
+"""The books of a run: its lines of metrics, warning signs and progress bar; and the wish to stop it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from vardistill.training.folder import RunFolder, environment, write_whole
+from vardistill.training.warning_signs import Watch
+
+LIVE_FIGURES = ("loss", "bound", "log_density", "log_mmd", "modes_found")
+"""Scalars in the progress bar."""
+
+
+class Books:
+    """What a run tells of itself; the main process keeps it.
+
+    Args:
+        folder: of the run; None keeps nothing on disk.
+        accelerator: knows the processes and the trackers.
+
+    Attributes:
+        history: the lines of metrics.
+        watch: over the warning signs in them.
+        bar: steps and live figures.
+        live: these figures, by name.
+    """
+
+    def __init__(self, folder: RunFolder | None, accelerator: Accelerator) -> None:
+        self.folder, self.accelerator = folder, accelerator
+        self.history: list[dict[str, Any]] = []
+        self.watch = Watch()
+        self.bar = tqdm(disable=True)
+        self.live: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Note what the run is made with."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            facts = environment() | {"processes": self.accelerator.num_processes}
+            write_whole(self.folder.environment, json.dumps(facts, indent=2))
+
+    def resume(self, step: int) -> None:
+        """Go on from the lines up to this step; those after it are dropped."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.rewind(step)
+            self.history = self.folder.history()
+            self.watch = Watch(self.history)
+
+    @contextmanager
+    def opened(self, step: int, steps: int) -> Iterator[None]:
+        """Show the progress bar and start the trackers, and write out what they hold however the run ends.
+
+        Where the bar ends in a file it has few lines.
+        """
+        if self.folder is not None:
+            self.accelerator.init_trackers("logs")
+        hidden = not self.accelerator.is_local_main_process
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        try:
+            with tqdm(total=steps, initial=step, unit="step", disable=hidden, mininterval=interval) as self.bar:
+                yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def record(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Add a line of metrics, "train" or "eval"."""
+        if not self.accelerator.is_main_process:
+            return
+        self.history.append({"kind": kind, "step": step, "seconds": seconds, **values})
+        if self.folder is not None:
+            self.folder.log(kind, step, seconds, values)
+            self.accelerator.log({f"{kind}/{name}": v for name, v in values.items()}, step=step)
+        self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
+        self.bar.set_postfix(self.live, refresh=False)
+
+    def warn(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell of signs that are new, and name those that are there in the progress bar."""
+        for sign in self.watch.observe({"step": step, **values}):
+            if self.accelerator.is_main_process:
+                self.bar.write(f"warning: {sign}", file=sys.stderr)
+        self.live.pop("sign", None)
+        if signs := self.watch.signs:
+            self.live["sign"] = ",".join(sign.name for sign in signs)
+
+
+class StopRequest:
+    """The wish to stop a run after the step under way: SIGINT (Ctrl-C) or SIGTERM.
+
+    Args:
+        accelerator: knows the run's processes; None for one process.
+
+    Attributes:
+        made: whether this process was asked.
+    """
+
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
+        self.accelerator, self.made = accelerator, False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Take the first signal as a wish.
+
+        A second one stops a run of one process at once; launchers of several pass the first one on twice.
+        """
+
+        def request(number: int, frame: FrameType | None) -> None:
+            if self.made and (self.accelerator is None or self.accelerator.num_processes == 1):
+                raise KeyboardInterrupt
+            self.made = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked; all have to call this together."""
+        if self.accelerator is None:
+            return self.made
+        wishes = torch.tensor(float(self.made), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wishes, "sum") > 0)

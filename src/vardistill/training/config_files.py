@@ -1,0 +1,163 @@
+"""Configurations as YAML: a file names its type, and is read with its types, choices and unknown keys checked.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vardistill.errors import UsageError, first_line, unknown
+from vardistill.runs.config import options_of
+from vardistill.training.folder import UNREADABLE, write_whole
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain data; what may be of several types carries its type's name as `kind`."""
+    out: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            kind = {"kind": kind_of(type(value))} if len(options_of(hints[f.name])) > 1 else {}
+            out[f.name] = kind | to_dict(value)
+        else:
+            out[f.name] = str(value) if isinstance(value, Path) else value
+    return out
+
+
+def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
+    """The inverse of `to_dict`; raises UsageError for unknown keys (with the nearest) and values of a wrong type."""
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{where} must be a mapping, but is {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            raise unknown(f"key in {where}", str(key), hints)
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def kind_of(cls: type) -> str:
+    """The name of a configuration's type in files: the class's, less `Config`."""
+    return cls.__name__.removesuffix("Config")
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    options = options_of(hint)
+    if all(dataclasses.is_dataclass(option) for option in options):
+        return _dataclass(options, value, where)
+    for option in options:
+        matched, converted = _match(option, value)
+        if matched:
+            return converted
+    raise UsageError(f"{where} must be {_describe(options)}, but is {value!r}")
+
+
+def _dataclass(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if len(options) == 1:
+        return from_dict(options[0], value, where)
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be a mapping, but is {value!r}")
+    kinds = {kind_of(option): option for option in options}
+    rest = dict(value)
+    kind = str(rest.pop("kind", kind_of(options[0])))
+    if kind not in kinds:
+        raise unknown(f"kind of {where}", kind, kinds)
+    return from_dict(kinds[kind], rest, where)
+
+
+def _match(option: Any, value: Any) -> tuple[bool, Any]:
+    if typing.get_origin(option) is Literal:
+        return value in typing.get_args(option), value
+    if option is float:
+        return _number(value)
+    if typing.get_origin(option) is tuple:
+        return _tuple(typing.get_args(option)[0], value)
+    if option is Path:
+        return isinstance(value, str), Path(str(value))
+    return type(value) is option, value
+
+
+def _tuple(item: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a tuple of such items is meant, and which."""
+    if not isinstance(value, (list, tuple)):
+        return False, value
+    matches = [_match(item, v) for v in value]
+    return all(matched for matched, _ in matches), tuple(converted for _, converted in matches)
+
+
+def _number(value: Any) -> tuple[bool, Any]:
+    """Whether a float is meant, and which; YAML 1.1 reads 1e-3, without a point, as a string."""
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return True, float(value)
+    return False, value
+
+
+def _describe(options: tuple[Any, ...]) -> str:
+    return " or ".join(map(_describe_one, options))
+
+
+def _describe_one(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return str(option.__args__)
+    return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
+
+
+KINDS = {
+    "": "a run on points",
+    "Images": "a run on pictures",
+    "Teach": "a teacher of points",
+    "ImagesTeach": "a teacher of pictures",
+}
+"""What a file's kind, its first line, says that it configures; of a run on points it says nothing."""
+
+
+def write(config: Any, path: Path) -> None:
+    """Write the configuration as YAML, its type's name first; raises UsageError where it cannot be written."""
+    kind = {"kind": name} if (name := kind_of(type(config))) else {}
+    write_whole(path, yaml.safe_dump(kind | plain(to_dict(config)), sort_keys=False, allow_unicode=True))
+
+
+def plain(data: Any) -> Any:
+    """Tuples as lists, which YAML has."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    return [plain(value) for value in data] if isinstance(data, tuple) else data
+
+
+def is_image_run(run: Path) -> bool:
+    """Whether a folder's configuration is of a run on pictures."""
+    try:
+        data = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    except UNREADABLE:
+        return False
+    return isinstance(data, dict) and data.get("kind") == "Images"
+
+
+def read(classes: Any, path: Path) -> Any:
+    """Read a configuration of a type, or of one of several; a file that names no kind is of a `Config`.
+
+    Raises:
+        UsageError: where the file is missing, or not such a configuration.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except UNREADABLE as error:
+        raise UsageError(f"cannot read the configuration {path}: {first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path.name} must be a mapping, but is {data!r}")
+    kinds = {kind_of(option): option for option in (classes if isinstance(classes, tuple) else (classes,))}
+    kind = str(data.pop("kind", ""))
+    if kind not in kinds:
+        wanted = " or ".join(KINDS[name] for name in kinds)
+        there = KINDS.get(kind, f"an unknown kind, {kind!r}")
+        raise UsageError(f"{path} is the configuration of {there}, but wanted here is that of {wanted}")
+    return from_dict(kinds[kind], data, path.name)

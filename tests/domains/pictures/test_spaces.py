@@ -1,0 +1,100 @@
+"""Where VarFlow takes distances: frozen features that are differentiable in the noisy pictures."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny_models import tiny_dit, tiny_unet
+from vardistill.denoisers import DiffusersDenoiser
+from vardistill.domains.pictures.classifier import Classifier
+from vardistill.domains.pictures.spaces import ClassifierSpace, EncoderSpace
+from vardistill.errors import UsageError
+from vardistill.objectives import VarFlow
+
+
+def classifier_space() -> ClassifierSpace:
+    classifier = Classifier((1, 8, 8), ("a", "b")).initialise(torch.Generator().manual_seed(0))
+    return ClassifierSpace(classifier)
+
+
+def encoder_space(classes: int | None = None, label: int | None = None) -> EncoderSpace:
+    return EncoderSpace(DiffusersDenoiser(tiny_unet(classes), diffusers.DDIMScheduler()), label)
+
+
+def noisy(n: int = 3) -> tuple[Tensor, Tensor]:
+    x_t = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return x_t, torch.linspace(0.2, 0.8, n)
+
+
+@pytest.mark.parametrize("make", [classifier_space, encoder_space])
+def test_features_are_frozen_and_differentiable_in_the_pictures(make: type) -> None:
+    space = make()
+    objective = VarFlow(features=space).train()
+    assert objective.auxiliary_parameters() == []
+    assert not any(module.training for module in space.modules())
+    x_t, t = noisy()
+    x_t.requires_grad_()
+    features = space(x_t, t)
+    assert features.shape[0] == 3
+    assert features.ndim == 2
+    features.square().sum().backward()
+    assert x_t.grad is not None
+    assert bool((x_t.grad.flatten(1).norm(dim=1) > 1e-6).all())
+    assert all(p.grad is None for p in space.parameters())
+
+
+def test_the_classifiers_space_is_its_features_at_every_level() -> None:
+    space = classifier_space()
+    x_t, t = noisy()
+    assert torch.equal(space(x_t, t), space.classifier.features(x_t))
+    assert torch.equal(space(x_t, t), space(x_t, 1 - t))
+
+
+def test_the_encoders_space_is_what_the_middle_block_returns() -> None:
+    """Equal to the first half of the network run by hand, with its skips left out of the middle."""
+    space = encoder_space()
+    x_t, t = noisy()
+    network = space.denoiser.network
+    embedded = network.time_embedding(network.time_proj(999 * t))
+    h = network.conv_in(x_t)
+    for block in network.down_blocks:
+        h, _ = block(h, embedded)
+    expected = network.mid_block(h, embedded).flatten(1)
+    torch.testing.assert_close(space(x_t, t), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(space(x_t, t), space(x_t, 1 - t), atol=1e-3)
+
+
+def test_a_conditional_encoder_is_told_the_label() -> None:
+    x_t, t = noisy()
+    told = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        told.append(inputs[0])
+
+    outputs = []
+    for label in (0, 2):
+        space = encoder_space(classes=3, label=label)
+        space.denoiser.network.class_embedding.register_forward_pre_hook(keep)
+        outputs.append(space(x_t, t))
+    assert [labels.tolist() for labels in told] == [[0, 0, 0], [2, 2, 2]]
+    assert not torch.allclose(*outputs, atol=1e-4)
+
+
+def test_no_hook_stays_behind() -> None:
+    space = encoder_space()
+    middle = space.denoiser.network.mid_block
+    space(*noisy())
+    assert not middle._forward_hooks
+    with pytest.raises(RuntimeError):
+        space(torch.zeros(2, 5, 8, 8), torch.zeros(2))
+    assert not middle._forward_hooks
+
+
+def test_a_network_without_a_middle_block_is_refused() -> None:
+    scheduler = diffusers.DDIMScheduler()
+    for network, name in ((tiny_dit(), "DiTTransformer2DModel"), (tiny_unet(mid_block_type=None), "UNet2DModel")):
+        with pytest.raises(UsageError, match=f"{name} has no middle block"):
+            EncoderSpace(DiffusersDenoiser(network, scheduler))

@@ -1,0 +1,262 @@
+"""Pipelines that diffusers loads without vardistill: the same pictures from the same noise, and the same denoiser back.
+
+Random networks amplify noise, so a part of their pictures is clipped; the rest, at least a fifth, is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tiny_models import tiny_dit, tiny_unet
+from vardistill.denoisers import DiffusersDenoiser, from_diffusers
+from vardistill.diffusion.samplers import karras_times, sample
+from vardistill.errors import UsageError
+from vardistill.export.pipelines import save_pipeline, usage_of
+from vardistill.export.templates.pipeline import ImagePipeline
+from vardistill.students.network import OneStep
+
+N, SEED, STEPS = 5, 3, 4
+
+TEACHERS: dict[str, Any] = {
+    "epsilon": lambda: (tiny_unet(channels=3), diffusers.DDPMScheduler(clip_sample=False)),
+    "v": lambda: (tiny_unet(), diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)),
+    "sample": lambda: (
+        tiny_unet(),
+        diffusers.DPMSolverMultistepScheduler(prediction_type="sample", beta_schedule="scaled_linear"),
+    ),
+    "labels": lambda: (tiny_unet(classes=4), diffusers.DDPMScheduler(clip_sample=False)),
+    "edm": lambda: (tiny_unet(classes=4), diffusers.EDMEulerScheduler(sigma_max=20.0, sigma_data=0.4)),
+    "edm-v": lambda: (tiny_unet(), diffusers.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction")),
+    "flow": lambda: (tiny_unet(), diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=500, shift=3.0)),
+    "dit": lambda: (tiny_dit(channels=1), diffusers.DDIMScheduler()),
+}
+STOCK = ("epsilon", "v", "sample")
+
+every_teacher = pytest.mark.parametrize("name", TEACHERS)
+
+ALONE = """
+import json, sys, warnings
+sys.modules["vardistill"] = None
+import numpy, torch
+pictures = {}
+for folder, lines, options in json.load(sys.stdin):
+    load = lines.splitlines()[:2]
+    exec("\\n".join(load))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(generator=torch.Generator().manual_seed(SEED), output_type="np", **options).images
+    pictures[folder] = images.transpose(0, 3, 1, 2)
+numpy.savez(sys.argv[1], **pictures)
+"""
+
+
+def teacher(name: str) -> DiffusersDenoiser:
+    return DiffusersDenoiser(*TEACHERS[name]()).eval()
+
+
+def student(name: str) -> OneStep:
+    return OneStep.from_teacher(teacher(name)).eval()
+
+
+def condition(classes: int) -> dict[str, Tensor]:
+    return {"labels": torch.arange(N) % classes} if classes else {}
+
+
+def seen(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """By folder, what a process without vardistill draws from every student and three teachers."""
+    root = tmp_path_factory.mktemp("pipelines")
+    jobs = []
+    for name in TEACHERS:
+        s, path = student(name), root / name
+        save_pipeline(s.denoiser, path, s.t, s.classes)
+        one = {"num_inference_steps": 1} if name in STOCK else {}
+        jobs.append((name, usage_of(s.denoiser, True, str(path)), {"batch_size": N, **one}))
+    for name in ("epsilon", "labels", "edm"):
+        t, path = teacher(name), root / f"{name}-teacher"
+        save_pipeline(t, path)
+        options = {"batch_size": N, "num_inference_steps": STEPS}
+        jobs.append((path.name, usage_of(t, False, str(path)), options))
+    environment = os.environ | {"HF_HOME": str(root / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", ALONE.replace("SEED", str(SEED)), str(root / "pictures.npz")]
+    subprocess.run(words, input=json.dumps(jobs), text=True, check=True, env=environment, timeout=300)
+    return {name: torch.from_numpy(v) for name, v in np.load(root / "pictures.npz").items()}
+
+
+@pytest.mark.slow
+@every_teacher
+def test_a_student_draws_the_same_pictures_without_vardistill(pictures: dict[str, Tensor], name: str) -> None:
+    s = student(name)
+    own = seen(s.sample(N, SEED, **condition(s.classes)))
+    assert ((own > 0) & (own < 1)).float().mean() > 0.2
+    torch.testing.assert_close(pictures[name], own, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["epsilon", "labels", "edm"])
+def test_a_teacher_samples_without_vardistill(pictures: dict[str, Tensor], name: str) -> None:
+    """DDIM at every 250th step down to σ = 0, and Euler's rule on EDM's grid, which is DDIM's where α = 1."""
+    t = teacher(name)
+    noise = torch.randn(N, *t.data_shape, generator=torch.Generator().manual_seed(SEED))
+    times = torch.tensor([999, 749, 499, 249], dtype=torch.float64) / 999
+    if name == "edm":
+        times = karras_times(t.schedule, STEPS, t_min=0.0, t_max=1.0)
+    else:
+        noise = noise / t.schedule(times[:1])[1].float()  # pipelines start from variance 1, not σ²
+    own = seen(sample(t, noise, STEPS, "ddim", times, **condition(t.classes)))
+    torch.testing.assert_close(pictures[f"{name}-teacher"], own, rtol=0, atol=1e-4)
+
+
+@every_teacher
+def test_the_teacher_comes_back(name: str, tmp_path: Path) -> None:
+    t = teacher(name)
+    save_pipeline(t, tmp_path / "teacher")
+    back = from_diffusers(tmp_path / "teacher")
+    x = torch.randn(N, *t.data_shape, generator=torch.Generator().manual_seed(SEED))
+    levels = torch.linspace(0.1, 0.9, N)
+    with torch.no_grad():
+        expected, found = (denoiser(x, levels, **condition(t.classes)) for denoiser in (t, back))
+    assert back.schedule == t.schedule
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "v", "sample", "labels", "edm", "edm-v", "dit"])
+def test_a_student_comes_back_as_a_denoiser_whose_last_level_is_its_own(name: str, tmp_path: Path) -> None:
+    s = student(name)
+    save_pipeline(s.denoiser, tmp_path / "student", s.t, s.classes)
+    back = from_diffusers(tmp_path / "student")
+    z = s.latents(N, torch.Generator().manual_seed(SEED))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            back(s.scale * z, torch.ones(N), **condition(s.classes)), s(z, **condition(s.classes)), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_the_folder_holds_no_pickles_and_code_only_where_it_is_needed(tmp_path: Path) -> None:
+    for name in ("epsilon", "edm"):
+        s = student(name)
+        save_pipeline(s.denoiser, tmp_path / name, s.t, s.classes)
+    names = {
+        path.name: {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} for path in tmp_path.iterdir()
+    }
+    stock = {
+        "README.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    assert names == {"epsilon": stock, "edm": stock | {"pipeline.py"}}
+    assert 'DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)' in (
+        tmp_path / "edm" / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_folder_in_use_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        save_pipeline(teacher("edm"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    save_pipeline(teacher("edm"), tmp_path)
+    assert (tmp_path / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "full"), UsageError)]
+)
+def test_a_broken_save_leaves_nothing(
+    error: BaseException, raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = teacher("edm")
+
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(t.scheduler, "save_pretrained", fail)
+    with pytest.raises(raised):
+        save_pipeline(t, tmp_path / "teacher")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_time_between_two_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="between two of the 1000 steps"):
+        save_pipeline(teacher("epsilon"), tmp_path / "student", t=500.5 / 999)
+
+
+def test_a_network_that_takes_more_than_labels_is_refused(tmp_path: Path) -> None:
+    t = teacher("epsilon")
+    t.network = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+    )
+    with pytest.raises(UsageError, match="UNet2DConditionModel, which takes more than labels"):
+        save_pipeline(t, tmp_path / "teacher")
+
+
+def loaded(name: str) -> ImagePipeline:
+    """The pipeline's class on its own."""
+    network, scheduler = TEACHERS[name]()
+    pipeline = ImagePipeline(scheduler, unet=network, classes=int(network.config.num_class_embeds or 0), steps=2)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_labels_of_the_pipeline() -> None:
+    pipeline, options = loaded("edm"), {"batch_size": N, "output_type": "latent", "return_dict": False}
+    (one,), (same,), (turn,), (listed,) = (
+        pipeline(generator=torch.Generator().manual_seed(0), class_labels=labels, **options)
+        for labels in (2, torch.full((N,), 2), None, [0, 1, 2, 3, 0])
+    )
+    assert torch.equal(one, same)
+    assert torch.equal(turn, listed)
+    assert not torch.equal(one[0], turn[0])
+    with pytest.raises(ValueError, match=r"class_labels must be in \[0, 4\)"):
+        pipeline(class_labels=4)
+    with pytest.raises(ValueError, match="unconditional"):
+        loaded("edm-v")(class_labels=0)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_what_is_no_picture_is_given_as_it_is(channels: int) -> None:
+    """Of a latent model."""
+    pipeline = ImagePipeline(diffusers.EDMEulerScheduler(), unet=tiny_unet(channels=channels), steps=2)
+    pipeline.set_progress_bar_config(disable=True)
+    given, latent = (
+        pipeline(batch_size=2, generator=torch.Generator().manual_seed(0), **options).images
+        for options in ({}, {"output_type": "latent"})
+    )
+    assert torch.equal(given, latent)
+    assert given.shape == (2, channels, 8, 8)
+    with pytest.raises(ValueError, match=f"one channel or three, the network's {channels}: use 'latent'"):
+        pipeline(output_type="pil")
+
+
+def test_kinds_of_pictures() -> None:
+    latent, tensor, array, pil = (
+        loaded("edm")(generator=torch.Generator().manual_seed(0), output_type=kind).images
+        for kind in ("latent", "pt", "np", "pil")
+    )
+    assert torch.equal(tensor, seen(latent))
+    assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(np.asarray(pil[0]), (array[0, ..., 0] * 255).round().astype(np.uint8))

@@ -1,0 +1,383 @@
+"""Configurations: complete on disk, and clear about what they do not take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vardistill.bench.cells import Budget
+from vardistill.runs.config import (
+    Config,
+    DiffInstructConfig,
+    GeneratorConfig,
+    LevelsConfig,
+    NoiseConfig,
+    TeachConfig,
+    TeacherConfig,
+    TrainingConfig,
+    VarDiUConfig,
+    VarDiUVarFlowConfig,
+    VarFlowConfig,
+)
+from vardistill.training.config_files import from_dict, is_image_run, read, to_dict, write
+from vardistill.errors import UsageError
+from vardistill.domains.pictures.config import (
+    ImageDiffInstructConfig,
+    ImagesConfig,
+    ImagesTeachConfig,
+    ImageSumConfig,
+    ImageVarDiUConfig,
+    ImageVarFlowConfig,
+    OneStepConfig,
+    UNetConfig,
+)
+from vardistill.domains.pictures.presets import IMAGE_PRESETS, IMAGE_TEACHERS
+from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
+from vardistill.domains.points.presets import PRESETS, TEACHERS, Preset
+
+ALL: dict[str, Preset[Any]] = {
+    **PRESETS,
+    **{f"teacher {name}": preset for name, preset in TEACHERS.items()},
+    **{f"images {name}": preset for name, preset in IMAGE_PRESETS.items()},
+    **{f"images teacher {name}": preset for name, preset in IMAGE_TEACHERS.items()},
+}
+
+
+def refusal(match: str, text: str, tmp_path: Path, cls: Any = Config) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=match) as caught:
+        read(cls, path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_presets_survive_the_disk(name: str, tmp_path: Path) -> None:
+    config = ALL[name].config
+    assert from_dict(type(config), to_dict(config)) == config
+    write(config, tmp_path / "config.yaml")
+    assert read(type(config), tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("distribution", [LogNormal(), PowerLaw(sigma_max=7.0), EDM(std=1.0), UniformTime()])
+def test_distributions_carry_their_kind(distribution: Any, tmp_path: Path) -> None:
+    config = from_dict(Config, {"levels": {"distribution": {"kind": type(distribution).__name__}}})
+    assert type(config.levels.distribution) is type(distribution)
+    teach = TeachConfig(distribution=distribution)
+    write(teach, tmp_path / "config.yaml")
+    assert read(TeachConfig, tmp_path / "config.yaml") == teach
+
+
+OBJECTIVES = [
+    VarDiUConfig(posterior="full", candidates=3, posterior_steps=2),
+    VarFlowConfig(beta=0.5, cross="paired", real="data"),
+    DiffInstructConfig(critic_steps=5, critic_start="teacher"),
+    VarDiUVarFlowConfig(VarDiUConfig(candidates="batch", pool=64), VarFlowConfig(beta=1.5), 2.0, 0.1, varflow_shared=4),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_carry_their_kind(objective: Any, tmp_path: Path) -> None:
+    config = Config(objective=objective, generator=GeneratorConfig(linear=True), levels=LevelsConfig(shared=8))
+    assert to_dict(config)["objective"]["kind"] == type(objective).__name__.removesuffix("Config")
+    write(config, tmp_path / "config.yaml")
+    assert read(Config, tmp_path / "config.yaml") == config
+
+
+def test_the_first_kind_is_what_is_left_out() -> None:
+    """Files that name no kind, as those of earlier versions, are of VarDiU and of log-normal levels."""
+    data = {"objective": {"candidates": "batch"}, "levels": {"distribution": {"base_start": 3.0}}}
+    config = from_dict(Config, data)
+    assert config.objective == VarDiUConfig(candidates="batch")
+    assert config.levels.distribution == LogNormal(base_start=3.0)
+
+
+def test_every_kind_of_value_survives_the_disk(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "training": {"max_minutes": 1.5, "clip": math.inf, "lr": 1e-5, "seed": -1, "compile": True},
+        "teacher": {"teacher": "learned", "teacher_run": "somewhere/täg"},
+        "objective": {"candidates": "batch"},
+    }
+    config = from_dict(Config, values)
+    assert config.teacher.teacher_run == Path("somewhere/täg")
+    write(config, tmp_path / "config.yaml")
+    assert read(Config, tmp_path / "config.yaml") == config
+
+
+KINDS = {"": Config(), "Images": ImagesConfig(), "ImagesTeach": ImagesTeachConfig(), "Teach": TeachConfig()}
+
+
+class TestKinds:
+    """A file's first line names its configuration's type, but for a problem's run."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_file_is_of_the_type_that_it_names(self, kind: str, tmp_path: Path) -> None:
+        path, types = tmp_path / "config.yaml", tuple(map(type, KINDS.values()))
+        write(KINDS[kind], path)
+        first = path.read_text().splitlines()[0]
+        assert first == f"kind: {kind}" if kind else not first.startswith("kind")
+        for options in (type(KINDS[kind]), types, types[::-1] if kind else types):
+            assert read(options, path) == KINDS[kind]
+        assert is_image_run(tmp_path) == (kind == "Images")
+
+    def test_without_a_name_it_is_of_a_run_on_points(self, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text("{}")
+        for types in (Config, (ImagesConfig, Config), (Config, ImagesConfig)):
+            assert read(types, tmp_path / "config.yaml") == Config()
+        assert not is_image_run(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("types", "kind", "match"),
+        [
+            ((Config, ImagesConfig), "Teach", "a teacher of points, .* that of a run on points or a run on pictures$"),
+            (Config, "Images", "a run on pictures, but wanted here is that of a run on points$"),
+            (TeachConfig, "ImagesTeach", "a teacher of pictures, but wanted here is that of a teacher of points$"),
+            (ImagesConfig, "''", "a run on points, but wanted here is that of a run on pictures$"),
+            ((Config, ImagesConfig), "[Images]", "an unknown kind, .*, but wanted here is"),
+            ((Config, ImagesConfig), "{a: 1}", "an unknown kind, .*, but wanted here is"),
+        ],
+    )
+    def test_another_kind_is_refused(self, types: Any, kind: str, match: str, tmp_path: Path) -> None:
+        refusal(f"config.yaml is the configuration of {match}", f"kind: {kind}", tmp_path, types)
+
+    @pytest.mark.parametrize("types", [ImagesConfig, ImagesTeachConfig, TeachConfig])
+    def test_a_run_on_points_is_called_one(self, types: Any, tmp_path: Path) -> None:
+        refusal("is the configuration of a run on points, but wanted here is", "problem: mog40", tmp_path, types)
+
+    def test_keys_are_those_of_the_kind(self, tmp_path: Path) -> None:
+        refusal(
+            "unknown key in config.yaml 'problem'", "kind: Images\nproblem: mog40", tmp_path, (Config, ImagesConfig)
+        )
+        refusal("config.yaml must be a mapping", "[]", tmp_path, (Config, ImagesConfig))
+
+    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach", "kind: 2001-99-99", "[" * 3000])
+    def test_other_folders_are_no_runs_on_pictures(self, text: str, tmp_path: Path) -> None:
+        assert not is_image_run(tmp_path)
+        (tmp_path / "config.yaml").write_text(text)
+        assert not is_image_run(tmp_path)
+
+
+class TestTuples:
+    def test_they_survive_the_disk(self, tmp_path: Path) -> None:
+        config = ImagesTeachConfig(network=UNetConfig(channels=(8, 16, 24)))
+        assert from_dict(ImagesTeachConfig, to_dict(config)) == config
+        write(config, tmp_path / "config.yaml")
+        assert "python" not in (tmp_path / "config.yaml").read_text()
+        assert read(ImagesTeachConfig, tmp_path / "config.yaml") == config
+
+    @pytest.mark.parametrize("channels", ["8", "[8, a]", "[8, 16.5]", "[8, true]", "{8: 16}", "null"])
+    def test_other_values_are_refused(self, channels: str, tmp_path: Path) -> None:
+        match = "config.yaml.network.channels must be a list of int, but is "
+        refusal(match, f"kind: ImagesTeach\nnetwork: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
+
+
+def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
+    config = ImagesConfig(
+        teacher="somewhere/täg", data="hf:日本", generator=OneStepConfig(lora_rank=4, ratio=3.0),
+        objective=ImageSumConfig(varflow_weight=2.0),
+    )  # fmt: skip
+    assert from_dict(ImagesConfig, to_dict(config)) == config
+    write(config, tmp_path / "config.yaml")
+    assert read((Config, ImagesConfig), tmp_path / "config.yaml") == config
+    assert "teacher: somewhere/täg\ndata: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("guidance", [-1.0, math.inf, math.nan])
+def test_guidance_has_a_range(guidance: float) -> None:
+    assert ImagesConfig(guidance=0.0).guidance == 0
+    with pytest.raises(UsageError, match=f"guidance must be 0 or positive, and finite, but is {guidance}"):
+        ImagesConfig(guidance=guidance)
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {steps: 5}")
+    assert read(Config, tmp_path / "config.yaml") == Config(training=TrainingConfig(steps=5))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1", 1.0), (".inf", math.inf), ("2.5E-4", 2.5e-4)])
+def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"training: {{clip: {text}}}")
+    assert read(Config, tmp_path / "config.yaml").training.clip == value
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("training: {stesp: 5}", "unknown key in config.yaml.training 'stesp': did you mean steps?"),
+        ("trainin: {}", "unknown key in config.yaml 'trainin': did you mean training?"),
+        ("7: {}", "unknown key in config.yaml '7': known: "),
+        ("training: {steps: many}", "config.yaml.training.steps must be int, but is 'many'"),
+        ("training: {steps: 2.5}", "config.yaml.training.steps must be int, but is 2.5"),
+        ("training: {steps: true}", "config.yaml.training.steps must be int, but is True"),
+        ("training: {steps: null}", "config.yaml.training.steps must be int, but is None"),
+        ("training: {lr: fast}", "config.yaml.training.lr must be float, but is 'fast'"),
+        ("training: {lr: true}", "config.yaml.training.lr must be float, but is True"),
+        ("training: {compile: 1}", "config.yaml.training.compile must be bool, but is 1"),
+        ("training: {precision: fp8}", "config.yaml.training.precision must be .*bf16.*, but is 'fp8'"),
+        ("training: {tracker: [a]}", "config.yaml.training.tracker must be .*tensorboard.*, but is"),
+        ("training: {max_minutes: soon}", "config.yaml.training.max_minutes must be float or None"),
+        ("training: 5", "config.yaml.training must be a mapping, but is 5"),
+        ("objective: {candidates: some}", "config.yaml.objective.candidates must be int or .*batch"),
+        ("levels: {distribution: {kind: LogNorml}}", "unknown kind .*'LogNorml': did you mean LogNormal?"),
+        ("objective: {kind: VarFlw}", "unknown kind of config.yaml.objective 'VarFlw': did you mean VarFlow?"),
+        ("objective: {kind: VarFlow, candidates: 3}", "unknown key in config.yaml.objective 'candidates'"),
+        ("objective: {kind: VarDiUVarFlow, vardiu: {beta: 1}}", "unknown key in config.yaml.objective.vardiu 'beta'"),
+        ("objective: {kind: VarFlow, real: dta}", "config.yaml.objective.real must be .*'data'.*, but is 'dta'"),
+        ("objective: batch", "config.yaml.objective must be a mapping, but is 'batch'"),
+        ("levels: {distribution: {kind: EDM, rho: 1}}", "unknown key in config.yaml.levels.distribution 'rho'"),
+        ("levels: {distribution: 5}", "config.yaml.levels.distribution must be a mapping, but is 5"),
+        ("[]", "config.yaml must be a mapping"),
+        ("", "config.yaml must be a mapping"),
+        (f"training: {{lr: {'1' * 400}}}", "config.yaml.training.lr must be float, but is 111"),
+        ("training: {steps: 5", "cannot read the configuration"),
+        ("problem: 2001-99-99", "cannot read the configuration .*: month must be in 1..12"),
+        (f"problem: {'[' * 3000}{']' * 3000}", "cannot read the configuration .*: maximum recursion depth exceeded"),
+        ("problem: !!timestamp x", "cannot read the configuration"),
+        ("!!python/object/apply:os.system [exit]", "cannot read the configuration"),
+    ],
+)
+def test_what_does_not_fit_is_named(text: str, match: str, tmp_path: Path) -> None:
+    refusal(match, text, tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    write(Config(), path)
+
+    def full(self: Path, text: str, **options: Any) -> None:
+        with self.open("w") as file:
+            file.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match=r"cannot write .*config\.yaml: No space left on device"):
+        write(Config(problem="mog9"), path)
+    assert read(Config, path) == Config()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the configuration .*none.yaml"):
+        read(Config, tmp_path / "none.yaml")
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UsageError, match="cannot read the configuration"):
+        read(Config, tmp_path / "config.yaml")
+
+
+POSITIVE = ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples")
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", [*POSITIVE, "max_minutes", "keep_checkpoints", "accumulate"])
+def test_numbers_of_a_run_must_be_positive(name: str, value: int, tmp_path: Path) -> None:
+    refusal(f"^{name} must be (positive|at least 1).*, but is {value}", f"training: {{{name}: {value}}}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", math.inf), ("lr", math.nan), ("auxiliary_lr", math.nan), ("clip", math.nan), ("max_skipped", -1),
+        ("weight_decay", -0.1), ("eval_every", -1), ("beta1", 1.0), ("beta2", -0.1), ("ema", 1.0), ("warmup", 1.0),
+        ("lr_final", 1.1), ("milestones", 0),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be .*, but is {value}"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "told"),
+    [
+        (TrainingConfig, "lr_schedule", "cosin", "did you mean cosine"),
+        (TrainingConfig, "precision", "bf", "did you mean bf16"),
+        (TrainingConfig, "tracker", "x", "known: none, tensorboard"),
+        (TrainingConfig, "clock", "gpu", "did you mean cpu"),
+        (Config, "problem", "mog", "did you mean mog9 or mog40"),
+        (TeachConfig, "problem", "mog", "did you mean mog9 or mog40"),
+        (GeneratorConfig, "activation", "ReLU", "did you mean relu|known: gelu"),
+        (TeacherConfig, "teacher", "exact", "known: empirical, learned, true"),
+        (VarDiUConfig, "posterior", "gaussian", "known: diagonal, full"),
+        (VarFlowConfig, "real", "Data", "did you mean data"),
+        (DiffInstructConfig, "critic_start", "Teacher", "did you mean teacher"),
+        (VarDiUVarFlowConfig, "varflow_level_weight", "snrr", "did you mean snr"),
+        (NoiseConfig, "weight", "sigma", "did you mean sigma2"),
+        (LevelsConfig, "schedule", "cosines", "did you mean cosine"),
+        (ImagesTeachConfig, "clock", "wal", "did you mean wall"),
+        (OneStepConfig, "start", "Teacher", "did you mean teacher"),
+        (ImageVarDiUConfig, "posterior", "full", "known: coupling, gaussian"),
+        (ImageVarFlowConfig, "space", "pixel", "did you mean pixels"),
+        (Budget, "kind", "walls", "did you mean wall"),
+    ],
+)
+def test_choices_are_checked_without_a_file_too(cls: Any, name: str, value: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown {name} '{value}': ({told})"):
+        cls(**{name: value})
+
+
+ALL_TYPES = [
+    Config, TrainingConfig, TeachConfig, GeneratorConfig, TeacherConfig, VarDiUConfig, VarFlowConfig,
+    DiffInstructConfig, VarDiUVarFlowConfig, NoiseConfig, LevelsConfig, UNetConfig, ImagesTeachConfig, OneStepConfig,
+    ImageVarDiUConfig, ImageVarFlowConfig, ImageDiffInstructConfig, ImageSumConfig, ImagesConfig,
+]  # fmt: skip
+WHOLE = [(cls, f.name) for cls in ALL_TYPES for f in dataclasses.fields(cls) if f.type == "int"]
+
+
+@pytest.mark.parametrize("value", [2.5, True, "2", None, 2**63])
+@pytest.mark.parametrize(("cls", "name"), WHOLE)
+def test_whole_numbers_are_checked_without_a_file_too(cls: Any, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be a whole number of 64 bits, but is {value}$"):
+        cls(**{name: value})
+
+
+def test_whole_numbers_may_be_of_any_kind_and_candidates_the_batch() -> None:
+    assert TrainingConfig(steps=np.int64(3), seed=-(2**63)).steps == 3
+    assert VarDiUConfig(candidates="batch").candidates == "batch"
+    misspelt: Any = "bach"
+    with pytest.raises(UsageError, match="^candidates must be 'batch' or a whole number of 64 bits, but is bach$"):
+        VarDiUConfig(candidates=misspelt)
+
+
+def test_what_a_teacher_does_not_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="teacher must be 'learned' with a teacher_run, but is true"):
+        TeacherConfig(teacher_run=Path("somewhere"))
+    with pytest.raises(UsageError, match="teacher must be 'empirical' with a bandwidth, but is learned"):
+        TeacherConfig("learned", bandwidth=3.0)
+
+
+@pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
+def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> None:
+    refusal(f"^{name} must be positive, but is 0", f"kind: Teach\n{name}: 0", tmp_path, TeachConfig)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("generator", "depth", 0), ("generator", "width", -1), ("generator", "latent", 0),
+        ("teacher", "teacher_samples", 0), ("teacher", "bandwidth", -1.0),
+        ("objective", "candidates", -1), ("objective", "posterior_steps", 0), ("objective", "posterior_width", 0),
+        ("objective", "pool", -1), ("generator", "fourier", -1), ("levels", "draws", 0), ("levels", "shared", -1),
+        ("objective", "beta", 0.0), ("objective", "beta", 2.0), ("objective", "real_samples", 0),
+        ("objective", "real_steps", 0), ("objective", "critic_steps", 0), ("objective", "critic_width", 0),
+        ("objective", "varflow_weight", 0.0), ("objective", "varflow_weight_end", -1.0),
+        ("objective", "varflow_shared", 0),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_parts_are_checked_before_anything_is_built(
+    section: str, name: str, value: float, tmp_path: Path
+) -> None:
+    kinds = {"beta": "VarFlow", "real": "VarFlow", "critic": "DiffInstruct", "varflow": "VarDiUVarFlow"}
+    kind = kinds.get(name.split("_")[0])
+    of_kind = f"kind: {kind}, " if kind else ""
+    refusal(f"^{name} must be .*, but is {value}", f"{section}: {{{of_kind}{name}: {value}}}", tmp_path)
+
+
+def test_configurations_do_not_import_torch() -> None:
+    code = "import sys, vardistill.runs.config, vardistill.domains.points.presets; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,48 @@
+"""Weights come from safetensors files only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import huggingface_hub.hub_mixin
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from tiny_models import tiny_unet
+from vardistill.denoisers import DiffusersDenoiser
+from vardistill.domains.pictures.classifier import Classifier
+from vardistill.errors import UsageError
+from vardistill.students.network import OneStep
+from vardistill.students.perceptron import MLP
+
+
+def student() -> OneStep:
+    return OneStep.from_teacher(DiffusersDenoiser(tiny_unet(), diffusers.EDMEulerScheduler()))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [lambda: MLP(depth=1, width=4), lambda: Classifier((1, 8, 8), ("a", "b"), width=4), student],
+    ids=["MLP", "Classifier", "OneStep"],
+)
+def test_a_repository_of_pickles_alone_is_refused_unopened(
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = network()
+    own.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(own.state_dict(), tmp_path / "pytorch_model.bin")
+
+    def download(repo_id: str, filename: str, **options: object) -> str:
+        if not (tmp_path / filename).is_file():
+            raise LocalEntryNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
+    with pytest.raises(UsageError, match="the weights are a pickle") as caught:
+        type(own).from_pretrained("somebody/network")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,300 @@
+"""The student that starts as its teacher's first step: to the bit, saved and loaded, with and without adapters."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
+from vardistill.denoisers import DiffusersDenoiser, from_diffusers
+from vardistill.diffusion.schedules import Table
+from vardistill.errors import UsageError
+from vardistill.runs.experiment import load_generator
+from vardistill.students.network import INITIAL_RATIO, OneStep, describe, has_adapters
+
+SCHEDULERS = {
+    "edm": diffusers.EDMEulerScheduler(sigma_data=0.6),
+    "epsilon": diffusers.DDPMScheduler(),
+    "v": diffusers.DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    "sample": diffusers.DDIMScheduler(prediction_type="sample", beta_schedule="squaredcos_cap_v2"),
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler(),
+}
+every_scheduler = pytest.mark.parametrize("kind", SCHEDULERS)
+conditional_or_not = pytest.mark.parametrize("classes", [None, 3])
+
+
+def teacher_of(kind: str = "edm", classes: int | None = 3, **options: Any) -> DiffusersDenoiser:
+    return DiffusersDenoiser(tiny_unet(classes, **options), SCHEDULERS[kind])
+
+
+def student_of(kind: str = "edm", classes: int | None = 3) -> OneStep:
+    return OneStep.from_teacher(teacher_of(kind, classes))
+
+
+def latents(n: int = 4, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def labels_of(student: OneStep, n: int = 4) -> dict[str, Tensor]:
+    return {"labels": torch.arange(n) % student.classes} if student.classes else {}
+
+
+def output(student: OneStep) -> Tensor:
+    with torch.no_grad():
+        return student(latents(shape=student.latent_shape), **labels_of(student))
+
+
+@every_scheduler
+@conditional_or_not
+def test_a_new_student_is_the_first_step_of_its_teacher_to_the_bit(kind: str, classes: int | None) -> None:
+    """x = D(c z, t): what a diffusers pipeline makes of its noise z in one step to σ = 0."""
+    teacher = teacher_of(kind, classes, channels=2, size=4)
+    student = OneStep.from_teacher(teacher)
+    assert student.classes == (classes or 0)
+    assert student.data_shape == student.latent_shape == (2, 4, 4)
+    z = latents(shape=(2, 4, 4))
+    first = teacher(teacher.init_scale(student.t) * z, torch.full((4,), student.t), **labels_of(student))
+    assert torch.equal(student(z, **labels_of(student)), first)
+    assert torch.equal(student.denoiser.schedule(torch.ones(1))[0], teacher.schedule(torch.ones(1))[0])
+
+
+@every_scheduler
+def test_the_students_weights_are_its_own(kind: str) -> None:
+    teacher = teacher_of(kind)
+    student = OneStep.from_teacher(teacher)
+    before = copy.deepcopy(teacher.state_dict())
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1)
+    assert all(torch.equal(v, before[name]) for name, v in teacher.state_dict().items())
+
+
+@every_scheduler
+@pytest.mark.parametrize("ratio", [None, 0.3, 4.0])
+def test_the_time_is_that_of_the_ratio(kind: str, ratio: float | None) -> None:
+    """Exactly where time is continuous; of a table the step that is nearest."""
+    teacher = teacher_of(kind)
+    student = OneStep.from_teacher(teacher, ratio, data_std=0.4)
+    wanted = INITIAL_RATIO * 0.4 if ratio is None else ratio
+    if not isinstance(teacher.schedule, Table):
+        alpha, sigma = teacher.schedule(torch.tensor(student.t, dtype=torch.float64))
+        assert float(sigma / alpha) == pytest.approx(wanted, rel=1e-6)
+        return
+    step = round(999 * student.t)
+    assert student.t == step / 999
+    exact = 999 * float(teacher.schedule.time(torch.tensor(wanted, dtype=torch.float64)))
+    assert abs(step - exact) <= 0.5
+
+
+def test_a_ratio_below_the_table_is_its_second_step_and_one_above_its_last() -> None:
+    """At step 0 there is next to no noise: the student would have nothing to draw from."""
+    teacher = teacher_of("epsilon")
+    assert OneStep.from_teacher(teacher, ratio=1e-9).t == 1 / 999
+    assert OneStep.from_teacher(teacher, ratio=1e9).t == 1
+
+
+@every_scheduler
+@conditional_or_not
+def test_a_student_comes_back_from_disk_to_the_bit(kind: str, classes: int | None, tmp_path: Path) -> None:
+    student = student_of(kind, classes)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.01)
+    student.save_pretrained(tmp_path)
+    loaded = OneStep.from_pretrained(tmp_path)
+    assert torch.equal(output(loaded), output(student))
+    assert (loaded.t, loaded.classes, loaded.data_std) == (student.t, student.classes, student.data_std)
+    assert loaded.configuration() == student.configuration()
+    assert not loaded.training
+
+
+def test_a_student_of_a_dit(tmp_path: Path) -> None:
+    """In training a DiT drops labels at random, and its student must not: x is a function of z and the label."""
+    network = tiny_dit(classes=3, channels=2)
+    nn.init.normal_(network.proj_out_2.weight, generator=torch.Generator().manual_seed(0))
+    for p in network.transformer_blocks[0].attn1.parameters():
+        nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
+    student = OneStep.from_teacher(DiffusersDenoiser(network, diffusers.DDIMScheduler()))
+    expected = output(student.eval())
+    assert student.train().training
+    assert all(torch.equal(output(student), expected) for _ in range(20))
+    student.save_pretrained(tmp_path)
+    assert torch.equal(output(OneStep.from_pretrained(tmp_path)), output(student))
+
+
+def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path: Path) -> None:
+    """diffusers notes paths and its version in what it loads."""
+    folder = tiny_pipeline_folder(tmp_path / "secret-place", tiny_unet(classes=3), SCHEDULERS["epsilon"])
+    teacher = from_diffusers(folder)
+    assert "secret-place" in str(teacher.network.config)
+    OneStep.from_teacher(teacher).save_pretrained(tmp_path / "student")
+    for name in ("config.json", "README.md"):
+        text = (tmp_path / "student" / name).read_text()
+        assert "secret-place" not in text
+        assert str(tmp_path) not in text
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config.keys() == {"network", "scheduler", "t", "classes", "data_std"}
+    notes = {name for part in ("network", "scheduler") for name in config[part] if name.startswith("_")}
+    assert notes == {"_class_name"}
+
+
+def test_a_schedule_given_as_an_array_comes_back(tmp_path: Path) -> None:
+    scheduler = diffusers.DDPMScheduler(trained_betas=np.linspace(1e-4, 0.05, 200))
+    student = OneStep.from_teacher(DiffusersDenoiser(tiny_unet(), scheduler))
+    student.save_pretrained(tmp_path)
+    assert OneStep.from_pretrained(tmp_path).denoiser.schedule == student.denoiser.schedule
+    assert round(199 * student.t) == 199 * student.t
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"t": 0.0}, r"t must be in \(0, 1\], but is 0"),
+        ({"t": 1.5}, r"t must be in \(0, 1\], but is 1.5"),
+        ({"t": float("nan")}, "t must be in"),
+        ({"classes": 4}, "the network takes 3 labels, but 4 classes were asked for"),
+        ({"classes": 0}, "the network takes 3 labels, but 0 classes were asked for"),
+        ({"classes": -1}, "the network takes 3 labels, but -1 classes were asked for"),
+        ({"network": {"_class_name": "UNet2DModle"}}, "unknown class of diffusers 'UNet2DModle'.*UNet2DModel"),
+        ({"network": {"_class_name": "DiffusionPipeline"}}, "unknown class of diffusers 'DiffusionPipeline'"),
+        ({"network": {"_class_name": "DDIMScheduler"}}, "unknown class of diffusers 'DDIMScheduler'"),
+        ({"network": {}}, "unknown class of diffusers 'None'"),
+        ({"scheduler": {"_class_name": "os.system"}}, "unknown class of diffusers 'os.system'"),
+    ],
+)
+def test_mistakes_and_foreign_classes_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        OneStep(**(student_of().configuration() | changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_classes_than_the_network_has() -> None:
+    student = OneStep.from_teacher(teacher_of(classes=11), classes=10)
+    assert student.classes == 10
+    with pytest.raises(UsageError, match="labels must be in"):
+        student.sample(2, labels=torch.tensor([0, 10]))
+
+
+def test_a_configuration_describes_parts_anew() -> None:
+    scheduler = SCHEDULERS["v"]
+    again = type(scheduler).from_config(describe(scheduler))
+    assert torch.equal(again.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+# Adapters
+
+
+def adapted(kind: str = "edm", rank: int = 2, **options: Any) -> OneStep:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return student_of(kind).add_adapters(rank, **options)
+
+
+def train_a_step(student: OneStep) -> None:
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):  # the first factor's gradient is 0 until the second has moved
+        student(latents(), **labels_of(student)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@every_scheduler
+def test_adapters_leave_the_output_as_it_is_to_the_bit(kind: str) -> None:
+    assert torch.equal(output(adapted(kind)), output(student_of(kind)))
+
+
+def test_adapters_alone_are_trained() -> None:
+    student = adapted()
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in student.named_parameters() if "lora_" in name}
+    before = {name: v.clone() for name, v in student.state_dict().items()}
+    train_a_step(student)
+    moved = {name for name, v in student.state_dict().items() if not torch.equal(v, before[name])}
+    assert moved == trained
+    assert not torch.allclose(output(student), output(student_of()), atol=1e-3)
+
+
+def test_adapters_have_the_rank_and_sit_beside_every_linear_and_convolutional_layer() -> None:
+    student = adapted(rank=3)
+    layers = [m for m in student_of().modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    factors = [p for name, p in student.named_parameters() if "lora_A" in name]
+    assert len(factors) == len(layers)
+    assert {len(p) for p in factors} == {3}
+
+
+@every_scheduler
+def test_merged_weights_are_the_sum(kind: str) -> None:
+    student = adapted(kind)
+    train_a_step(student)
+    before = {name: v.clone() for name, v in student.state_dict().items()}
+    merged = student.merged()
+    torch.testing.assert_close(output(merged), output(student), rtol=1e-5, atol=1e-5)
+    assert merged.state_dict().keys() == student_of(kind).state_dict().keys()
+    assert not has_adapters(merged)
+    assert has_adapters(student)
+    assert all(torch.equal(v, before[name]) for name, v in student.state_dict().items())
+
+
+def test_a_student_with_adapters_is_saved_merged(tmp_path: Path) -> None:
+    student = adapted()
+    train_a_step(student)
+    student.save_pretrained(tmp_path)
+    loaded = OneStep.from_pretrained(tmp_path)
+    assert torch.equal(output(loaded), output(student.merged()))
+    assert loaded.state_dict().keys() == student_of().state_dict().keys()
+    assert not any(type(module).__module__.startswith("peft") for module in loaded.modules())
+    assert "lora" not in (tmp_path / "config.json").read_text()
+
+
+def test_layers_are_chosen_by_the_ends_of_their_names() -> None:
+    student = adapted(targets=["conv1", "conv_out"])
+    layers = {name.partition(".lora_A")[0] for name, _ in student.named_parameters() if "lora_A" in name}
+    named = {name for name, _ in student_of().named_modules() if name.endswith(("conv1", "conv_out"))}
+    assert layers == named
+    assert len(named) > 2
+
+
+def test_foreign_layers_and_ranks_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"no linear or convolutional layer is named to_q; one is \S+$"):
+        adapted(targets=["to_q"])
+    with pytest.raises(UsageError, match="rank of at least 1, and are added once; rank=0"):
+        adapted(rank=0)
+    with pytest.raises(UsageError, match="added once"):
+        adapted().add_adapters(2)
+
+
+# On disk
+
+
+@pytest.mark.parametrize("damage", ["weights", "foreign", "missing", "config", "class", "nothing"])
+def test_a_damaged_student_is_told_in_one_line(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "generator"
+    student_of().save_pretrained(folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "foreign":
+        student_of(classes=None).save_pretrained(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / "model.safetensors", weights)
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "config":
+        config.write_text(config.read_text()[:100])
+    elif damage == "class":
+        config.write_text(config.read_text().replace("EDMEulerScheduler", "subprocess"))
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    with pytest.raises(UsageError) as caught:
+        load_generator(folder, OneStep)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value) or damage == "class"
