@@ -15,12 +15,13 @@ import torch
 from measured import HERE, write_results
 from torch.func import jacrev, vmap
 
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 
 SAMPLES = 5_000
 
 
-def folded(generator: Generator) -> float:
+def folded(generator: Student) -> float:
     """The share of z whose det ∂g/∂z has the rarer sign, in [0, ½]."""
     z = generator.latents(SAMPLES, torch.Generator().manual_seed(0))
     positive = (torch.linalg.det(vmap(jacrev(lambda v: generator(v[None])[0]))(z)) > 0).float().mean()

@@ -21,12 +21,12 @@ from vardistill.denoisers import GaussianMixture
 from vardistill.diffusion.noise import Draw, Noise, NoiseLevels
 from vardistill.diffusion.schedules import Schedule
 from vardistill.objectives import Objective
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Labels, Samples
 from vardistill.training.step import Drawn
 
 
-class Linear(Generator):
+class Linear(Student):
     """x = A z + b, x of any shape."""
 
     def __init__(self, A: Tensor, b: Tensor, data_shape: tuple[int, ...] | None = None) -> None:
@@ -50,7 +50,7 @@ def target(schedule: Schedule) -> GaussianMixture:
     return GaussianMixture(mean, covariances=(factor @ factor.T)[None], schedule=schedule)
 
 
-class Linears(Generator):
+class Linears(Student):
     """x = A_c z + b_c under the label c, for A (K, data, latent) and b (K, data)."""
 
     def __init__(self, A: Tensor, b: Tensor) -> None:

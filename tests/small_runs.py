@@ -26,7 +26,8 @@ from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
 from vardistill.runs.config import TrainingConfig
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 from vardistill.training import checkpoints
 from vardistill.training.data import Conditions, Labels, Samples
 from vardistill.training.folder import RunFolder
@@ -38,7 +39,7 @@ CONDITIONAL = ("labels", "labels-varflow", "labels-paired-varflow", "labels-diff
 """Kinds whose generator and teacher take labels."""
 
 
-def generator_of(kind: str) -> Generator:
+def generator_of(kind: str) -> Student:
     return labelled_generator() if kind in CONDITIONAL else generator()
 
 
@@ -134,13 +135,13 @@ def config(**options: Any) -> TrainingConfig:
     return TrainingConfig(**{"device": "cpu", "tracker": "none"} | defaults | options)
 
 
-def evaluate(student: Generator) -> dict[str, float]:
+def evaluate(student: Student) -> dict[str, float]:
     labels = torch.arange(16) % student.classes if student.classes else None
     return {"mean": float(student.sample(16, seed=1, labels=labels).mean())}
 
 
 @torch.no_grad()
-def bound(student: Generator, objective: VarDiU) -> float:
+def bound(student: Student, objective: VarDiU) -> float:
     rng = torch.Generator().manual_seed(2)
     z, noise = student.latents(16, rng), levels().draw((2,), 16, 0.5, rng, torch.float64)
     return float(objective.bound(Draw(noise.rows(z), noise.rows(student(z)), noise, student)).mean())
@@ -177,7 +178,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(v, b[name]), name
 
 
-def small_distill(student: Generator | None = None, **options: Any) -> Run:
+def small_distill(student: Student | None = None, **options: Any) -> Run:
     options = {"teacher": teacher(), "training": config(steps=2)} | options
     return distill(generator() if student is None else student, **options)
 

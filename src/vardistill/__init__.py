@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vardistill.errors import UsageError as UsageError
     from vardistill.runs.config import Config as Config
     from vardistill.runs.config import TrainingConfig as TrainingConfig
-    from vardistill.students.network import OneStep as OneStep
+    from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.training import data as data
     from vardistill.training.loop import Diverged as Diverged
     from vardistill.training.loop import Interrupted as Interrupted
@@ -51,7 +51,7 @@ __getattr__, __all__ = attach(
         "posteriors": "",
         "runs.config": "Config TrainingConfig",
         "students": "",
-        "students.network": "OneStep",
+        "students.network": "NetworkStudent",
         "training": "data",
         "training.loop": "Diverged Interrupted Run distill",
     },

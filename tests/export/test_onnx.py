@@ -16,7 +16,7 @@ from vardistill.domains.pictures.config import ImagesConfig
 from vardistill.errors import UsageError
 from vardistill.export import onnx as export
 from vardistill.export.onnx import export_diffusers, export_onnx, onnx_error, traceable
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.students.perceptron import MLP
 from vardistill.training.config_files import write
 
@@ -27,13 +27,13 @@ def mlp() -> MLP:
         return MLP(latent=3, data=2, depth=1, width=8, data_std=2.0, fourier=4)
 
 
-def student(classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None) -> OneStep:
-    return OneStep.from_teacher(
+def student(classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None) -> NetworkStudent:
+    return NetworkStudent.from_teacher(
         DiffusersDenoiser(tiny_unet(classes), scheduler or diffusers.EDMEulerScheduler())
     ).eval()
 
 
-def adapted() -> OneStep:
+def adapted() -> NetworkStudent:
     """A student whose adapters matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -24,7 +24,7 @@ from vardistill.diffusion.samplers import karras_times, sample
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline, usage_of
 from vardistill.export.templates.pipeline import ImagePipeline
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 
 N, SEED, STEPS = 5, 3, 4
 
@@ -64,8 +64,8 @@ def teacher(name: str) -> DiffusersDenoiser:
     return DiffusersDenoiser(*TEACHERS[name]()).eval()
 
 
-def student(name: str) -> OneStep:
-    return OneStep.from_teacher(teacher(name)).eval()
+def student(name: str) -> NetworkStudent:
+    return NetworkStudent.from_teacher(teacher(name)).eval()
 
 
 def condition(classes: int) -> dict[str, Tensor]:

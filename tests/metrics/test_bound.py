@@ -17,7 +17,8 @@ from vardistill.metrics import bound_gap
 from vardistill.metrics.bound import Quadrature, diffusive_kl
 from vardistill.objectives import VarDiU
 from vardistill.posteriors.few import Posterior, Prior, Triangular
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 
 SIGMAS = 4.5
 """Of a normal estimate: a failure rate of 7e-6 a comparison."""
@@ -28,7 +29,7 @@ STUDENT_19 = 6.0
 RATIOS = [0.3, 1.0, 5.0]
 
 
-class Linear(Generator):
+class Linear(Student):
     """x = A z + b."""
 
     def __init__(self, A: Tensor, b: Tensor) -> None:
@@ -45,7 +46,7 @@ class Linear(Generator):
         return MultivariateNormal(alpha * self.b, covariance)
 
 
-class Curved(Generator):
+class Curved(Student):
     """A smooth map of the plane with folds, in single precision."""
 
     latent_shape, data_shape = (2,), (2,)

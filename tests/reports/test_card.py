@@ -15,7 +15,7 @@ from vardistill.domains.pictures.config import ImagesConfig, ImageSumConfig
 from vardistill.errors import UsageError
 from vardistill.reports.card import last_part, model_card, objective_name, write_card
 from vardistill.runs.config import Config, TrainingConfig, VarFlowConfig
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.students.perceptron import MLP
 from vardistill.training.config_files import to_dict, write
 from vardistill.training.folder import RunFolder
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunFolder:
     rows = {"18 steps": {"recall": 0.75, "fd": 1.25}, "held-out data": {"recall": 0.8, "fd": None}}
     (teacher / "evaluation.json").write_text(json.dumps(rows))
     denoiser = DiffusersDenoiser(tiny_unet(classes=3), diffusers.EDMEulerScheduler())
-    OneStep.from_teacher(denoiser).save_pretrained(folder.generator)
+    NetworkStudent.from_teacher(denoiser).save_pretrained(folder.generator)
     config = ImagesConfig(
         teacher=str(teacher), guidance=1.5, objective=ImageSumConfig(), training=TrainingConfig(seed=17)
     )
@@ -54,7 +54,7 @@ def test_the_card_of_a_run_on_pictures(run: RunFolder) -> None:
     (distance,) = (line for line in body.splitlines() if "| 2.500 | 1.250 |  |" in line)
     for row in ("| seed | 17 |", "| steps | 1,200 |", "| time | 1 min 15 s |", "| hardware | A processor |"):
         assert row in body
-    assert 'OneStep.from_pretrained("FOLDER").sample(16, labels=torch.arange(16) % 3)' in body
+    assert 'NetworkStudent.from_pretrained("FOLDER").sample(16, labels=torch.arange(16) % 3)' in body
     assert 'DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)' in body
     assert "secret" not in card
     assert "text" not in distance
@@ -63,7 +63,7 @@ def test_the_card_of_a_run_on_pictures(run: RunFolder) -> None:
 def test_the_card_of_an_export_is_for_diffusers(run: RunFolder) -> None:
     card = model_card(run, "diffusers")
     assert "library_name: diffusers" in card
-    assert card.index("DiffusionPipeline") < card.index("OneStep")
+    assert card.index("DiffusionPipeline") < card.index("NetworkStudent")
 
 
 def test_the_card_lies_beside_the_weights(run: RunFolder) -> None:

@@ -33,7 +33,7 @@ from vardistill.domains.pictures.experiment import draw, even_labels
 from vardistill.errors import UsageError
 from vardistill.reports.pictures import grid
 from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, load_pair, parse_wish
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files
 
 CLASSES = 3
@@ -44,7 +44,7 @@ def save_run(folder: Path, classes: int | None = CLASSES, teacher: str | None = 
     """A finished run whose student is its teacher's network, unchanged."""
     source = tiny_pipeline_folder(folder / "pipeline", tiny_unet(classes))
     run = folder / "<b>run"
-    OneStep.from_teacher(from_diffusers(source)).save_pretrained(run / "generator")
+    NetworkStudent.from_teacher(from_diffusers(source)).save_pretrained(run / "generator")
     config_files.write(ImagesConfig(teacher=teacher or str(source)), run / "config.yaml")
     return run
 

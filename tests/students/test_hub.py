@@ -16,18 +16,18 @@ from tiny_models import tiny_unet
 from vardistill.denoisers import DiffusersDenoiser
 from vardistill.domains.pictures.classifier import Classifier
 from vardistill.errors import UsageError
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.students.perceptron import MLP
 
 
-def student() -> OneStep:
-    return OneStep.from_teacher(DiffusersDenoiser(tiny_unet(), diffusers.EDMEulerScheduler()))
+def student() -> NetworkStudent:
+    return NetworkStudent.from_teacher(DiffusersDenoiser(tiny_unet(), diffusers.EDMEulerScheduler()))
 
 
 @pytest.mark.parametrize(
     "network",
     [lambda: MLP(depth=1, width=4), lambda: Classifier((1, 8, 8), ("a", "b"), width=4), student],
-    ids=["MLP", "Classifier", "OneStep"],
+    ids=["MLP", "Classifier", "NetworkStudent"],
 )
 def test_a_repository_of_pickles_alone_is_refused_unopened(
     network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

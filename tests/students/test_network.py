@@ -19,7 +19,7 @@ from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
 from vardistill.runs.experiment import load_generator
-from vardistill.students.network import INITIAL_RATIO, OneStep, describe, has_adapters
+from vardistill.students.network import INITIAL_RATIO, NetworkStudent, describe, has_adapters
 
 SCHEDULERS = {
     "edm": diffusers.EDMEulerScheduler(sigma_data=0.6),
@@ -36,19 +36,19 @@ def teacher_of(kind: str = "edm", classes: int | None = 3, **options: Any) -> Di
     return DiffusersDenoiser(tiny_unet(classes, **options), SCHEDULERS[kind])
 
 
-def student_of(kind: str = "edm", classes: int | None = 3) -> OneStep:
-    return OneStep.from_teacher(teacher_of(kind, classes))
+def student_of(kind: str = "edm", classes: int | None = 3) -> NetworkStudent:
+    return NetworkStudent.from_teacher(teacher_of(kind, classes))
 
 
 def latents(n: int = 4, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def labels_of(student: OneStep, n: int = 4) -> dict[str, Tensor]:
+def labels_of(student: NetworkStudent, n: int = 4) -> dict[str, Tensor]:
     return {"labels": torch.arange(n) % student.classes} if student.classes else {}
 
 
-def output(student: OneStep) -> Tensor:
+def output(student: NetworkStudent) -> Tensor:
     with torch.no_grad():
         return student(latents(shape=student.latent_shape), **labels_of(student))
 
@@ -58,7 +58,7 @@ def output(student: OneStep) -> Tensor:
 def test_a_new_student_is_the_first_step_of_its_teacher_to_the_bit(kind: str, classes: int | None) -> None:
     """x = D(c z, t): what a diffusers pipeline makes of its noise z in one step to σ = 0."""
     teacher = teacher_of(kind, classes, channels=2, size=4)
-    student = OneStep.from_teacher(teacher)
+    student = NetworkStudent.from_teacher(teacher)
     assert student.classes == (classes or 0)
     assert student.data_shape == student.latent_shape == (2, 4, 4)
     z = latents(shape=(2, 4, 4))
@@ -70,7 +70,7 @@ def test_a_new_student_is_the_first_step_of_its_teacher_to_the_bit(kind: str, cl
 @every_scheduler
 def test_the_students_weights_are_its_own(kind: str) -> None:
     teacher = teacher_of(kind)
-    student = OneStep.from_teacher(teacher)
+    student = NetworkStudent.from_teacher(teacher)
     before = copy.deepcopy(teacher.state_dict())
     with torch.no_grad():
         for p in student.parameters():
@@ -83,7 +83,7 @@ def test_the_students_weights_are_its_own(kind: str) -> None:
 def test_the_time_is_that_of_the_ratio(kind: str, ratio: float | None) -> None:
     """Exactly where time is continuous; of a table the step that is nearest."""
     teacher = teacher_of(kind)
-    student = OneStep.from_teacher(teacher, ratio, data_std=0.4)
+    student = NetworkStudent.from_teacher(teacher, ratio, data_std=0.4)
     wanted = INITIAL_RATIO * 0.4 if ratio is None else ratio
     if not isinstance(teacher.schedule, Table):
         alpha, sigma = teacher.schedule(torch.tensor(student.t, dtype=torch.float64))
@@ -98,8 +98,8 @@ def test_the_time_is_that_of_the_ratio(kind: str, ratio: float | None) -> None:
 def test_a_ratio_below_the_table_is_its_second_step_and_one_above_its_last() -> None:
     """At step 0 there is next to no noise: the student would have nothing to draw from."""
     teacher = teacher_of("epsilon")
-    assert OneStep.from_teacher(teacher, ratio=1e-9).t == 1 / 999
-    assert OneStep.from_teacher(teacher, ratio=1e9).t == 1
+    assert NetworkStudent.from_teacher(teacher, ratio=1e-9).t == 1 / 999
+    assert NetworkStudent.from_teacher(teacher, ratio=1e9).t == 1
 
 
 @every_scheduler
@@ -110,7 +110,7 @@ def test_a_student_comes_back_from_disk_to_the_bit(kind: str, classes: int | Non
         for p in student.parameters():
             p.add_(0.01)
     student.save_pretrained(tmp_path)
-    loaded = OneStep.from_pretrained(tmp_path)
+    loaded = NetworkStudent.from_pretrained(tmp_path)
     assert torch.equal(output(loaded), output(student))
     assert (loaded.t, loaded.classes, loaded.data_std) == (student.t, student.classes, student.data_std)
     assert loaded.configuration() == student.configuration()
@@ -123,12 +123,12 @@ def test_a_student_of_a_dit(tmp_path: Path) -> None:
     nn.init.normal_(network.proj_out_2.weight, generator=torch.Generator().manual_seed(0))
     for p in network.transformer_blocks[0].attn1.parameters():
         nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
-    student = OneStep.from_teacher(DiffusersDenoiser(network, diffusers.DDIMScheduler()))
+    student = NetworkStudent.from_teacher(DiffusersDenoiser(network, diffusers.DDIMScheduler()))
     expected = output(student.eval())
     assert student.train().training
     assert all(torch.equal(output(student), expected) for _ in range(20))
     student.save_pretrained(tmp_path)
-    assert torch.equal(output(OneStep.from_pretrained(tmp_path)), output(student))
+    assert torch.equal(output(NetworkStudent.from_pretrained(tmp_path)), output(student))
 
 
 def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path:
     folder = tiny_pipeline_folder(tmp_path / "secret-place", tiny_unet(classes=3), SCHEDULERS["epsilon"])
     teacher = from_diffusers(folder)
     assert "secret-place" in str(teacher.network.config)
-    OneStep.from_teacher(teacher).save_pretrained(tmp_path / "student")
+    NetworkStudent.from_teacher(teacher).save_pretrained(tmp_path / "student")
     for name in ("config.json", "README.md"):
         text = (tmp_path / "student" / name).read_text()
         assert "secret-place" not in text
@@ -149,9 +149,9 @@ def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path:
 
 def test_a_schedule_given_as_an_array_comes_back(tmp_path: Path) -> None:
     scheduler = diffusers.DDPMScheduler(trained_betas=np.linspace(1e-4, 0.05, 200))
-    student = OneStep.from_teacher(DiffusersDenoiser(tiny_unet(), scheduler))
+    student = NetworkStudent.from_teacher(DiffusersDenoiser(tiny_unet(), scheduler))
     student.save_pretrained(tmp_path)
-    assert OneStep.from_pretrained(tmp_path).denoiser.schedule == student.denoiser.schedule
+    assert NetworkStudent.from_pretrained(tmp_path).denoiser.schedule == student.denoiser.schedule
     assert round(199 * student.t) == 199 * student.t
 
 
@@ -173,12 +173,12 @@ def test_a_schedule_given_as_an_array_comes_back(tmp_path: Path) -> None:
 )
 def test_mistakes_and_foreign_classes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        OneStep(**(student_of().configuration() | changes))
+        NetworkStudent(**(student_of().configuration() | changes))
     assert "\n" not in str(caught.value)
 
 
 def test_fewer_classes_than_the_network_has() -> None:
-    student = OneStep.from_teacher(teacher_of(classes=11), classes=10)
+    student = NetworkStudent.from_teacher(teacher_of(classes=11), classes=10)
     assert student.classes == 10
     with pytest.raises(UsageError, match="labels must be in"):
         student.sample(2, labels=torch.tensor([0, 10]))
@@ -193,13 +193,13 @@ def test_a_configuration_describes_parts_anew() -> None:
 # Adapters
 
 
-def adapted(kind: str = "edm", rank: int = 2, **options: Any) -> OneStep:
+def adapted(kind: str = "edm", rank: int = 2, **options: Any) -> NetworkStudent:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return student_of(kind).add_adapters(rank, **options)
 
 
-def train_a_step(student: OneStep) -> None:
+def train_a_step(student: NetworkStudent) -> None:
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.5)
     for _ in range(2):  # the first factor's gradient is 0 until the second has moved
         student(latents(), **labels_of(student)).square().mean().backward()
@@ -248,7 +248,7 @@ def test_a_student_with_adapters_is_saved_merged(tmp_path: Path) -> None:
     student = adapted()
     train_a_step(student)
     student.save_pretrained(tmp_path)
-    loaded = OneStep.from_pretrained(tmp_path)
+    loaded = NetworkStudent.from_pretrained(tmp_path)
     assert torch.equal(output(loaded), output(student.merged()))
     assert loaded.state_dict().keys() == student_of().state_dict().keys()
     assert not any(type(module).__module__.startswith("peft") for module in loaded.modules())
@@ -295,6 +295,6 @@ def test_a_damaged_student_is_told_in_one_line(damage: str, tmp_path: Path) -> N
         shutil.rmtree(folder)
         folder.mkdir()
     with pytest.raises(UsageError) as caught:
-        load_generator(folder, OneStep)
+        load_generator(folder, NetworkStudent)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value) or damage == "class"

@@ -11,7 +11,8 @@ import torch
 from linear_gaussian import Linears
 from vardistill.errors import UsageError
 from vardistill.networks import ACTIVATIONS, mlp
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 
 
 def small(seed: int = 0, **arguments: Any) -> MLP:
@@ -173,7 +174,7 @@ def test_perceptron_has_the_layers_asked_for(depth: int) -> None:
 
 
 def test_a_generator_of_ones_own_needs_forward_and_shapes_only() -> None:
-    class Shift(Generator):
+    class Shift(Student):
         latent_shape = data_shape = (1, 2, 2)
 
         def __init__(self) -> None:

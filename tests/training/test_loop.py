@@ -29,7 +29,8 @@ from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.posteriors.few import DiagonalGaussian, Posterior, Prior
 from vardistill.runs.config import TrainingConfig
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 from vardistill.training import checks
 from vardistill.training import clock as clock_module
 from vardistill.training.books import StopRequest
@@ -167,7 +168,7 @@ class TestNumbers:
             torch.testing.assert_close(p, q, check_dtype=False)
 
 
-class Normalised(Generator):
+class Normalised(Student):
     """x = A n(z) + b of batch-normalised latents, which `scale` may let overflow."""
 
     latent_shape = data_shape = (2,)
@@ -459,7 +460,7 @@ class TestModes:
 
 
 class TestRefusals:
-    def refuses(self, match: str, *, generator: Generator | None = None, **options: Any) -> None:
+    def refuses(self, match: str, *, generator: Student | None = None, **options: Any) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             small_distill(generator, **options)
         assert "\n" not in str(caught.value)
@@ -517,15 +518,13 @@ class TestRefusals:
 
     def test_a_module_that_is_no_generator(self) -> None:
         self.refuses(
-            "must be a vardistill.students.Generator .* but Linear has no latent_shape",
+            "must be a vardistill.students.Student .* but Linear has no latent_shape",
             generator=nn.Linear(2, 2),
         )
-        empty = Generator()
-        self.refuses(
-            "must be a .*Generator .* but Generator has no latent_shape, data_shape, data_std", generator=empty
-        )
+        empty = Student()
+        self.refuses("must be a .*Student .* but Student has no latent_shape, data_shape, data_std", generator=empty)
         empty.latent_shape, empty.data_shape, empty.data_std = (2,), (2,), 1.0
-        self.refuses("must have parameters to train, but Generator has none", generator=empty)
+        self.refuses("must have parameters to train, but Student has none", generator=empty)
 
     def test_a_generator_that_cuts_the_graph(self) -> None:
         class Cut(MLP):
@@ -612,7 +611,7 @@ def test_levels_of_another_schedule_than_the_teachers_are_refused() -> None:
 
 
 def test_any_generator_leaves_its_weights(tmp_path: Path) -> None:
-    class Affine(Generator):
+    class Affine(Student):
         latent_shape = data_shape = (2,)
         data_std = 1.0
 

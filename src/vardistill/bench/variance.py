@@ -36,7 +36,7 @@ from vardistill.runs.build import (
     build_real_samples,
 )
 from vardistill.runs.config import Config
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.folder import RunFolder
 from vardistill.training.loop import Trainer, distill
 
@@ -61,7 +61,7 @@ def gradient_noise(config: Config, folder: RunFolder) -> dict[str, float]:
     return {name: signal_to_noise(trainer, ratio) for name, ratio in zip(SNR, RATIOS, strict=True)}
 
 
-def partly_trained(config: Config) -> Generator:
+def partly_trained(config: Config) -> Student:
     """The student that all objectives are measured at."""
     start = replace(DEMO, training=replace(DEMO.training, seed=config.training.seed, steps=STEPS, eval_every=0))
     problem = build_problem(start.problem, start.levels.schedule)

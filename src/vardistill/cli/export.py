@@ -12,7 +12,7 @@ from vardistill.errors import UsageError
 from vardistill.training.config_files import is_image_run
 
 if TYPE_CHECKING:
-    from vardistill.students.perceptron import Generator
+    from vardistill.students.student import Student
     from vardistill.training.folder import RunFolder
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     return _diffusers(folder, generator, parsed.out or folder.path / "diffusers")
 
 
-def _load(run: Path) -> tuple[RunFolder, Generator]:
+def _load(run: Path) -> tuple[RunFolder, Student]:
     if is_image_run(run):
         from vardistill.domains.pictures.experiment import load_image_run
 
@@ -51,7 +51,7 @@ def _load(run: Path) -> tuple[RunFolder, Generator]:
     return folder, generator
 
 
-def _diffusers(folder: RunFolder, generator: Generator, out: Path) -> int:
+def _diffusers(folder: RunFolder, generator: Student, out: Path) -> int:
     from vardistill.export.onnx import export_diffusers
     from vardistill.reports.card import model_card
 
@@ -60,7 +60,7 @@ def _diffusers(folder: RunFolder, generator: Generator, out: Path) -> int:
     return 0
 
 
-def _onnx(generator: Generator, out: Path) -> int:
+def _onnx(generator: Student, out: Path) -> int:
     from vardistill.export.onnx import CHECKED, export_onnx
 
     try:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline, usage_of
-from vardistill.students.network import OneStep
-from vardistill.students.perceptron import Generator
+from vardistill.students.network import NetworkStudent
+from vardistill.students.student import Student
 
 LARGEST_ONNX = 2**31
 """Bytes that an ONNX file holds, a limit of its format."""
@@ -26,11 +26,11 @@ CHECKED = (1, 5)
 """Batch sizes at which an ONNX file is run; it is traced at another."""
 
 
-def export_diffusers(generator: Generator, path: Path | str, card: str | None = None) -> str:
+def export_diffusers(generator: Student, path: Path | str, card: str | None = None) -> str:
     """Save a student as a folder that diffusers loads alone, its adapters merged; see `pipelines.save_pipeline`.
 
     Args:
-        generator: a `OneStep`.
+        generator: a `NetworkStudent`.
         path: the folder, new or empty.
         card: text of README.md; default how to load the folder.
 
@@ -40,14 +40,14 @@ def export_diffusers(generator: Generator, path: Path | str, card: str | None = 
     Raises:
         UsageError: for a generator without a network of diffusers, or a folder that is not empty.
     """
-    if not isinstance(generator, OneStep):
+    if not isinstance(generator, NetworkStudent):
         raise UsageError(f"a {type(generator).__name__} is no network of diffusers: export it to onnx instead")
     student = generator.merged()
     save_pipeline(student.denoiser, Path(path), student.t, student.classes, card)
     return usage_of(student.denoiser, one_step=True, folder=str(path))
 
 
-def export_onnx(generator: Generator, path: Path | str, tolerance: float = 1e-4) -> float:
+def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -> float:
     """Save x = g(z) as an ONNX file, and compare it with the generator on random z.
 
     Its inputs are `z` (B, *latent) and, for a conditional generator, `labels` (B,) of int64; its output is `x`. Any B
@@ -106,7 +106,7 @@ def write_onnx(function: nn.Module, example: dict[str, Tensor], path: Path) -> N
 
 
 @torch.no_grad()
-def onnx_error(generator: Generator, path: Path) -> float:
+def onnx_error(generator: Student, path: Path) -> float:
     """The largest |difference| between the file's x and the generator's, over the batch sizes `CHECKED`."""
     import onnxruntime
 
@@ -119,7 +119,7 @@ def onnx_error(generator: Generator, path: Path) -> float:
     return float(torch.stack(errors).max())  # NaN where there is one
 
 
-def inputs(generator: Generator, n: int) -> dict[str, Tensor]:
+def inputs(generator: Student, n: int) -> dict[str, Tensor]:
     """z (n, *latent), and labels (n,) in turn for a conditional generator."""
     device = next(generator.parameters()).device
     z = generator.latents(n, torch.Generator(device).manual_seed(n))
@@ -127,9 +127,9 @@ def inputs(generator: Generator, n: int) -> dict[str, Tensor]:
     return {"z": z, **labels}
 
 
-def traceable(generator: Generator) -> nn.Module:
+def traceable(generator: Student) -> nn.Module:
     """The generator as a function that a tracer follows: evaluation mode, no adapters, no tables."""
-    if isinstance(generator, OneStep):
+    if isinstance(generator, NetworkStudent):
         return FixedLevel(generator).eval()
     return copy.deepcopy(generator).eval()
 
@@ -141,7 +141,7 @@ class FixedLevel(nn.Module):
         student: is copied.
     """
 
-    def __init__(self, student: OneStep) -> None:
+    def __init__(self, student: NetworkStudent) -> None:
         super().__init__()
         self.t, self.scale, self.denoiser = student.t, student.scale, student.merged().denoiser
         scales = [float(scale) for scale in self.denoiser.schedule(torch.tensor(self.t))]

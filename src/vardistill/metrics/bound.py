@@ -30,7 +30,7 @@ from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser
 from vardistill.diffusion.noise import Draw, Noise
 from vardistill.diffusion.schedules import Schedule
 from vardistill.errors import UsageError, require
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 
 STRETCH = 2.0
 """z = STRETCH · Φ⁻¹(u)."""
@@ -91,7 +91,7 @@ class BoundGap:
 @torch.no_grad()
 def bound_gap(
     objective: BoundedObjective,
-    generator: Generator,
+    generator: Student,
     ratios: Iterable[float],
     rng: torch.Generator,
     n: int = 2048,
@@ -138,7 +138,7 @@ def bound_gap(
 @torch.no_grad()
 def diffusive_kl(
     teacher: Denoiser,
-    generator: Generator,
+    generator: Student,
     ratios: Iterable[float],
     rng: torch.Generator,
     n: int = 2048,
@@ -183,7 +183,7 @@ def noise_level(schedule: Schedule, ratio: float, x: Tensor, rng: torch.Generato
     return Noise(t, alpha, sigma, torch.ones_like(t), eps, latents=len(x))
 
 
-def draw_level(objective: BoundedObjective, generator: Generator, ratio: float, n: int, rng: torch.Generator) -> Draw:
+def draw_level(objective: BoundedObjective, generator: Student, ratio: float, n: int, rng: torch.Generator) -> Draw:
     """Draw (z, ε) n times at one noise level, with the further latents that the objective asks for."""
     z = generator.latents(n, rng)
     x = generator(z)
@@ -206,7 +206,7 @@ class Quadrature:
         UsageError: for more than three latent dimensions, or nodes^k above 2^24.
     """
 
-    def __init__(self, generator: Generator, nodes: int, device: torch.device) -> None:
+    def __init__(self, generator: Student, nodes: int, device: torch.device) -> None:
         k = math.prod(generator.latent_shape)
         if k > LARGEST_LATENT:
             raise UsageError(f"the exact gap needs at most {LARGEST_LATENT} latent dimensions, but there are {k}")

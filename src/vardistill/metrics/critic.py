@@ -28,7 +28,7 @@ from torch import Tensor
 from vardistill.diffusion.denoiser import Denoiser, score
 from vardistill.errors import UsageError
 from vardistill.metrics.bound import Quadrature, checked_ratios, noise_level
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 
 CHUNKS = 16
 """M, of each level's draws."""
@@ -74,7 +74,7 @@ class CriticBias:
 
 def critic_bias(
     objective: CriticObjective,
-    generator: Generator,
+    generator: Student,
     ratios: Iterable[float],
     rng: torch.Generator,
     n: int = 2048,
@@ -117,7 +117,7 @@ def squared_norm(products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at_level(
-    objective: CriticObjective, generator: Generator, student: Quadrature, ratio: float, rows: int, rng: torch.Generator
+    objective: CriticObjective, generator: Student, student: Quadrature, ratio: float, rows: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The critic's error, and the products of the chunks' B and of their G, (2, M, M)."""
     errors, gradients = [], []
@@ -138,7 +138,7 @@ def _at_level(
     return (error / of_student).sqrt(), chunks @ chunks.mT
 
 
-def _gradient(generator: Generator, x: Tensor, cotangent: Tensor) -> Tensor:
+def _gradient(generator: Student, x: Tensor, cotangent: Tensor) -> Tensor:
     """cotangentᵀ ∂x/∂θ, flat."""
     parameters = [p for p in generator.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vardistill.diffusion.denoiser import Denoiser, check_denoiser, require_denoiser
 from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.errors import UsageError
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions
 
 
@@ -51,7 +51,7 @@ class Objective(nn.Module):
             self.teacher.eval()
         return self
 
-    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
         """Raise UsageError unless the teacher and the objective's own networks take the generator's samples."""
         if self.teacher is not None:
             check_denoiser(self.teacher, generator.data_shape, next(generator.parameters()), conditions)

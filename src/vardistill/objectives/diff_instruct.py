@@ -24,7 +24,7 @@ from vardistill.diffusion.denoiser import Denoiser, check_denoiser, require_deno
 from vardistill.diffusion.noise import Draw, named_weight
 from vardistill.errors import UsageError, require
 from vardistill.objectives.base import Objective, inner
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions
 
 
@@ -69,7 +69,7 @@ class DiffInstruct(Objective):
         self.critic.eval()
         return self
 
-    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
         """Raise UsageError unless teacher and critic take the generator's samples, and the critic can be trained."""
         super().check(generator, conditions)
         parameter = next(generator.parameters())

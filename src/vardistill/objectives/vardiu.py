@@ -42,7 +42,7 @@ from vardistill.objectives.base import Objective, inner
 from vardistill.objectives.diagnostics import posterior_information
 from vardistill.posteriors.few import Conditional, Posterior, Prior, Reparameterised, check_posterior, standard_normal
 from vardistill.processes import gather
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions
 
 ControlVariate = Callable[[Tensor], Tensor]
@@ -118,7 +118,7 @@ class VarDiU(Objective):
         self.fresh_latents = candidates if isinstance(candidates, int) else 0
         self.smallest_batch = 2 if candidates == "batch" else 1
 
-    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
         """Raise UsageError unless teacher and posterior take the generator's samples and latents."""
         super().check(generator, conditions)
         check_posterior(self.posterior, generator, conditions)

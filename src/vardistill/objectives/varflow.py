@@ -29,7 +29,7 @@ from vardistill.errors import UsageError, first_line, unknown
 from vardistill.objectives.base import Objective
 from vardistill.objectives.energy import check_beta, mean_distances, paired_distances
 from vardistill.processes import gather, gather_with_gradient, rank
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions
 
 Cross = Literal["all", "paired"]
@@ -86,7 +86,7 @@ class VarFlow(Objective):
             self.features.eval()
         return self
 
-    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
         """Raise UsageError unless the feature map takes noisy samples and their times, and lets gradient through."""
         super().check(generator, conditions)
         if self.features is None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.errors import UsageError, require
 from vardistill.objectives.base import Objective
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions
 
 PartWeight = float | Callable[[float], float]
@@ -129,7 +129,7 @@ class WeightedSum(Objective):
         """The parts with a prefix of their names and the draws that they see."""
         return [(f"{part.label}/", part.objective, own) for part, own in self._draws(draw)]
 
-    def check(self, generator: Generator, conditions: Conditions | None = None) -> None:
+    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
         """Raise UsageError unless all parts take the generator's latents and samples."""
         for objective in self.parts:
             objective.check(generator, conditions)

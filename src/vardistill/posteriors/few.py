@@ -28,7 +28,7 @@ from vardistill.networks import LevelMLP
 from vardistill.students.axes import PrincipalAxes
 
 if TYPE_CHECKING:
-    from vardistill.students.perceptron import Generator
+    from vardistill.students.student import Student
     from vardistill.training.data import Conditions
 
 
@@ -67,7 +67,7 @@ class Posterior(nn.Module):
         raise NotImplementedError
 
 
-def check_posterior(posterior: Posterior, generator: Generator, conditions: Conditions | None = None) -> None:
+def check_posterior(posterior: Posterior, generator: Student, conditions: Conditions | None = None) -> None:
     """Ask for the density of two latents of the generator; raise UsageError unless it has one for each."""
     like, latent = next(generator.parameters()), math.prod(generator.latent_shape)
     own = getattr(posterior, "latent", None)

@@ -103,8 +103,8 @@ def loading(run: RunFolder, library: str) -> str:
     labels = f", labels=torch.arange(16) % {classes}" if classes else ""
     own = [
         *(["import torch"] if classes else []),
-        "from vardistill.students.network import OneStep",
-        f'pictures = OneStep.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
+        "from vardistill.students.network import NetworkStudent",
+        f'pictures = NetworkStudent.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
     ]
     alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, one_step=True)
     ours = f"With vardistill, from the folder `generator` of its run:\n\n{code(*own)}"

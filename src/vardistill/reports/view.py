@@ -44,7 +44,7 @@ from vardistill.errors import UsageError, unknown
 from vardistill.reports.pages import masthead
 from vardistill.reports.pictures import grid
 from vardistill.runs.experiment import device_of
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
@@ -108,7 +108,7 @@ class Pair:
     """
 
     name: str
-    student: OneStep
+    student: NetworkStudent
     teacher: Denoiser | None
     about: str
     class_names: tuple[str, ...]
@@ -160,7 +160,7 @@ def load_pair(run: Path) -> Pair:
     return pair
 
 
-def _load_teacher(config: ImagesConfig, student: OneStep) -> tuple[Denoiser, tuple[str, ...]]:
+def _load_teacher(config: ImagesConfig, student: NetworkStudent) -> tuple[Denoiser, tuple[str, ...]]:
     """The teacher with its guidance, and the names of the classes, () where no data tell them."""
     setting = build_setting(config)
     ours, theirs = (student.data_shape, student.classes), (setting.teacher.denoiser.data_shape, setting.classes)

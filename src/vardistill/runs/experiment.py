@@ -26,12 +26,13 @@ from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser
 from vardistill.devices import find_device
 from vardistill.errors import UsageError, first_line
 from vardistill.reports.figures import samples_figure
-from vardistill.students.perceptron import MLP, Generator
+from vardistill.students.perceptron import MLP
+from vardistill.students.student import Student
 from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
 from vardistill.metrics.critic import critic_bias
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.domains.points.presets import teacher_fit_of
 from vardistill.domains.points.problems import Problem
 from vardistill.processes import alone, launched, several_on_cpu
@@ -40,7 +41,7 @@ from vardistill.training.folder import RunFolder, create, open_run, write_whole
 from vardistill.domains.points.teach import load_teacher, teach, teacher_errors
 from vardistill.training.loop import Evaluate, Run, Trainer
 
-G = TypeVar("G", MLP, OneStep)
+G = TypeVar("G", MLP, NetworkStudent)
 
 BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Noise-to-signal ratios at which a finished run's bound is compared with the diffusive KL."""
@@ -142,7 +143,7 @@ def build_ready_teacher(config: Config, problem: Problem) -> Denoiser | None:
     return None
 
 
-def problem_metrics(config: Config, problem: Problem, objective: Objective, student: Generator) -> Evaluate:
+def problem_metrics(config: Config, problem: Problem, objective: Objective, student: Student) -> Evaluate:
     """What a run measures as it goes: its samples against the problem, and the student's divergence from the teacher.
 
     The samples are the averaged generator's; divergence, bound and critic are those of the `student` in training,
@@ -151,7 +152,7 @@ def problem_metrics(config: Config, problem: Problem, objective: Objective, stud
     teacher_error: dict[str, float] = {}
     exact = build_problem(config.problem, config.levels.schedule)  # a copy, which moves to where the student is
 
-    def measure(average: Generator) -> dict[str, float]:
+    def measure(average: Student) -> dict[str, float]:
         samples = average.sample(config.training.eval_samples, seed=config.training.seed + 1).cpu()
         rng = torch.Generator().manual_seed(config.training.seed + 2)
         table: dict[str, float] = dict(evaluate(samples, problem, rng, p_value=False))
@@ -167,7 +168,7 @@ def problem_metrics(config: Config, problem: Problem, objective: Objective, stud
 
 
 def student_divergence(
-    objective: Objective, student: Generator, truth: GaussianMixture | None, rng: torch.Generator, n: int
+    objective: Objective, student: Student, truth: GaussianMixture | None, rng: torch.Generator, n: int
 ) -> dict[str, float]:
     """The diffusive KL at `GAP_RATIOS`, and what the objective's parts make of it, where they can be computed exactly.
 
@@ -198,7 +199,7 @@ def bound_batches(objective: VarDiU, n: int) -> tuple[int, int]:
     return (n, math.ceil(BOUND_DRAWS / n)) if objective.candidates == "batch" else (max(n, BOUND_DRAWS), 1)
 
 
-def device_of(generator: Generator) -> torch.device:
+def device_of(generator: Student) -> torch.device:
     """Where the generator's parameters are."""
     return next(generator.parameters()).device
 
@@ -229,7 +230,7 @@ def _keep_evaluation(folder: RunFolder, table: Mapping[str, Any]) -> None:
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
 
 
-def write_bound(folder: RunFolder, objective: Objective, student: Generator, n: int) -> None:
+def write_bound(folder: RunFolder, objective: Objective, student: Student, n: int) -> None:
     """DiU, DiKL and their gap at `BOUND_RATIOS` over batches of n draws as `bound.json`, where densities are exact."""
     few_latents = math.prod(student.latent_shape) <= LARGEST_LATENT
     for part in objective.parts:

@@ -10,16 +10,17 @@ if TYPE_CHECKING:
     from vardistill.students.axes import PrincipalAxes as PrincipalAxes
     from vardistill.students.axes import principal_axes as principal_axes
     from vardistill.students.hub import SafeHubMixin as SafeHubMixin
-    from vardistill.students.network import OneStep as OneStep
+    from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.students.perceptron import MLP as MLP
-    from vardistill.students.perceptron import Generator as Generator
+    from vardistill.students.student import Student as Student
 
 __getattr__, __all__ = attach(
     __name__,
     {
         "hub": "SafeHubMixin",
-        "network": "OneStep",
-        "perceptron": "MLP Generator",
+        "network": "NetworkStudent",
+        "perceptron": "MLP",
+        "student": "Student",
         "axes": "PrincipalAxes principal_axes",
     },
 )

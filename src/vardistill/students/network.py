@@ -24,14 +24,14 @@ from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, Diffus
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError, unknown
 from vardistill.students.hub import SafeHubMixin
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 
 INITIAL_RATIO = 5.0
 """Default noise-to-signal ratio of t_init in standard deviations of the data: SiD's σ = 2.5 for σ_d = ½."""
 
 
-class OneStep(
-    Generator,
+class NetworkStudent(
+    Student,
     SafeHubMixin,
     library_name="vardistill",
     tags=["one-step-generation", "diffusion-distillation"],
@@ -73,7 +73,7 @@ class OneStep(
         ratio: float | None = None,
         classes: int | None = None,
         data_std: float = 0.5,
-    ) -> OneStep:
+    ) -> NetworkStudent:
         """A student with the teacher's network and a copy of its weights.
 
         Args:
@@ -113,7 +113,7 @@ class OneStep(
         x: Tensor = self.denoiser(self.scale * z, z.new_full((len(z),), self.t), labels=labels)
         return x
 
-    def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> OneStep:
+    def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> NetworkStudent:
         """Freeze the weights and train adapters of this rank beside them; returns the student.
 
         Its output stays the same: the adapters' second factor starts at 0. The first is drawn from torch's global
@@ -140,7 +140,7 @@ class OneStep(
         return self
 
     @torch.no_grad()
-    def merged(self) -> OneStep:
+    def merged(self) -> NetworkStudent:
         """A copy with the adapters added to the weights, W + B A: a student without adapters."""
         student = copy.deepcopy(self)
         network = student.denoiser.network

@@ -12,12 +12,12 @@ from vardistill.errors import UsageError, first_line
 from vardistill.objectives import Objective, VarDiU
 from vardistill.posteriors.few import Prior
 from vardistill.runs.config import TrainingConfig
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training.data import Conditions, Labels, Samples, StoredSamples, check_samples
 
 
 def check_settings(
-    generator: Generator,
+    generator: Student,
     objective: Objective,
     levels: NoiseLevels,
     training: TrainingConfig,
@@ -37,19 +37,19 @@ def check_settings(
     check_head_start(training, objective)
 
 
-def check_networks(generator: Generator, objective: Objective, conditions: Conditions | None) -> None:
+def check_networks(generator: Student, objective: Objective, conditions: Conditions | None) -> None:
     """Raise UsageError unless the generator takes its latents, and the objective's networks what it makes of them."""
     check_forward(generator, conditions)
     objective.check(generator, conditions)
 
 
-def check_generator(generator: Generator, conditions: Conditions | None = None) -> None:
+def check_generator(generator: Student, conditions: Conditions | None = None) -> None:
     """Raise UsageError for what is no generator that can be trained, or without the conditions that it takes."""
     needed = ("latent_shape", "data_shape", "data_std", "latents", "classes")
     missing = [name for name in needed if not hasattr(generator, name)]
     if missing or not isinstance(generator, nn.Module):
         raise UsageError(
-            "the generator must be a vardistill.students.Generator with latent_shape, data_shape and data_std, the "
+            "the generator must be a vardistill.students.Student with latent_shape, data_shape and data_std, the "
             f"data's standard deviation, but {type(generator).__name__} has no {', '.join(missing) or 'parameters'}"
         )
     for name in ("latent_shape", "data_shape"):
@@ -92,7 +92,7 @@ def check_tracker(training: TrainingConfig) -> None:
         raise UsageError(f"the tracker {name} is not installed: pip install {name}, or choose another or none")
 
 
-def check_forward(generator: Generator, conditions: Conditions | None = None) -> None:
+def check_forward(generator: Student, conditions: Conditions | None = None) -> None:
     """Send two latents through the generator; raise UsageError unless samples of its data shape come back, finite."""
     rng = torch.Generator(next(generator.parameters()).device).manual_seed(0)
     z = generator.latents(2, rng)
@@ -173,7 +173,7 @@ def check_head_start(training: TrainingConfig, objective: Objective) -> None:
         )
 
 
-def check_conditions(conditions: Conditions | None, generator: Generator, objective: Objective) -> None:
+def check_conditions(conditions: Conditions | None, generator: Student, objective: Objective) -> None:
     """Raise UsageError unless the objective takes the conditions of a conditional generator."""
     classes = generator.classes
     for part in objective.parts if conditions is not None else ():
@@ -188,7 +188,7 @@ def check_conditions(conditions: Conditions | None, generator: Generator, object
 def real_samples(
     data: Samples | Tensor | None,
     objective: Objective,
-    generator: Generator,
+    generator: Student,
     like: Tensor,
     conditions: Conditions | None = None,
 ) -> Samples | None:

@@ -16,7 +16,7 @@ from vardistill.diffusion.schedules import VE, Schedule
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, Objective, VarDiU, WeightedSum
 from vardistill.posteriors.few import Prior
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 
 FEW_LATENTS = 4
 """Up to which a batch's latents are near enough to each other to be candidates."""
@@ -25,7 +25,7 @@ LEAST_LEVEL = 0.05
 """Standard deviations of the data at which noise levels end: modes of a student are not told apart below it."""
 
 
-def default_objective(teacher: Denoiser, generator: Generator) -> Objective:
+def default_objective(teacher: Denoiser, generator: Student) -> Objective:
     """For few latents multi-sample `VarDiU` with the batch's candidates; for more, `DiffInstruct` from the teacher.
 
     The first is the best of those that need no data on MoG-40, the second on pictures (docs/results.md). A teacher
@@ -55,7 +55,7 @@ def unguided(teacher: Denoiser) -> Denoiser:
     return teacher.denoiser if isinstance(teacher, Guided) else teacher
 
 
-def with_default_levels(objective: Objective, generator: Generator, shared: int) -> tuple[Objective, NoiseLevels]:
+def with_default_levels(objective: Objective, generator: Student, shared: int) -> tuple[Objective, NoiseLevels]:
     """An objective with `default_levels` for it, shared where it compares groups.
 
     In a sum, parts that compare groups and parts that do not want different weights: then the former get shared levels

@@ -36,7 +36,7 @@ from vardistill.objectives import Objective
 from vardistill.objectives.diagnostics import diversities, low_level_share
 from vardistill.processes import alone, launched, several_on_cpu
 from vardistill.runs.config import TrainingConfig
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 from vardistill.training import checkpoints
 from vardistill.training.books import Books, StopRequest
 from vardistill.training.checks import (
@@ -62,7 +62,7 @@ from vardistill.training.optimisers import (
 )
 from vardistill.training.step import Drawn, Step
 
-Evaluate = Callable[[Generator], Mapping[str, float]]
+Evaluate = Callable[[Student], Mapping[str, float]]
 """Metrics of a generator in evaluation mode."""
 
 
@@ -93,14 +93,14 @@ class Run:
         path: the run folder, or None.
     """
 
-    generator: Generator
+    generator: Student
     objective: Objective
     history: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
 
 
 def distill(
-    generator: Generator,
+    generator: Student,
     *,
     teacher: Denoiser | None = None,
     objective: Objective | None = None,
@@ -163,7 +163,7 @@ class Trainer:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Student,
         objective: Objective,
         levels: NoiseLevels,
         training: TrainingConfig,
@@ -421,13 +421,13 @@ class Trainer:
         return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
 
 
-def average_of(generator: Generator) -> Generator:
+def average_of(generator: Student) -> Student:
     """A copy to hold the moving average; it shares the parameters that are not trained."""
     frozen = {id(p): p for p in generator.parameters() if not p.requires_grad}
     return copy.deepcopy(generator, frozen).eval().requires_grad_(False)
 
 
-def save_generator(generator: Generator, path: Path) -> None:
+def save_generator(generator: Student, path: Path) -> None:
     """The weights as safetensors, with the configuration that loads them where the generator is a hub mixin."""
     if isinstance(generator, PyTorchModelHubMixin):
         generator.save_pretrained(path)

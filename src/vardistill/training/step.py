@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vardistill.diffusion.noise import Draw, Noise
 from vardistill.errors import UsageError
 from vardistill.objectives import Objective
-from vardistill.students.perceptron import Generator
+from vardistill.students.student import Student
 
 
 class Drawn(NamedTuple):
@@ -67,7 +67,7 @@ class Drawn(NamedTuple):
 class Step(nn.Module):
     """The differentiable part of a step as one module, so that a wrapper sees each parameter's use."""
 
-    def __init__(self, generator: Generator, objective: Objective, precision: str) -> None:
+    def __init__(self, generator: Student, objective: Objective, precision: str) -> None:
         super().__init__()
         self.generator = generator
         self.objective = objective

@@ -39,7 +39,7 @@ from vardistill.objectives import DiffInstruct, VarDiU
 from vardistill.posteriors.pictures import ConvGaussian
 from vardistill.reports.page import write_report
 from vardistill.runs.config import TrainingConfig
-from vardistill.students.network import OneStep, has_adapters
+from vardistill.students.network import NetworkStudent, has_adapters
 from vardistill.training import config_files
 from vardistill.training.loop import Trainer, default_objective
 
@@ -355,7 +355,7 @@ def test_a_pipeline_of_diffusers_is_distilled_without_data(preset: str, foreign:
 
 def test_a_pipeline_of_diffusers_is_distilled_in_a_few_lines(foreign: Path, tmp_path: Path) -> None:
     teacher = from_diffusers(foreign)
-    student = OneStep.from_teacher(teacher)
+    student = NetworkStudent.from_teacher(teacher)
     posterior = ConvGaussian(student.data_shape, student.latent_shape, student.data_std, width=8)
     objective = VarDiU(teacher, posterior, sigma_data=student.data_std)
     before = {name: v.clone() for name, v in student.state_dict().items()}
@@ -363,19 +363,19 @@ def test_a_pipeline_of_diffusers_is_distilled_in_a_few_lines(foreign: Path, tmp_
     assert [line["step"] for line in run.history if line["kind"] == "train"] == [2, 4]
     assert all(math.isfinite(line["loss"]) for line in run.history if line["kind"] == "train")
     assert any(not torch.equal(v, before[name]) for name, v in run.generator.state_dict().items())
-    loaded = OneStep.from_pretrained(tmp_path / "generator")
+    loaded = NetworkStudent.from_pretrained(tmp_path / "generator")
     assert torch.equal(loaded.sample(3), run.generator.sample(3))
 
 
 def test_the_default_objective_takes_a_pipeline_too(foreign: Path) -> None:
     teacher = from_diffusers(foreign)
-    run = vd.distill(OneStep.from_teacher(teacher), teacher=teacher, training=replace(TRAINING, steps=2))
+    run = vd.distill(NetworkStudent.from_teacher(teacher), teacher=teacher, training=replace(TRAINING, steps=2))
     assert run.generator.sample(2).isfinite().all()
 
 
 def test_a_guided_teachers_critic_is_a_copy_of_what_is_guided(foreign: Path) -> None:
     teacher = Guided(from_diffusers(foreign), 2.0, {"labels": 3})
-    student = OneStep.from_teacher(from_diffusers(foreign))
+    student = NetworkStudent.from_teacher(from_diffusers(foreign))
     objective = default_objective(teacher, student)
     assert isinstance(objective, DiffInstruct)
     assert objective.teacher is teacher
@@ -405,7 +405,7 @@ def test_the_teacher_is_where_the_run_is_before_it_draws(
 def test_the_teachers_pictures_are_the_same_in_every_block(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In double precision, where a block's size moves nothing but the last digits."""
     teacher = from_diffusers(teacher_run / "pipeline", dtype=torch.float64)
-    student, seen = OneStep.from_teacher(teacher), []
+    student, seen = NetworkStudent.from_teacher(teacher), []
 
     class Watched(Guided):
         """Keeps how many rows it is given."""

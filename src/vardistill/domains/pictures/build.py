@@ -33,7 +33,7 @@ from vardistill.export.pipelines import PARTS
 from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.pictures import ConvGaussian, CouplingFlow
 from vardistill.runs.build import Geometric, build_noise, initial_weights
-from vardistill.students.network import OneStep
+from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files
 from vardistill.training.data import Conditions, Labels, Samples, teacher_samples
 from vardistill.training.folder import RunFolder
@@ -166,13 +166,13 @@ def build_guided(setting: Setting) -> Denoiser:
     return Guided(denoiser, scale, {"labels": denoiser.null_label})
 
 
-def build_student(setting: Setting) -> OneStep:
+def build_student(setting: Setting) -> NetworkStudent:
     """The student with its initial weights."""
     g, seed = setting.config.generator, setting.config.training.seed
     with initial_weights(seed):
-        student = OneStep.from_teacher(setting.teacher.denoiser, g.ratio, setting.classes, setting.std)
+        student = NetworkStudent.from_teacher(setting.teacher.denoiser, g.ratio, setting.classes, setting.std)
         if g.start == "fresh":
-            fresh = OneStep(**student.configuration())
+            fresh = NetworkStudent(**student.configuration())
             student.load_state_dict(fresh.state_dict())
         return student.add_adapters(g.lora_rank) if g.lora_rank else student
 
@@ -182,7 +182,9 @@ def build_levels(setting: Setting) -> NoiseLevels:
     return build_noise(setting.config.levels, setting.teacher.denoiser.schedule, setting.std)
 
 
-def build_objective(setting: Setting, teacher: Denoiser, features: Features | None, student: OneStep) -> Objective:
+def build_objective(
+    setting: Setting, teacher: Denoiser, features: Features | None, student: NetworkStudent
+) -> Objective:
     """The objective with its auxiliary networks; a posterior starts at the scale of what x tells of z.
 
     Under bf16 the objective sees the teacher in mixed precision; real samples and evaluations do not.
@@ -206,7 +208,7 @@ def build_objective(setting: Setting, teacher: Denoiser, features: Features | No
 
 
 def build_part(
-    o: ImageVarDiUConfig | ImageDiffInstructConfig, setting: Setting, teacher: Denoiser, student: OneStep
+    o: ImageVarDiUConfig | ImageDiffInstructConfig, setting: Setting, teacher: Denoiser, student: NetworkStudent
 ) -> Objective:
     """VarDiU with a fresh posterior, or Diff-Instruct with the teacher's copy as critic."""
     if isinstance(o, ImageDiffInstructConfig):
@@ -230,7 +232,7 @@ def build_part(
 
 
 @torch.no_grad()
-def spread_of(student: OneStep, n: int = 16, step: float = 1e-2) -> float:
+def spread_of(student: NetworkStudent, n: int = 16, step: float = 1e-2) -> float:
     """√ of the mean squared singular value of ∂x/∂z, E‖J v‖²/d over v ~ N(0, I), by differences."""
     parameter = next(student.parameters())
     rng = torch.Generator(parameter.device).manual_seed(0)

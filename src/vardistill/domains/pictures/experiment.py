@@ -52,8 +52,8 @@ from vardistill.reports.contents import BESIDE
 from vardistill.reports.page import write_report
 from vardistill.reports.pictures import save_grids
 from vardistill.runs.experiment import device_of, load_generator, prepare_folder
-from vardistill.students.network import OneStep
-from vardistill.students.perceptron import Generator
+from vardistill.students.network import NetworkStudent
+from vardistill.students.student import Student
 from vardistill.training import config_files
 from vardistill.training.checks import check_settings, check_tracker
 from vardistill.training.data import check_samples
@@ -136,7 +136,7 @@ def build_features(setting: Setting, folder: RunFolder) -> Features | None:
     return load_features(folder.path / "classifier")
 
 
-def load_image_run(path: Path) -> tuple[RunFolder, ImagesConfig, OneStep]:
+def load_image_run(path: Path) -> tuple[RunFolder, ImagesConfig, NetworkStudent]:
     """A finished run on pictures: its folder, configuration and student.
 
     Raises:
@@ -146,7 +146,7 @@ def load_image_run(path: Path) -> tuple[RunFolder, ImagesConfig, OneStep]:
     config: ImagesConfig = config_files.read(ImagesConfig, folder.config)
     if not folder.generator.is_dir():
         raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
-    student = load_generator(folder.generator, OneStep)
+    student = load_generator(folder.generator, NetworkStudent)
     return folder, config, student
 
 
@@ -171,7 +171,7 @@ def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, float], Image
 def image_metrics(reference: Reference, config: ImagesConfig) -> Evaluate:
     """What a run measures as it goes, of the averaged student."""
 
-    def measure(average: Generator) -> dict[str, float]:
+    def measure(average: Student) -> dict[str, float]:
         n, seed = config.training.eval_samples, config.training.seed + 1
         labels = labels_like(reference.data, n, average.classes)
         return measured(draw(average, n, seed, labels), reference, labels, copies=False)
@@ -179,7 +179,7 @@ def image_metrics(reference: Reference, config: ImagesConfig) -> Evaluate:
     return measure
 
 
-def draw(student: Generator, n: int, seed: int, labels: Tensor | None) -> Tensor:
+def draw(student: Student, n: int, seed: int, labels: Tensor | None) -> Tensor:
     """(n, C, H, W) on the CPU, in blocks."""
     return student.sample(n, seed, block=BLOCK, labels=labels).cpu()
 
@@ -187,7 +187,7 @@ def draw(student: Generator, n: int, seed: int, labels: Tensor | None) -> Tensor
 def finish(setting: Setting, teacher: Denoiser, folder: RunFolder, run: Run, reference: Reference | None) -> None:
     """Write what a reader of the run looks at."""
     student, training = run.generator, setting.config.training
-    assert isinstance(student, OneStep)
+    assert isinstance(student, NetworkStudent)
     n, seed = training.eval_samples, training.seed + 1
     pictures = draw(student, SHOWN, seed, even_labels(SHOWN, student.classes))
     beside: dict[str, Any] = {"teacher": teachers_pictures(student, teacher, SHOWN, seed)}
@@ -211,7 +211,7 @@ def nearest_pictures(pictures: Tensor, images: Images) -> Tensor:
     return images.take(found.indices[:, 0])
 
 
-def teachers_pictures(student: OneStep, teacher: Denoiser, n: int, seed: int) -> Tensor:
+def teachers_pictures(student: NetworkStudent, teacher: Denoiser, n: int, seed: int) -> Tensor:
     """The teacher's pictures from the student's first n latents and labels, (n, C, H, W) on the CPU."""
     device = device_of(student)
     z = student.latents(n, torch.Generator(device).manual_seed(seed))
@@ -229,7 +229,7 @@ def condition_of(labels: Tensor | None, device: torch.device) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def costs(student: OneStep, teacher: Denoiser) -> dict[str, float]:
+def costs(student: NetworkStudent, teacher: Denoiser) -> dict[str, float]:
     """Network evaluations and wall-clock seconds per picture, student and teacher in turn, in batches of `TIMED`."""
     device = device_of(student)
     z = student.latents(TIMED, torch.Generator(device).manual_seed(0))
