@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from vardistill.domains.points import problems as problems
     from vardistill.errors import UsageError as UsageError
     from vardistill.runs.config import Config as Config
-    from vardistill.runs.config import TrainingConfig as TrainingConfig
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.training import data as data
+    from vardistill.training.config import TrainingConfig as TrainingConfig
     from vardistill.training.loop import Diverged as Diverged
     from vardistill.training.loop import Interrupted as Interrupted
     from vardistill.training.loop import Run as Run

@@ -1,10 +1,25 @@
-"""Packages whose public names load when they are first used, so that reading a configuration does not import torch."""
+"""Names that load when they are first used: reading a configuration, or a package's table of names, imports no torch."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+class Later:
+    """A module that is imported when something of it is first used.
+
+    An objective's configuration stands in one file with its loss; so this file names torch without loading it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self._name), name)
+        setattr(self, name, value)
+        return value
 
 
 def attach(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +63,11 @@ def full_precision(layer: nn.Module, v: Tensor) -> Tensor:
     with torch.autocast(v.device.type, enabled=False):
         out: Tensor = layer(v.to(next(layer.parameters()).dtype))
     return out
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Networks built inside draw their initial weights from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,18 +1,25 @@
-"""What is below the trainer and yet knows of several processes: their device, and gathering a batch's samples."""
+"""What knows of several processes: their device, gathering a batch's samples, gradients' means, and work for one alone."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from datetime import timedelta
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vardistill.devices import find_device
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long processes wait for one that works alone: evaluations and fits may take longer than any collective."""
 
 
 def launched() -> int:
@@ -79,3 +86,46 @@ def gather_with_gradient(v: Tensor) -> Tensor:
         return v
     out: Tensor = _Gather.apply(v)  # type: ignore[no-untyped-call]
     return out
+
+
+def synchronise(tensors: Sequence[Tensor], how: Literal["mean", "first"]) -> None:
+    """Give all processes the mean of their tensors, or the first process's, in place; one message for each type."""
+    for dtype in dict.fromkeys(v.dtype for v in tensors):
+        own = [v.detach() for v in tensors if v.dtype == dtype]
+        flat = torch.cat([v.flatten() for v in own])
+        if how == "mean":
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        else:
+            dist.broadcast(flat, 0)
+        for v, new in zip(own, flat.split([v.numel() for v in own]), strict=True):
+            v.copy_(new.view_as(v))
+
+
+@cache
+def _waiting_room() -> Any:
+    """A group of all processes that wait for each other however long it takes."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def on_main(work: Callable[[], T]) -> T | None:
+    """Let the first process do this alone, while the others wait; returns its result there, None elsewhere.
+
+    What it raises is raised there, and the others end with a `RuntimeError`, not in a wait for ever.
+    """
+    if not _together():
+        return work()
+    group, failed, result = _waiting_room(), torch.zeros(()), None
+    error: BaseException | None = None
+    if rank() == 0:
+        try:
+            with alone():
+                result = work()
+        except BaseException as caught:  # the others have to hear of it, whatever it is
+            error, failed = caught, torch.ones(())
+    dist.broadcast(failed, 0, group=group)
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError("the first process failed at what it did alone: see what it said")
+    return result

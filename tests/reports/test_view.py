@@ -31,7 +31,7 @@ from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures.config import ImagesConfig
 from vardistill.domains.pictures.experiment import draw, even_labels
 from vardistill.errors import UsageError
-from vardistill.reports.pictures import grid
+from vardistill.domains.pictures.figures import grid
 from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, load_pair, parse_wish
 from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files

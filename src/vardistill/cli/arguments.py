@@ -65,6 +65,19 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
     return None
 
 
+def take_value(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What the words say for a flag, None where it is not among them, and the words without it."""
+    for i, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            if equals:
+                return value, [*arguments[:i], *arguments[i + 1 :]]
+            if i + 1 == len(arguments):
+                raise UsageError(f"{flag} needs a value")
+            return arguments[i + 1], [*arguments[:i], *arguments[i + 2 :]]
+    return None, arguments
+
+
 def _refuse_unknown_flags(cls: type, arguments: list[str], default: Any) -> None:
     known = {"help", *flags(cls, default)}
     for word in arguments:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vardistill.cli.arguments import parse
 from vardistill.cli.train import free_folder, train
-from vardistill.domains.points.presets import PRESETS
+from vardistill.runs.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError
-from vardistill.training.config_files import is_image_run
 
 if TYPE_CHECKING:
     from vardistill.students.student import Student
@@ -39,16 +38,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _load(run: Path) -> tuple[RunFolder, Student]:
-    if is_image_run(run):
-        from vardistill.domains.pictures.experiment import load_image_run
-
-        folder, _, student = load_image_run(run)
-        return folder, student
-
     from vardistill.runs.experiment import load_run
 
-    folder, _, generator = load_run(run)
-    return folder, generator
+    folder, _, student = load_run(run)
+    return folder, student
 
 
 def _diffusers(folder: RunFolder, generator: Student, out: Path) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
-from vardistill.cli.teach import PICTURES, POINTS
+from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
-from vardistill.diffusion.schedules import SCHEDULES
-from vardistill.domains.pictures.config import ImageObjectiveConfig, ImageVarDiUConfig, ImageVarFlowConfig
-from vardistill.domains.pictures.presets import IMAGE_PRESETS
-from vardistill.domains.points.presets import PRESETS
-from vardistill.runs.config import Config, GeneratorConfig, LevelsConfig, ObjectiveConfig, TeacherConfig, VarDiUConfig
+from vardistill.domains.points.config import PerceptronConfig, PointsConfig, TeacherConfig
+from vardistill.objectives.registry import OBJECTIVES
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
+from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, TEACHERS
 from vardistill.training.config_files import kind_of
 from vardistill.training.warning_signs import RULES
 
@@ -28,8 +28,9 @@ def main(arguments: list[str]) -> int:
     """Print the names."""
     parse(Arguments, arguments, "list", "What there is to choose from.")
     described = {
-        "presets": {name: preset.about for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()},
-        "teacher presets": {name: preset.about for name, preset in {**PICTURES, **POINTS}.items()},
+        presets_of("points", POINT_TARGETS): {name: recipe.about for name, recipe in POINTS.items()},
+        presets_of("pictures", PICTURE_SETS): {name: recipe.about for name, recipe in PICTURES.items()},
+        "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
         "benches": {name: bench.about for name, bench in BENCHES.items()},
     }
     for title, abouts in described.items():
@@ -37,25 +38,28 @@ def main(arguments: list[str]) -> int:
         for name, about in abouts.items():
             print(f"  {name:<30}{about}")
     choices: dict[str, Any] = {
-        "problems": _options(Config, "problem"),
-        "objectives": [kind_of(kind) for kind in typing.get_args(typing.get_args(ObjectiveConfig)[0])],
-        "teachers": _options(TeacherConfig, "teacher"),
+        "problems": _options(PointsConfig, "problem"),
+        "objectives": list(OBJECTIVES),
+        "teachers of points": _options(TeacherConfig, "teacher"),
         "posteriors": _options(VarDiUConfig, "posterior"),
-        "objectives of pictures": [kind_of(kind) for kind in typing.get_args(typing.get_args(ImageObjectiveConfig)[0])],
-        "posteriors of pictures": _options(ImageVarDiUConfig, "posterior"),
-        "spaces of VarFlow's distances between pictures": _options(ImageVarFlowConfig, "space"),
+        "spaces of VarFlow's distances": _options(VarFlowConfig, "space"),
         "control variates": _options(VarDiUConfig, "control_variate"),
-        "schedules": list(SCHEDULES),
+        "schedules": _options(PointsConfig, "schedule"),
         "level distributions (in a configuration file)": [
-            kind.__name__ for kind in (LogNormal, PowerLaw, EDM, UniformTime)
+            kind_of(kind) for kind in (LogNormal, PowerLaw, EDM, UniformTime)
         ],
         "weights": _options(LevelsConfig, "weight"),
-        "activations": _options(GeneratorConfig, "activation"),
+        "activations": _options(PerceptronConfig, "activation"),
         "warning signs": list(dict.fromkeys(rule.name for rule in RULES)),
     }
     for title, names in choices.items():
         print(f"{title}: {', '.join(names)}")
     return 0
+
+
+def presets_of(domain: str, targets: typing.Iterable[str]) -> str:
+    """The heading of a domain's recipes."""
+    return f"presets of {domain}, TARGET-NAME with TARGET one of {', '.join(targets)}"
 
 
 def _options(cls: type, field: str) -> list[str]:

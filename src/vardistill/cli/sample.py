@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from vardistill.choices import check_choices
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
-from vardistill.runs.config import check_choices
-from vardistill.training.config_files import is_image_run
+
+SUFFIXES = (".npz", ".png", "")
+"""Of what samples are written as; a folder has none."""
+
+BLOCK = 64
+"""Samples that are drawn at once: as many pictures as fit into a processor's memory."""
 
 
 @dataclass(frozen=True)
@@ -40,55 +45,45 @@ def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, rest, "sample RUN", "Draw samples of a run's generator.")
     if run is None:
         raise UsageError("sample needs a run folder before its flags: vardistill sample RUN")
-    if is_image_run(Path(run)):
-        _pictures(Path(run), parsed)
-    else:
-        _points(Path(run), parsed)
+    if parsed.out.suffix not in SUFFIXES:
+        raise UsageError(f"samples are written as .npz, .png or, of pictures, a folder, but --out is {parsed.out}")
+    draw(Path(run), parsed)
     print(f"{parsed.num} samples in {parsed.out}")
     return 0
 
 
-def _points(run: Path, parsed: Arguments) -> None:
-    if parsed.out.suffix not in (".npz", ".png"):
-        raise UsageError(f"samples are written as .npz or .png, but --out is {parsed.out}")
-
-    from vardistill.reports.figures import samples_figure
-    from vardistill.runs.build import build_problem
-    from vardistill.runs.experiment import load_run
-
-    _, config, generator = load_run(run)
-    if parsed.label is not None:
-        raise UsageError("the generator is unconditional: leave out --label")
-    samples = generator.sample(parsed.num, seed=parsed.seed)
-    with _written(parsed.out):
-        if parsed.out.suffix == ".npz":
-            np.savez_compressed(parsed.out, samples=samples.numpy())
-        else:
-            samples_figure(samples, build_problem(config.problem, config.levels.schedule)).savefig(parsed.out, dpi=120)
-
-
-def _pictures(run: Path, parsed: Arguments) -> None:
-    if parsed.out.suffix not in (".npz", ".png", ""):
-        raise UsageError(f"pictures are written as .npz, .png or a folder, but --out is {parsed.out}")
-
+def draw(run: Path, parsed: Arguments) -> None:
+    """Draw the samples and write them."""
     import torch
 
-    from vardistill.domains.pictures.experiment import draw, even_labels, load_image_run
-    from vardistill.reports.pictures import save_folder, save_grid
+    from vardistill.runs.experiment import build_domain, load_run
 
-    _, _, student = load_image_run(run)
-    labels = even_labels(parsed.num, student.classes)
+    _, config, student = load_run(run)
+    of_pictures = len(student.data_shape) == 3
+    if parsed.out.suffix == "" and not of_pictures:
+        raise UsageError(f"samples of points are written as .npz or .png, but --out is {parsed.out}")
+    if parsed.label is not None and not student.classes:
+        raise UsageError("the generator is unconditional: leave out --label")
+    labels = torch.arange(parsed.num) % student.classes if student.classes else None
     if parsed.label is not None:
         labels = torch.full((parsed.num,), parsed.label)
-    pictures = draw(student, parsed.num, parsed.seed, labels)
+    block = {"block": BLOCK} if of_pictures else {}
+    samples = student.sample(parsed.num, parsed.seed, labels=labels, **block).cpu()
     with _written(parsed.out):
         if parsed.out.suffix == ".npz":
             arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
-            np.savez_compressed(parsed.out, samples=pictures.numpy(), **arrays)
-        elif parsed.out.suffix == ".png":
-            save_grid(pictures, parsed.out)
+            np.savez_compressed(parsed.out, samples=samples.numpy(), **arrays)
+        elif not of_pictures:
+            from vardistill.reports.figures import samples_figure
+
+            samples_figure(samples, build_domain(config).problem).savefig(parsed.out, dpi=120)
         else:
-            save_folder(pictures, parsed.out, labels)
+            from vardistill.domains.pictures.figures import save_folder, save_grid
+
+            if parsed.out.suffix == ".png":
+                save_grid(samples, parsed.out)
+            else:
+                save_folder(samples, parsed.out, labels)
 
 
 @contextmanager

@@ -4,63 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.base import Domain
 from vardistill.domains.points.problems import Problem
-from vardistill.reports.figures import is_finite
 from vardistill.reports.verdict import Standard, standards
-from vardistill.runs.build import build_problem
 from vardistill.runs.config import Config
+from vardistill.runs.experiment import build_domain
 from vardistill.training import config_files
 from vardistill.training.folder import RunFolder
 
 
 def print_run(folder: RunFolder) -> None:
     """A finished run's metrics and where to look."""
-    config = config_files.read((Config, ImagesConfig), folder.config)
-    table = json.loads((folder.path / "evaluation.json").read_text())
-    if isinstance(config, ImagesConfig):
-        print_image_evaluation(table, config)
-    else:
-        print_evaluation(table, build_problem(config.problem, config.levels.schedule))
+    config: Config = config_files.read(Config, folder.config)
+    domain = build_domain(config)
+    domain.load(folder)
+    print_evaluation(json.loads((folder.path / "evaluation.json").read_text()), domain)
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")
 
 
-def print_evaluation(values: Mapping[str, Any], problem: Problem) -> None:
-    """Metrics beside what a perfect student scores."""
-    perfect = perfect_student(problem, values.get("samples", problem.reference.samples))
-    table = Table("metric", "student", "perfect student", title=problem.name)
+def print_evaluation(values: Mapping[str, Any], domain: Domain) -> None:
+    """A student's metrics beside what a perfect student scores, where the truth is known, or beside its teacher's."""
+    columns = {title: {name: f"{v:.4g}" for name, v in column.items()} for title, column in domain.beside().items()}
+    if domain.problem is not None:
+        columns["perfect student"] = perfect_student(
+            domain.problem, values.get("samples", domain.problem.reference.samples)
+        )
+    steps = domain.student.steps
+    table = Table("metric", f"student, {steps} step{'s' if steps > 1 else ''}", *columns)
     for name, value in values.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", perfect.get(name, ""))
+        own = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        table.add_row(name, own, *(column.get(name, "") for column in columns.values()))
     Console().print(table)
 
 
-def print_image_evaluation(values: Mapping[str, Any], config: ImagesConfig) -> None:
-    """A student's metrics beside its teacher's own."""
-    theirs = teachers_columns(Path(config.teacher) / "evaluation.json")
-    titles = (f"teacher, {name}" if name.endswith("steps") else name for name in theirs)
-    table = Table("metric", "student, 1 step", *titles, title="pictures")
-    add_rows(table, [values, *theirs.values()])
-    Console().print(table)
-
-
-def teachers_columns(path: Path) -> dict[str, dict[str, float]]:
-    """The numbers of a teacher's evaluation by column; nothing of a file that is missing or of another kind."""
-    try:
-        columns = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    columns = {name: v for name, v in columns.items() if isinstance(v, dict)} if isinstance(columns, dict) else {}
-    return {name: {key: v for key, v in column.items() if is_finite(v)} for name, column in columns.items()}
-
-
-def print_image_teacher(folder: RunFolder) -> None:
+def print_picture_teacher(folder: RunFolder) -> None:
     """A teacher's metrics by its sampler's steps, and where it is."""
     columns: dict[str, Any] = json.loads((folder.path / "evaluation.json").read_text())
     table = Table("metric", *columns, title=f"teacher {folder.path}")
@@ -84,11 +67,11 @@ def perfect_student(problem: Problem, n: int) -> dict[str, str]:
     return texts | {"mmd2_unbiased": "0", "mmd_p_value": "uniform in (0, 1)"}
 
 
-def print_teacher(path: Path) -> None:
+def print_teacher(folder: RunFolder) -> None:
     """A fitted teacher's error at each noise level, of the score or on held-out data."""
-    errors = json.loads((path / "evaluation.json").read_text())
+    errors = json.loads((folder.path / "evaluation.json").read_text())
     (name,) = errors.keys() - {"ratios"}
-    table = Table("σ/α", name.replace("_", " "), title=f"teacher {path}")
+    table = Table("σ/α", name.replace("_", " "), title=f"teacher {folder.path}")
     for ratio, error in zip(errors["ratios"], errors[name], strict=True):
         table.add_row(f"{ratio:.3g}", f"{error:.3g}")
     Console().print(table)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
-from vardistill.domains.pictures.config import ImagesTeachConfig
-from vardistill.domains.pictures.presets import IMAGE_TEACHERS
-from vardistill.domains.points.presets import TEACHERS
+from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
+from vardistill.domains.points.config import PointsTeachConfig
+from vardistill.domains.points.scales import SCALES, teacher_fit
 from vardistill.errors import UsageError, unknown
 from vardistill.runs.config import TeachConfig
+from vardistill.runs.presets import TEACHERS
 from vardistill.training.config_files import read
-
-PICTURES = {**IMAGE_TEACHERS}
-POINTS = {name if name not in PICTURES else f"{name}-points": preset for name, preset in TEACHERS.items()}
 
 USAGE = "\n".join(
     [
@@ -25,7 +24,7 @@ USAGE = "\n".join(
         "       vardistill teach --resume RUN            go on with a teacher that was interrupted",
         "",
         "presets:",
-        *(f"  {name:<30}{preset.about}" for name, preset in {**PICTURES, **POINTS}.items()),
+        *(f"  {name:<30}{preset.about}" for name, preset in TEACHERS.items()),
     ]
 )
 
@@ -33,21 +32,21 @@ ABOUT = "Fit a teacher denoiser by denoising score matching."
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Fit a teacher denoiser."""
+class Points:
+    """Fit a teacher denoiser of points."""
 
     out: Path | None = None
     """Run folder, new or empty; default: the first free runs/teacher-PRESET-NUMBER."""
-    run: TeachConfig = field(default_factory=TeachConfig)
+    run: PointsTeachConfig = field(default_factory=PointsTeachConfig)
 
 
 @dataclass(frozen=True)
-class ImageArguments:
+class Pictures:
     """Fit a teacher denoiser of pictures."""
 
     out: Path | None = None
     """Run folder, new or empty; default: the first free runs/teacher-PRESET-NUMBER."""
-    run: ImagesTeachConfig = field(default_factory=ImagesTeachConfig)
+    run: PicturesTeachConfig = field(default_factory=PicturesTeachConfig)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,44 +59,45 @@ def main(arguments: list[str]) -> int:
     name, rest = take_positional(arguments)
     if name is None:
         raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
-    if name in POINTS:
-        preset = TEACHERS.get(value_of("--problem", rest) or "", POINTS[name])  # of that problem's noise levels
-        parsed = parse(Arguments, rest, f"teach {name}", ABOUT, Arguments(run=preset.config))
-        return teach_points(parsed.run, parsed.out or free_folder(f"teacher-{name}"))
-    config = _pictures(name)
-    pictures = parse(ImageArguments, rest, f"teach {name}", ABOUT, ImageArguments(run=config))
-    return _teach_pictures(pictures.run, pictures.out or free_folder(f"teacher-{Path(name).stem}"))
+    config = _start(name, rest)
+    arguments_of: Any = Points if isinstance(config, PointsTeachConfig) else Pictures
+    parsed = parse(arguments_of, rest, f"teach {name}", ABOUT, arguments_of(run=config))
+    return teach(parsed.run, parsed.out or free_folder(f"teacher-{Path(name).stem}"))
 
 
-def _pictures(name: str) -> ImagesTeachConfig:
-    """The preset of this name, or that of MNIST for other pictures."""
-    if name in PICTURES:
-        return PICTURES[name].config
+def _start(name: str, rest: list[str]) -> TeachConfig:
+    """The preset of this name, or the fit to pictures of a source."""
+    if name in TEACHERS:
+        config: TeachConfig = TEACHERS[name].config
+        problem = value_of("--problem", rest)  # the noise levels to start from depend on it
+        if isinstance(config, PointsTeachConfig) and problem in SCALES:
+            return teacher_fit(problem)
+        return config
     if name.startswith("hf:") or Path(name).exists():
-        return replace(PICTURES["mnist"].config, data=name)
-    raise unknown("preset or data", name, {**PICTURES, **POINTS})
+        return fit_of(name)
+    raise unknown("preset or data", name, TEACHERS)
 
 
-def teach_points(config: TeachConfig, out: Path, resume: bool = False) -> int:
-    """Fit a teacher of points and say how good it is; returns the exit code."""
-    from vardistill.cli.tables import print_teacher
-    from vardistill.domains.points.teach import teach
+def teach(config: TeachConfig, out: Path, resume: bool = False) -> int:
+    """Fit a teacher and say how good it is; of several processes the first one does. Returns the exit code."""
+    from accelerate import PartialState
+
+    from vardistill.cli.tables import print_picture_teacher, print_teacher
+    from vardistill.domains.pictures.teach import teach_images
+    from vardistill.domains.points import teach as points
+    from vardistill.processes import on_main, several_on_cpu
     from vardistill.training.folder import RunFolder
 
     def run() -> RunFolder:
-        teach(config, out, resume)
+        PartialState(cpu=several_on_cpu(config.device))
+        if isinstance(config, PointsTeachConfig):
+            on_main(lambda: points.teach(config, out, resume))
+        else:
+            on_main(lambda: teach_images(config, out, resume))
         return RunFolder(out)
 
-    return run_to_end(run, lambda folder: print_teacher(folder.path), f"vardistill teach --resume {out}")
-
-
-def _teach_pictures(config: ImagesTeachConfig, out: Path, resume: bool = False) -> int:
-    from vardistill.cli.tables import print_image_teacher
-    from vardistill.domains.pictures.teach import teach_images
-
-    return run_to_end(
-        lambda: teach_images(config, out, resume), print_image_teacher, f"vardistill teach --resume {out}"
-    )
+    show = print_teacher if isinstance(config, PointsTeachConfig) else print_picture_teacher
+    return run_to_end(run, show, f"vardistill teach --resume {out}")
 
 
 def _resume(rest: list[str]) -> int:
@@ -106,6 +106,4 @@ def _resume(rest: list[str]) -> int:
     from vardistill.training.folder import open_run
 
     folder = open_run(Path(rest[0]))
-    config = read((ImagesTeachConfig, TeachConfig), folder.config)
-    goes_on = teach_points if isinstance(config, TeachConfig) else _teach_pictures
-    return goes_on(config, folder.path, resume=True)
+    return teach(read((PicturesTeachConfig, PointsTeachConfig), folder.config), folder.path, resume=True)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vardistill.cli.arguments import parse, take_positional, value_of
+from vardistill.cli.arguments import parse, take_positional, take_value, value_of
 from vardistill.cli.ends import run_to_end
-from vardistill.domains.pictures.config import ImagesConfig
-from vardistill.domains.pictures.presets import IMAGE_PRESETS
-from vardistill.domains.points.presets import PRESETS, SCALES, adapted
-from vardistill.errors import UsageError, unknown
+from vardistill.domains.points.config import PointsConfig
+from vardistill.domains.points.scales import SCALES
+from vardistill.errors import UsageError
 from vardistill.runs.config import Config
+from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
 from vardistill.training.config_files import read
 
-if TYPE_CHECKING:
-    from vardistill.training.folder import RunFolder
+
+def presets(targets: dict[str, str] | dict[str, str | None], recipes: dict[str, str]) -> list[str]:
+    """Lines of the usage: a domain's recipes and their targets."""
+    return [
+        *(f"  TARGET-{name:<27}{about}" for name, about in recipes.items()),
+        f"    with TARGET one of {', '.join(targets)}",
+    ]
+
 
 USAGE = "\n".join(
     [
@@ -25,28 +30,23 @@ USAGE = "\n".join(
         "       vardistill train --config FILE [--flags] repeat a run from its config.yaml",
         "       vardistill train --resume RUN            go on with a run that was interrupted",
         "",
-        "presets:",
-        *(f"  {name:<30}{preset.about}" for name, preset in {**PRESETS, **IMAGE_PRESETS}.items()),
+        "any PRESET takes --objective, as in --objective 'diff-instruct + 6..1*varflow(beta=0.5)'",
+        "",
+        "presets of points:",
+        *presets(POINT_TARGETS, {name: recipe.about for name, recipe in POINTS.items()}),
+        "presets of pictures (images: of a --teacher that is given):",
+        *presets(PICTURE_SETS, {name: recipe.about for name, recipe in PICTURES.items()}),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train a one-step generator."""
+    """Train a generator of one or a few steps."""
 
     out: Path | None = None
     """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
     run: Config = field(default_factory=Config)
-
-
-@dataclass(frozen=True)
-class ImageArguments:
-    """Train a one-step generator of pictures."""
-
-    out: Path | None = None
-    """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
-    run: ImagesConfig = field(default_factory=ImagesConfig)
 
 
 def main(arguments: list[str]) -> int:
@@ -57,30 +57,17 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--resume":
         return _resume(arguments[1:])
     name, config, rest = _start(arguments)
-    about = "Train a one-step generator."
-    parsed: Arguments | ImageArguments
-    if isinstance(config, ImagesConfig):
-        parsed = parse(ImageArguments, rest, f"train {name}", about, ImageArguments(run=config))
-    else:
-        parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
+    about = "Train a generator of one or a few steps; --objective replaces the objective, with levels and rates."
+    parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
     return train(parsed.run, parsed.out or free_folder(name))
 
 
-def train(config: Config | ImagesConfig, out: Path, resume: bool = False) -> int:
+def train(config: Config, out: Path, resume: bool = False) -> int:
     """Run an experiment with its ends told to the user; returns the exit code."""
     from vardistill.cli.tables import print_run
-
-    return run_to_end(lambda: _run(config, out, resume), print_run, f"vardistill train --resume {out}")
-
-
-def _run(config: Config | ImagesConfig, out: Path, resume: bool) -> RunFolder:
-    if isinstance(config, ImagesConfig):
-        from vardistill.domains.pictures.experiment import run_images
-
-        return run_images(config, out, resume)
     from vardistill.runs.experiment import run_experiment
 
-    return run_experiment(config, out, resume)
+    return run_to_end(lambda: run_experiment(config, out, resume), print_run, f"vardistill train --resume {out}")
 
 
 def free_folder(name: str) -> Path:
@@ -93,23 +80,25 @@ def free_folder(name: str) -> Path:
     return path
 
 
-def _start(arguments: list[str]) -> tuple[str, Config | ImagesConfig, list[str]]:
+def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
     """The run's name, the configuration to start from and the flags that change it."""
-    if arguments[0] == "--config":
+    objective, arguments = take_value("--objective", arguments)
+    if arguments and arguments[0] == "--config":
         if len(arguments) < 2:
             raise UsageError("--config needs a file: the config.yaml of a run")
         path = Path(arguments[1])
-        return path.resolve().parent.name, read((Config, ImagesConfig), path), arguments[2:]
-    name, rest = take_positional(arguments)
-    if name is None:
-        raise UsageError("train needs a preset before its flags; `vardistill train --help` lists them")
-    if name in IMAGE_PRESETS:
-        return name, IMAGE_PRESETS[name].config, rest
-    if name not in PRESETS:
-        raise unknown("preset", name, {**PRESETS, **IMAGE_PRESETS})
-    config = PRESETS[name].config
-    problem = value_of("--problem", rest)  # the noise levels to start from depend on it
-    return name, adapted(config, problem) if problem in SCALES and problem != config.problem else config, rest
+        name, config, rest = path.resolve().parent.name, read(Config, path), arguments[2:]
+    else:
+        preset, rest = take_positional(arguments)
+        if preset is None:
+            raise UsageError("train needs a preset before its flags; `vardistill train --help` lists them")
+        name, config = preset, find_preset(preset)
+        problem = value_of("--problem", rest)  # the noise levels to start from depend on it
+        if isinstance(config.domain, PointsConfig) and problem in SCALES and problem != config.domain.problem:
+            if config.domain.problem != "mog40":
+                raise UsageError(f"--problem moves presets of mog40: give mog40-{preset.partition('-')[2]}")
+            config = adapted(config, problem)
+    return name, config if objective is None else with_objective(config, objective), rest
 
 
 def _resume(rest: list[str]) -> int:
@@ -118,4 +107,4 @@ def _resume(rest: list[str]) -> int:
     from vardistill.training.folder import open_run
 
     folder = open_run(Path(rest[0]))
-    return train(read((Config, ImagesConfig), folder.config), folder.path, resume=True)
+    return train(read(Config, folder.config), folder.path, resume=True)

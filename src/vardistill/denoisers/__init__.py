@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vardistill.denoisers.diffusers import from_diffusers as from_diffusers
     from vardistill.denoisers.edm import from_edm as from_edm
     from vardistill.denoisers.guidance import Guided as Guided
+    from vardistill.denoisers.guidance import unguided as unguided
     from vardistill.denoisers.mixed import Mixed as Mixed
     from vardistill.denoisers.mixture import Empirical as Empirical
     from vardistill.denoisers.mixture import GaussianMixture as GaussianMixture
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vardistill.denoisers.module import reschedule as reschedule
     from vardistill.denoisers.network import Preconditioned as Preconditioned
     from vardistill.denoisers.network import dsm_loss as dsm_loss
+    from vardistill.denoisers.network import dsm_weight as dsm_weight
 
 __getattr__, __all__ = attach(
     __name__,
@@ -29,9 +31,9 @@ __getattr__, __all__ = attach(
         "azula": "from_azula",
         "diffusers": "DiffusersDenoiser from_diffusers",
         "edm": "from_edm",
-        "guidance": "Guided",
+        "guidance": "Guided unguided",
         "mixed": "Mixed",
         "mixture": "Empirical GaussianMixture",
-        "network": "Preconditioned dsm_loss",
+        "network": "Preconditioned dsm_loss dsm_weight",
     },
 )

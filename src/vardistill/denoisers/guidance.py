@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vardistill.denoisers.mixed import Mixed
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.errors import UsageError
 
@@ -64,3 +65,10 @@ class Guided(nn.Module):
     def _without(self, name: str, value: Tensor) -> Tensor:
         """Rows like those of `value` that stand for no condition."""
         return torch.as_tensor(self.null.get(name, value), dtype=value.dtype, device=value.device).expand_as(value)
+
+
+def unguided(denoiser: Denoiser) -> Denoiser:
+    """The denoiser that is guided, in its precision; the denoiser itself without guidance."""
+    if isinstance(denoiser, Mixed):
+        return Mixed(unguided(denoiser.denoiser))
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser

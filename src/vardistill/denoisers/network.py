@@ -4,7 +4,7 @@ With x̂ = x_t/α, r = σ/α and data of standard deviation σ_d (eq. 7, table 1
 
     D(x_t, t) = c_skip x̂ + c_out F(c_in x̂, ¼ ln r)
     c_skip = σ_d²/(r² + σ_d²),   c_out = r σ_d/√(r² + σ_d²),   c_in = 1/√(r² + σ_d²)
-    loss   = w ‖D(x_t, t) − x‖²,   w = (r² + σ_d²)/(r σ_d)².
+    loss   = w/d ‖D(x_t, t) − x‖²,   w = (r² + σ_d²)/(r σ_d)².
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class Preconditioned(nn.Module):
 
 
 def dsm_loss(denoiser: Denoiser, x: Tensor, noise: Noise, **condition: Tensor) -> Tensor:
-    """Denoising score matching, w(t) ‖D(x_t, t) − x‖², (R,), for clean x (R, *data) (Vincent 2011)."""
+    """Denoising score matching, w(t)/d ‖D(x_t, t) − x‖², (R,), for clean x (R, *data) (Vincent 2011)."""
     error = denoiser(noise.x_t(x), noise.t, **condition) - x
-    return noise.weight * error.flatten(1).pow(2).sum(1)
+    return noise.weight * error.flatten(1).pow(2).mean(1)
+
+
+def dsm_weight(denoiser, alpha, sigma, sigma_data):
+    """TEMP."""
+    return (alpha / sigma) ** 2 + sigma_data**-2

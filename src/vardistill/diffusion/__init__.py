@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vardistill.diffusion.schedules import Schedule as Schedule
     from vardistill.diffusion.schedules import Table as Table
     from vardistill.diffusion.schedules import expand as expand
+    from vardistill.diffusion.schedules import same_schedule as same_schedule
 
 __getattr__, __all__ = attach(
     __name__,
@@ -45,6 +46,6 @@ __getattr__, __all__ = attach(
         "parametrisations": "PREDICTIONS from_x to_x",
         "samplers": "karras_times sample",
         "denoiser": "Denoiser DensityDenoiser check_denoiser require_denoiser score",
-        "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand",
+        "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand same_schedule",
     },
 )

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.levels import LevelDistribution
 from vardistill.diffusion.schedules import Schedule, expand
 from vardistill.errors import UsageError, unknown
@@ -91,19 +93,21 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What a step draws, as an objective receives it: a loss is a deterministic function of this.
+    """What an update draws, as an objective receives it: a loss is a deterministic function of this.
 
     Attributes:
-        z: (R, *latent) latents.
+        z: (R, *latent) latents of the student's step that made x.
         x: (R, *data) = generator(z), with its gradient.
         noise: times, scales, weights and ε of the R rows.
-        generator: g, for objectives that evaluate it at other latents.
+        generator: that step of the student, for objectives that evaluate it at other latents.
         eta: (K, R, *latent) standard normal, for objectives that draw K further latents a row; None for the others.
-        pool: (M, *latent) further latents from the prior, for objectives that share them among the rows; or None.
+        pool: (M, *latent) further latents of the step, for objectives that share them among the rows; or None.
         batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
         real: (R, *data) real samples, for objectives that need them; None for the others.
         progress: of the run, in [0, 1].
-        other_noise: further noise for the same latents, one for each of the objective's `other_levels`.
+        other_noise: further noise for the same latents, one for each of the update's `Needs.other_levels`.
+        step: k, which of the student's steps made x, from 1.
+        memo: what was computed of this draw already.
     """
 
     z: Tensor
@@ -116,6 +120,8 @@ class Draw:
     real: Tensor | None = None
     progress: float = 0.0
     other_noise: tuple[Noise, ...] = ()
+    step: int = 1
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def x_t(self) -> Tensor:
@@ -133,13 +139,34 @@ class Draw:
             raise UsageError("this objective compares with real samples, but none were drawn: give the trainer data")
         return self.noise.real_t(self.real)
 
+    def denoised(self, denoiser: Denoiser) -> Tensor:
+        """D(x_t, t), shape of x, without gradient; evaluated once, however many losses and diagnostics ask."""
+        x = self.x.detach()
+        key = id(denoiser), x.data_ptr()
+        if key not in self.memo:  # the samples stay with it, lest others come to lie at their place
+            with torch.no_grad():
+                self.memo[key] = x, denoiser(self.noise.x_t(x), self.noise.t, **self.batch)
+        denoised: Tensor = self.memo[key][1]
+        return denoised
+
+    def score(self, denoiser: Denoiser) -> Tensor:
+        """∇ log p_t(x_t) = (α_t D(x_t, t) − x_t)/σ_t² (Tweedie), shape of x, without gradient."""
+        x = self.x.detach()
+        alpha, sigma = expand(self.noise.alpha, x), expand(self.noise.sigma, x)
+        return (alpha * self.denoised(denoiser) - self.noise.x_t(x)) / sigma**2
+
     def under(self, noise: Noise) -> Draw:
         """The same latents, real samples and conditions under another noise; candidates (eta) stay behind."""
-        n = noise.latents
-        real = None if self.real is None else noise.rows(self.real[:n])
-        z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
-        batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
-        return replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=())
+        if id(noise) not in self.memo:
+            n = noise.latents
+            real = None if self.real is None else noise.rows(self.real[:n])
+            z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
+            batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
+            self.memo[id(noise)] = replace(
+                self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=(), memo={}
+            )
+        own: Draw = self.memo[id(noise)]
+        return own
 
 
 Weight = Callable[[Tensor, Tensor], Tensor]
@@ -217,8 +244,6 @@ class NoiseLevels:
     ) -> Noise:
         """Draw a step's noise for `latents` latents and data of `shape`, on the device of `rng`.
 
-        Levels outside the schedule's range are moved to its ends, t = 0 and t = 1.
-
         Args:
             shape: of one data point.
             latents: N; the draw has R = draws · N rows.
@@ -230,22 +255,46 @@ class NoiseLevels:
         Raises:
             UsageError: where the latents do not split evenly over the shared levels.
         """
+        t = self.times(latents, progress, rng, dtype)
+        eps = torch.randn(*t.shape, *shape, generator=rng, device=rng.device, dtype=dtype)
+        real_eps = None
+        if real:
+            real_eps = torch.randn(self.draws, *eps.shape[1:], generator=rng, device=rng.device, dtype=dtype)
+        return self.noise(t, eps, real_eps)
+
+    @property
+    def independent(self) -> int:
+        """The noise draws of a latent that are no mirror images of others."""
+        return self.draws // 2 if self.antithetic else self.draws
+
+    def times(self, latents: int, progress: float, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The levels of a step as times, (independent, latents), on the device of `rng`.
+
+        Levels outside the schedule's range are moved to its ends, t = 0 and t = 1.
+
+        Raises:
+            UsageError: where the latents do not split evenly over the shared levels.
+        """
         if self.shared and latents % self.shared:
             raise UsageError(f"the batch must be divisible by the {self.shared} shared levels, but is {latents}")
-        independent = self.draws // 2 if self.antithetic else self.draws
-        n = independent * latents
-        u = self._uniform(independent * self.shared or n, rng, dtype).clamp(1e-7, 1 - 1e-7)
+        u = self._uniform(self.independent * (self.shared or latents), rng, dtype).clamp(1e-7, 1 - 1e-7)
         t = self.schedule.time(self.distribution(u, progress, self.schedule)).clamp(0, 1)
         if self.shared:
-            t = t.view(independent, 1, self.shared).expand(-1, latents // self.shared, -1).flatten()
-        eps = torch.randn(n, *shape, generator=rng, device=rng.device, dtype=dtype)
+            t = t.view(self.independent, 1, self.shared).expand(-1, latents // self.shared, -1)
+        return t.reshape(self.independent, latents)
+
+    def noise(self, t: Tensor, eps: Tensor, real_eps: Tensor | None = None) -> Noise:
+        """The noise of N latents at the times t (independent, N), from ε (independent, N, *data) drawn for them.
+
+        `real_eps` (draws, N, *data) is the noise of real samples, if any.
+        """
+        latents = t.shape[1]
+        t, eps = t.flatten(), eps.flatten(0, 1)
         if self.antithetic:
             t, eps = torch.cat([t, t]), torch.cat([eps, -eps])
         alpha, sigma = self.schedule(t)
-        real_eps = None
-        if real:
-            real_eps = torch.randn(eps.shape, generator=rng, device=rng.device, dtype=dtype)
-        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents, self.shared, real_eps)
+        real = None if real_eps is None else real_eps.flatten(0, 1)
+        return Noise(t, alpha, sigma, self.weight(alpha, sigma), eps, latents, self.shared, real)
 
     def _uniform(self, n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
         u = torch.rand(n, generator=rng, device=rng.device, dtype=dtype)

@@ -30,6 +30,7 @@ from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser
 from vardistill.diffusion.noise import Draw, Noise
 from vardistill.diffusion.schedules import Schedule
 from vardistill.errors import UsageError, require
+from vardistill.objectives.base import Needs
 from vardistill.students.student import Student
 
 STRETCH = 2.0
@@ -55,8 +56,11 @@ class BoundedObjective(Protocol):
     """What `bound_gap` needs of an objective."""
 
     teacher: Denoiser
-    fresh_latents: int
-    pool_latents: int
+
+    @property
+    def needs(self) -> Needs:
+        """The candidates that it takes."""
+        ...
 
     def bound(self, draw: Draw) -> Tensor:
         """The integrand of DiU_t in nats, (R,)."""
@@ -188,10 +192,11 @@ def draw_level(objective: BoundedObjective, generator: Student, ratio: float, n:
     z = generator.latents(n, rng)
     x = generator(z)
     noise = noise_level(objective.teacher.schedule, ratio, x, rng)
-    fresh = (objective.fresh_latents, *z.shape)
+    needs = objective.needs
+    fresh = (needs.eta, *z.shape)
     eta = torch.randn(fresh, generator=rng, device=rng.device, dtype=z.dtype)
-    pool = generator.latents(objective.pool_latents, rng) if objective.pool_latents else None
-    return Draw(z, x, noise, generator, eta if objective.fresh_latents else None, pool)
+    pool = generator.latents(needs.pool, rng) if needs.pool else None
+    return Draw(z, x, noise, generator, eta if needs.eta else None, pool)
 
 
 class Quadrature:

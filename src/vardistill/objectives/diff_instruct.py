@@ -3,41 +3,76 @@ r"""Diff-Instruct (Luo et al. 2023, arXiv 2305.18455), also variational score di
 The gradient of the diffusive KL holds the student's own noisy score, which a critic D_ψ, a denoiser of the student's
 samples, stands in for:
 
-    critic:     E (r² + σ_d²)/(r σ_d)² ‖D_ψ(x_t, t) − x‖²,  x = g_θ(z), r = σ_t/α_t
-    generator:  ∇_θ = E w(t) (s_ψ − s_T)(x_t, t)ᵀ α_t ∂g_θ(z)/∂θ
+    critic:     E λ(t)/d ‖D_ψ(x_t, t) − x‖²,  x = g_θ(z)
+    generator:  ∇_θ = E w(t)/d (s_ψ − s_T)(x_t, t)ᵀ α_t ∂g_θ(z)/∂θ
 
-The gradient is that of E w(t) KL(p_θ^t ‖ p_d^t) where s_ψ is exact; elsewhere it is off by
-E w(t) (s_ψ − s_θ)ᵀ α_t ∂g_θ/∂θ.
+with λ(t) the weight under which the critic's loss is the squared error of what its network predicts (`dsm_weight`; for
+EDM's preconditioning it is EDM's). The gradient is that of E w(t)/d KL(p_θ^t ‖ p_d^t) where s_ψ is exact; elsewhere it
+is off by E w(t)/d (s_ψ − s_θ)ᵀ α_t ∂g_θ/∂θ. Of a student of n steps, p_θ is the mixture of what its steps return.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
-from vardistill.denoisers.network import dsm_loss
-from vardistill.diffusion.denoiser import Denoiser, check_denoiser, require_denoiser, score
-from vardistill.diffusion.noise import Draw, named_weight
+from vardistill import denoisers, diffusion
+from vardistill.choices import check_choices
 from vardistill.errors import UsageError, require
-from vardistill.objectives.base import Objective, inner
-from vardistill.students.student import Student
-from vardistill.training.data import Conditions
+from vardistill.lazy import Later
+from vardistill.objectives.base import STUDENT, Objective, Parts, Update, inner
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vardistill.diffusion import Denoiser, Draw
+    from vardistill.students import Student
+else:
+    torch, nn = Later("torch"), Later("torch.nn")
+
+
+@dataclass(frozen=True)
+class DiffInstructConfig:
+    """Diff-Instruct: score distillation with a learned critic.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    name: ClassVar[str] = "diff-instruct"
+    critic_steps: int = 1
+    """Critic updates per generator update."""
+    critic_start: Literal["fresh", "teacher"] = "fresh"
+    """Initial critic: new weights, or those of a learned teacher."""
+    critic_depth: int = 4
+    """Hidden layers of a fresh critic of points."""
+    critic_width: int = 256
+    """Units of its hidden layers."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("critic_steps", "critic_depth", "critic_width"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+    def build(self, parts: Parts) -> DiffInstruct:
+        """The objective, with a fresh critic or a copy of the teacher."""
+        assert parts.teacher is not None
+        critic = parts.critic(self.critic_start, depth=self.critic_depth, width=self.critic_width)
+        return DiffInstruct(parts.teacher, critic, self.critic_steps, sigma_data=parts.data_std)
 
 
 class DiffInstruct(Objective):
     """Score distillation with a learned critic.
 
-    The critic stays in evaluation mode: with dropout s_ψ would be random, and drawn by torch's global generator.
-
     Args:
         teacher: E[x | x_t] of the data.
         critic: D_ψ, a denoiser with parameters, under the teacher's schedule: fresh, or a copy of the teacher.
         critic_steps: updates of the critic before each update of the generator.
-        sigma_data: σ_d of the critic's weight.
+        sigma_data: σ_d of the critic's weight, where the critic does not tell what its network predicts.
 
     Raises:
         UsageError: for a critic without parameters, of another schedule, or that shares parameters with the teacher;
@@ -47,7 +82,6 @@ class DiffInstruct(Objective):
     teacher: Denoiser
 
     def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
-        super().__init__(teacher)
         whole = isinstance(critic_steps, Integral) and critic_steps >= 1
         require("critic_steps", critic_steps, whole, "a whole number, at least 1")
         require("sigma_data", sigma_data, 0 < sigma_data < math.inf, "positive and finite")
@@ -55,54 +89,58 @@ class DiffInstruct(Objective):
             raise UsageError(f"the critic must be a module with parameters, but {type(critic).__name__} has none")
         if isinstance(teacher, nn.Module) and set(critic.parameters()) & set(teacher.parameters()):
             raise UsageError("the critic is trained and the teacher is not: give a copy.deepcopy of the teacher")
-        require_denoiser(critic, "critic")
-        if critic.schedule != teacher.schedule:
+        diffusion.require_denoiser(critic, "critic")
+        super().__init__(teacher, {"critic": critic.requires_grad_(True)})
+        if not diffusion.same_schedule(critic.schedule, teacher.schedule):
             raise UsageError(f"the critic's schedule is {critic.schedule}, but the teacher's is {teacher.schedule}")
-        self.critic = critic.requires_grad_(True)
-        self.critic_steps = critic_steps
-        self.critic_weight = named_weight("edm", sigma_data)
-        critic.eval()
+        self.critic: Denoiser = critic
+        self.critic_steps, self.sigma_data = critic_steps, sigma_data
 
-    def train(self, mode: bool = True) -> DiffInstruct:
-        """Set the mode, but for the teacher's and the critic's."""
-        super().train(mode)
-        self.critic.eval()
-        return self
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        """Of the critic, `critic_steps` times, and of the student."""
+        critic = Update(
+            "critic",
+            ("critic",),
+            self.critic_loss,
+            repeats=self.critic_steps,
+            evaluations=lambda latents, draws: latents * draws,
+        )
+        return [critic, Update(STUDENT, (STUDENT,), self.generator_loss, evaluations=self.evaluations)]
 
-    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
-        """Raise UsageError unless teacher and critic take the generator's samples, and the critic can be trained."""
-        super().check(generator, conditions)
-        parameter = next(generator.parameters())
-        check_denoiser(self.critic, generator.data_shape, parameter, conditions, "critic", trained=True)
+    def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
+        """Raise UsageError unless teacher and critic take the student's samples, and the critic can be trained."""
+        super().check(student, condition)
+        parameter = next(student.parameters())
+        diffusion.check_denoiser(self.critic, student.data_shape, parameter, condition, "critic", trained=True)
 
     def generator_loss(self, draw: Draw) -> Tensor:
-        """w(t) ⟨sg(s_ψ − s_T), x_t⟩, (R,): only its gradient has a meaning."""
-        noise, x_t = draw.noise, draw.x_t
-        return noise.weight * inner(self.score_difference(draw), x_t)
+        """w(t)/d ⟨s_ψ − s_T, x_t⟩, (R,), the scores held fixed: only its gradient has a meaning."""
+        return draw.noise.weight * inner(self.score_difference(draw), draw.x_t)
 
     def critic_loss(self, draw: Draw) -> Tensor:
-        """Denoising score matching on the student's samples with EDM's weight, (R,)."""
-        return self._denoising_loss(self.critic, draw)
+        """Denoising score matching on the student's samples, (R,)."""
+        x, noise = draw.x.detach(), draw.noise
+        return self._denoising_loss(self.critic(noise.x_t(x), noise.t, **draw.batch), draw)
 
-    def _denoising_loss(self, denoiser: Denoiser, draw: Draw) -> Tensor:
-        weight = self.critic_weight(draw.noise.alpha, draw.noise.sigma)
-        noise = dataclasses.replace(draw.noise, weight=weight)
-        return dsm_loss(denoiser, draw.x.detach(), noise, **draw.batch)
+    def _denoising_loss(self, denoised: Tensor, draw: Draw) -> Tensor:
+        weight = denoisers.dsm_weight(self.critic, draw.noise.alpha, draw.noise.sigma, self.sigma_data)
+        error = denoised - draw.x.detach()
+        return weight * inner(error, error)
 
-    @torch.no_grad()
     def score_difference(self, draw: Draw) -> Tensor:
-        """s_ψ − s_T at x_t, (R, *data)."""
-        x_t = draw.x_t
-        own = score(self.critic, x_t, draw.noise.t, **draw.batch)
-        return own - score(self.teacher, x_t, draw.noise.t, **draw.batch)
+        """s_ψ − s_T at x_t, (R, *data), without gradient."""
+        return draw.score(self.critic) - draw.score(self.teacher)
 
-    def evaluations(self, latents: int, draws: int, critic: bool) -> int:
-        """The critic; in the generator's update the teacher, too."""
-        return latents * draws * (1 if critic else 2)
+    def evaluations(self, latents: int, draws: int) -> int:
+        """Critic and teacher."""
+        return 2 * latents * draws
 
-    @torch.no_grad()
-    def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
-        """The critic's loss over the teacher's; the estimated Fisher divergence E w ‖s_ψ − s_T‖²."""
-        fisher = draw.noise.weight * self.score_difference(draw).flatten(1).pow(2).sum(1)
-        own, teachers = (self._denoising_loss(denoiser, draw).mean() for denoiser in (self.critic, self.teacher))
-        return {"critic_lag": own / teachers, "fisher": fisher.mean()}
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
+        """The critic's loss over the teacher's; the estimated Fisher divergence E w/d ‖s_ψ − s_T‖²."""
+        with torch.no_grad():
+            difference = self.score_difference(draw)
+            own, teachers = (
+                self._denoising_loss(draw.denoised(denoiser), draw).mean() for denoiser in (self.critic, self.teacher)
+            )
+            fisher = draw.noise.weight * inner(difference, difference)
+            return {"critic_lag": own / teachers, "fisher": fisher.mean()}

@@ -1,6 +1,7 @@
 r"""VarFlow: the energy distance between the noisy marginals of student and data (Shao, Xia, Ren, Wang & Xiao).
 
-For x_t^S = α_t g_θ(z) + σ_t ε and x_t^T = α_t y + σ_t ε′, y ~ p_d, all K of a group at the same t,
+For x_t^S = α_t g_θ(z) + σ_t ε and x_t^T = α_t y + σ_t ε′, y ~ p_d, all K of a group at the same t, and ‖·‖ the root
+mean square over the data axes (the Euclidean norm over √d, as all losses here are means over these axes),
 
     L_t = w(t) [ E‖x_t^S − x_t^T‖^β − ½ E‖x_t^S − x_t^{S′}‖^β ],   β ∈ (0, 2),
 
@@ -8,31 +9,86 @@ which is half the squared energy distance (Székely & Rizzo 2013) up to the data
 K(K − 1) ordered pairs i ≠ j, the first over all K² pairs (a U-statistic) or over the K pairs i = j: both are unbiased,
 and so are their gradients. Over several processes the groups are gathered, so K is that of the global batch.
 
-Under labels the points are pairs (x_t, c), and the real sample of a latent is drawn under the latent's label. Only real
-samples of other latents have a label that is independent of the row's, as the distance between the joint laws asks for:
-the first mean is then over i ≠ j, or over the K pairs j = i + 1.
+Under a condition the points are pairs (x_t, c), and the real sample of a latent is drawn under the latent's condition.
+Only real samples of other latents have a condition that is independent of the row's, as the distance between the joint
+laws asks for: the first mean is then over i ≠ j, or over the K pairs j = i + 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from vardistill.choices import check_choices
+from vardistill.errors import UsageError, first_line, require, unknown
+from vardistill.lazy import Later
+from vardistill.objectives.base import Needs, Objective, Parts
 
-from vardistill.diffusion.denoiser import Denoiser
-from vardistill.diffusion.noise import Draw
-from vardistill.errors import UsageError, first_line, unknown
-from vardistill.objectives.base import Objective
-from vardistill.objectives.energy import check_beta, mean_distances, paired_distances
-from vardistill.processes import gather, gather_with_gradient, rank
-from vardistill.students.student import Student
-from vardistill.training.data import Conditions
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vardistill import processes
+    from vardistill.diffusion import Denoiser, Draw
+    from vardistill.objectives import energy
+    from vardistill.students import Student
+else:
+    torch, nn = Later("torch"), Later("torch.nn")
+    processes, energy = Later("vardistill.processes"), Later("vardistill.objectives.energy")
 
 Cross = Literal["all", "paired"]
+
+
+@dataclass(frozen=True)
+class VarFlowConfig:
+    """VarFlow: the energy distance to real samples. Its levels must be shared by rows (`shared`).
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    name: ClassVar[str] = "varflow"
+    compares_groups: ClassVar[bool] = True
+    beta: float = 1.0
+    """Power of the distance, in (0, 2)."""
+    cross: Cross = "all"
+    """Pairs of student and real samples: all K², or K."""
+    space: Literal["data", "classifier", "teacher"] = "data"
+    """Where distances are taken: between the data themselves, or features of pictures, of their classifier or of the
+    teacher's encoder."""
+    label_distance: float = 0.15
+    """What different labels add to the squared root mean square distance, for a conditional student."""
+    real: Literal["teacher", "data"] = "teacher"
+    """Real samples: the teacher's own, or the data's."""
+    real_samples: int = 20_000
+    """Size of the set that a learned teacher's sampler makes at the start."""
+    real_steps: int = 20
+    """Steps of that sampler."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
+        require("label_distance", self.label_distance, self.label_distance > 0, "positive")
+        for name in ("real_samples", "real_steps"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether it has a teacher: from data alone it has none, unless distances are taken in its features."""
+        return self.real == "teacher" or self.space == "teacher"
+
+    def build(self, parts: Parts) -> VarFlow:
+        """The objective; it knows the teacher only as whose samples it may compare with."""
+        return VarFlow(
+            self.beta,
+            self.cross,
+            features=parts.space(self.space),
+            classes=parts.student.classes,
+            label_distance=self.label_distance,
+            teacher=parts.teacher,
+        )
 
 
 class VarFlow(Objective):
@@ -46,17 +102,15 @@ class VarFlow(Objective):
         features: a frozen map of noisy samples (R, *data) and their times (R,) → (R, *features) in which distances are
             taken; default none.
         classes: K, where steps draw labels 0..K−1: distances are then between the joint distributions of samples and
-            labels, with the points (φ(x_t), √(λ/2) e_c).
+            labels, with the points (φ(x_t)/√f, √(λ/2) e_c).
         label_distance: λ, what different labels add to the squared distance; positive.
+        condition_features: for conditions other than labels: maps them, (R, ...) by name, to points (R, f) whose
+            squared distances are added likewise.
         teacher: only where another part of a run wants to know whom the real samples come from.
 
     Raises:
         UsageError: for β outside (0, 2), an unknown cross term, or a λ that is not positive and finite.
     """
-
-    needs_real = True
-    compares_groups = True
-    smallest_batch = 2
 
     def __init__(
         self,
@@ -65,35 +119,36 @@ class VarFlow(Objective):
         features: Callable[[Tensor, Tensor], Tensor] | None = None,
         classes: int = 0,
         label_distance: float = 1.0,
+        condition_features: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         teacher: Denoiser | None = None,
     ) -> None:
-        super().__init__(teacher)
-        check_beta(beta)
+        super().__init__(teacher, frozen=(features,) if isinstance(features, nn.Module) else ())
+        energy.check_beta(beta)
         if cross not in get_args(Cross):
             raise unknown("cross term", cross, get_args(Cross))
         self.beta, self.cross = beta, cross
         if not 0 < label_distance < math.inf:
             raise UsageError(f"label_distance must be positive and finite, but is {label_distance:g}")
         self.classes, self.label_distance = classes, label_distance
-        self.features = features
-        if isinstance(features, nn.Module):
-            features.requires_grad_(False).eval()
+        self.features, self.condition_features = features, condition_features
 
-    def train(self, mode: bool = True) -> VarFlow:
-        """The feature map stays in evaluation mode."""
-        super().train(mode)
-        if isinstance(self.features, nn.Module):
-            self.features.eval()
-        return self
+    @property
+    def needs(self) -> Needs:
+        """Real samples, and groups of one level."""
+        return Needs(real=True, groups=True, smallest_batch=2)
 
-    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
-        """Raise UsageError unless the feature map takes noisy samples and their times, and lets gradient through."""
-        super().check(generator, conditions)
+    def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
+        """Raise UsageError unless the feature map takes noisy samples and lets gradient through, and conditions fit."""
+        super().check(student, condition)
+        if condition:
+            self._condition_points(condition)
+        if self.classes and self.classes < student.classes:
+            raise UsageError(f"the generator takes {student.classes} labels: tell VarFlow, classes={student.classes}")
         if self.features is None:
             return
-        like = next(generator.parameters())
-        noise = torch.randn(2, *generator.data_shape, generator=torch.Generator().manual_seed(0))
-        x_t = (generator.data_std * noise).to(like).requires_grad_()
+        like = next(student.parameters())
+        noise = torch.randn(2, *student.data_shape, generator=torch.Generator().manual_seed(0))
+        x_t = (student.data_std * noise).to(like).requires_grad_()
         try:
             with torch.enable_grad():
                 points = self.features(x_t, torch.full((2,), 0.5, dtype=like.dtype, device=like.device))
@@ -102,7 +157,7 @@ class VarFlow(Objective):
             raise UsageError(
                 f"the feature map does not take noisy samples, {shape}, and times, (2,): {reason}"
             ) from error
-        if not isinstance(points, Tensor):
+        if not isinstance(points, torch.Tensor):
             raise UsageError(
                 f"the feature map must return a tensor (R, *features), but returns {type(points).__name__}"
             )
@@ -115,56 +170,61 @@ class VarFlow(Objective):
                 "no gradient passes the feature map: it cuts the graph, e.g. by no_grad; its weights are frozen anyway"
             )
 
-    def auxiliary_state(self) -> dict[str, Tensor]:
-        """Nothing: the feature map is frozen."""
-        return {}
-
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) [ mean_j ‖x_i − y_j‖^β − ½ mean_{j≠i} ‖x_i − x_j‖^β ] of each row i, (R,)."""
         x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
         cross = self._paired if self.cross == "paired" else self._between
-        return draw.noise.weight * draw.noise.ungroup(cross(x, y, "labels" in draw.batch) - 0.5 * self._within(x))
+        return draw.noise.weight * draw.noise.ungroup(cross(x, y, bool(draw.batch)) - 0.5 * self._within(x))
 
-    def evaluations(self, latents: int, draws: int, critic: bool) -> int:
+    def evaluations(self, latents: int, draws: int) -> int:
         """The feature map at student and real samples."""
         return 0 if self.features is None else 2 * latents * draws
 
-    @torch.no_grad()
-    def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
         """Half the energy distance, meaned over the step's levels: 0 in the mean where student and data agree."""
-        x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
-        distance = self._between(x, y, "labels" in draw.batch) - 0.5 * self._within(x) - 0.5 * self._within(y)
-        return {"half_energy_distance": distance.mean()}
+        with torch.no_grad():
+            x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
+            distance = self._between(x, y, bool(draw.batch)) - 0.5 * self._within(x) - 0.5 * self._within(y)
+            return {"half_energy_distance": distance.mean()}
 
     def _groups(self, draw: Draw, x_t: Tensor) -> Tensor:
         """The points that distances are taken between, by groups of one level, (G·L, K, d)."""
         points = (x_t if self.features is None else self.features(x_t, draw.noise.t)).flatten(1)
-        if "labels" in draw.batch:
-            points = torch.cat([points, self._corners(draw.batch["labels"]).to(points)], dim=1)
+        points = points / math.sqrt(points.shape[1])
+        if draw.batch:
+            points = torch.cat([points, self._condition_points(draw.batch).to(points)], dim=1)
         return draw.noise.groups(points)
 
-    def _corners(self, labels: Tensor) -> Tensor:
-        """√(λ/2) e_c, (R, K): corners of a simplex of squared side λ."""
+    def _condition_points(self, condition: Mapping[str, Tensor]) -> Tensor:
+        """What stands for the conditions among the points, (R, f): of labels the corners √(λ/2) e_c of a simplex."""
+        if self.condition_features is not None:
+            return self.condition_features(condition)
+        if list(condition) != ["labels"]:
+            raise UsageError(
+                f"steps draw the conditions {', '.join(condition)}, and VarFlow has to be told what their distances "
+                "are: give condition_features"
+            )
         if not self.classes:
             raise UsageError("steps draw labels: tell VarFlow their number, classes=K")
-        return functional.one_hot(labels, self.classes) * math.sqrt(self.label_distance / 2)
+        corners = torch.nn.functional.one_hot(condition["labels"], self.classes)
+        return corners * math.sqrt(self.label_distance / 2)
 
-    def _between(self, x: Tensor, y: Tensor, labelled: bool) -> Tensor:
-        """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample shares its label with the row."""
+    def _between(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
+        """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample shares the row's condition."""
         everyone = gathered(y)
-        mean, n = mean_distances(x, everyone, self.beta), everyone.shape[1]
-        return (n * mean - paired_distances(x, y, self.beta)) / (n - 1) if labelled else mean
+        mean, n = energy.mean_distances(x, everyone, self.beta), everyone.shape[1]
+        return (n * mean - energy.paired_distances(x, y, self.beta)) / (n - 1) if conditional else mean
 
-    def _paired(self, x: Tensor, y: Tensor, labelled: bool) -> Tensor:
-        """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample shares its label with the row."""
-        own = slice(rank() * x.shape[1], (rank() + 1) * x.shape[1])
-        return paired_distances(x, gathered(y).roll(-1, dims=1)[:, own] if labelled else y, self.beta)
+    def _paired(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
+        """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample shares the row's condition."""
+        own = slice(processes.rank() * x.shape[1], (processes.rank() + 1) * x.shape[1])
+        return energy.paired_distances(x, gathered(y).roll(-1, dims=1)[:, own] if conditional else y, self.beta)
 
     def _within(self, x: Tensor) -> Tensor:
-        return mean_distances(x, gathered(x), self.beta, own=rank() * x.shape[1])
+        return energy.mean_distances(x, gathered(x), self.beta, own=processes.rank() * x.shape[1])
 
 
 def gathered(x: Tensor) -> Tensor:
     """The groups (G, K, d) with all processes' samples, (G, P·K, d), with gradient where x has one."""
-    collect = gather_with_gradient if x.requires_grad else gather
+    collect = processes.gather_with_gradient if x.requires_grad else processes.gather
     return collect(x.transpose(0, 1)).transpose(0, 1)

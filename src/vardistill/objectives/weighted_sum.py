@@ -1,27 +1,46 @@
 r"""A weighted sum of objectives is an objective: L = Σ_i λ_i L_i, with one generator pass for all parts.
 
-VarDiU + λ·VarFlow is the first use: the energy distance covers, the diffusive KL sharpens.
+VarDiU + λ·VarFlow is the first use: the energy distance covers, the diffusive KL sharpens. As all losses are means over
+the data axes, a λ means the same in any dimension. What a part trains beside the student has updates of its own.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.errors import UsageError, require
-from vardistill.objectives.base import Objective
-from vardistill.students.student import Student
-from vardistill.training.data import Conditions
+from vardistill.lazy import Later
+from vardistill.objectives.base import STUDENT, Needs, Objective, Term, Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vardistill.diffusion import Draw, NoiseLevels
+    from vardistill.students import Student
+else:
+    torch = Later("torch")
 
 PartWeight = float | Callable[[float], float]
 """λ, or λ as a function of the run's progress ∈ [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """start^(1−p) · end^p at progress p."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        """The value at this progress."""
+        return float(self.start ** (1 - progress) * self.end**progress)
 
 
 @dataclass(frozen=True)
@@ -58,11 +77,16 @@ class Part:
         """λ_i at this progress of the run."""
         return self.weight(progress) if callable(self.weight) else self.weight
 
+    def updates(self, progress: float) -> list[Update]:
+        """The objective's, under the part's levels where it has its own."""
+        found = list(self.objective.updates(progress))
+        if self.levels is None:
+            return found
+        return [replace(update, needs=replace(update.needs, levels=self.levels)) for update in found]
+
 
 class WeightedSum(Objective):
     """Σ_i λ_i L_i.
-
-    Parts with a critic are all updated in each of the largest number of critic steps among them.
 
     Args:
         parts: the terms.
@@ -84,61 +108,94 @@ class WeightedSum(Objective):
         teachers = [part.objective.teacher for part in parts if part.objective.teacher is not None]
         if any(teacher is not teachers[0] for teacher in teachers):
             raise UsageError("the parts of a sum must have the same teacher")
-        if any(part.levels is not None and part.objective.fresh_latents for part in parts):
-            raise UsageError("a part that draws candidates from its posterior needs the run's levels, not its own")
-        for part in parts:
-            if part.objective.compares_groups and part.levels is not None and not part.levels.shared:
-                raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
         if any(isinstance(part.objective, WeightedSum) for part in parts):
             raise UsageError("a sum of sums is one sum: list its parts directly")
-        if len(pools := {part.objective.pool_latents for part in parts} - {0}) > 1:
+        self.summands = tuple(parts)
+        frozen = [module for part in parts for module in part.objective.frozen]
+        super().__init__(teachers[0] if teachers else None, self._own_networks(), frozen)
+        students = [self._student_update(part, 0.0) for part in parts]
+        if any(update.needs.levels is not None and update.needs.eta for update in students):
+            raise UsageError("a part that draws candidates from its posterior needs the run's levels, not its own")
+        for part, update in zip(parts, students, strict=True):
+            if update.needs.groups and update.needs.levels is not None and not update.needs.levels.shared:
+                raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
+        if len(pools := {update.needs.pool for update in students} - {0}) > 1:
             raise UsageError(f"parts with pools of candidates share one pool, but these want {sorted(pools)}")
-        super().__init__(teachers[0] if teachers else None)
-        objectives = [part.objective for part in parts]
-        self._set_terms(parts)
-        self.modules_of_parts = nn.ModuleList(objectives)
-        self.critic_steps = max(o.critic_steps for o in objectives)
-        self.fresh_latents = max(o.fresh_latents for o in objectives)
-        self.pool_latents = max(o.pool_latents for o in objectives)
-        self.needs_real = any(o.needs_real for o in objectives)
-        self.smallest_batch = max(o.smallest_batch for o in objectives)
 
-    def _set_terms(self, terms: Sequence[Part]) -> None:
-        """Take the terms, and what follows from their levels."""
-        self.terms = tuple(terms)
-        self.compares_groups = any(part.objective.compares_groups and part.levels is None for part in terms)
-        self.other_levels = tuple(part.levels for part in terms if part.levels is not None)
+    def _own_networks(self) -> dict[str, nn.Module]:
+        """The parts' networks; names that several parts have are PART.NAME."""
+        counts = Counter(name for part in self.summands for name in part.objective.networks)
+        return {
+            self._name(part, name, counts[name] > 1): network
+            for part in self.summands
+            for name, network in part.objective.networks.items()
+        }
+
+    def _name(self, part: Part, name: str, ambiguous: bool) -> str:
+        return f"{part.label}.{name}" if ambiguous else name
+
+    def _names(self, part: Part) -> dict[str, str]:
+        """What a part calls its networks, and what the sum does."""
+        own = {id(network): name for name, network in self.networks.items()}
+        return {STUDENT: STUDENT} | {name: own[id(network)] for name, network in part.objective.networks.items()}
 
     def with_shared(self, levels: NoiseLevels) -> WeightedSum:
         """The same sum, these the levels of the parts that compare groups and have none of their own."""
         both = copy.copy(self)
-        both._set_terms(
-            [
-                replace(part, levels=levels) if part.objective.compares_groups and part.levels is None else part
-                for part in self.terms
-            ]
+        both.summands = tuple(
+            replace(part, levels=levels) if part.objective.needs.groups and part.levels is None else part
+            for part in self.summands
         )
         return both
 
     @property
     def parts(self) -> tuple[Objective, ...]:
         """The objectives that this one is the sum of."""
-        return tuple(part.objective for part in self.terms)
+        return tuple(part.objective for part in self.summands)
 
-    def draws(self, draw: Draw) -> list[tuple[str, Objective, Draw]]:
+    def terms(self, draw: Draw) -> list[Term]:
         """The parts with a prefix of their names and the draws that they see."""
-        return [(f"{part.label}/", part.objective, own) for part, own in self._draws(draw)]
+        return [Term(f"{part.label}/", part.objective, own) for part, own in self._draws(draw)]
 
-    def check(self, generator: Student, conditions: Conditions | None = None) -> None:
-        """Raise UsageError unless all parts take the generator's latents and samples."""
+    def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
+        """Raise UsageError unless all parts take the student's latents and samples."""
         for objective in self.parts:
-            objective.check(generator, conditions)
+            objective.check(student, condition)
 
-    def auxiliary_state(self) -> dict[str, Tensor]:
-        """The parts' states, by their names."""
-        return {
-            f"{part.label}.{name}": v for part in self.terms for name, v in part.objective.auxiliary_state().items()
-        }
+    @property
+    def needs(self) -> Needs:
+        """What all parts need, in one draw."""
+        needs = [self._student_update(part, 0.0).needs for part in self.summands]
+        return Needs(
+            real=any(n.real for n in needs),
+            eta=max(n.eta for n in needs),
+            pool=max(n.pool for n in needs),
+            groups=any(n.groups and n.levels is None for n in needs),
+            other_levels=tuple(n.levels for n in needs if n.levels is not None),
+            smallest_batch=max(n.smallest_batch for n in needs),
+        )
+
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        """Those of the parts' own networks, and one of the student under all losses."""
+        found, trains, couples = [], {STUDENT: None}, False
+        for part in self.summands:
+            names = self._names(part)
+            for update in part.updates(progress):
+                renamed = replace(update, trains=tuple(names[name] for name in update.trains))
+                if update.trains_student:
+                    trains |= dict.fromkeys(renamed.trains)
+                    couples |= update.couples_rows
+                else:
+                    found.append(replace(renamed, name=names.get(update.name, update.name)))
+        student = Update(
+            STUDENT,
+            tuple(trains),
+            self.generator_loss,
+            self.needs,
+            couples_rows=couples,
+            evaluations=self.evaluations,
+        )
+        return [*found, student]
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """Σ_i λ_i L_i; a part with levels of its own is meaned over each latent's rows first, (R,)."""
@@ -147,42 +204,47 @@ class WeightedSum(Objective):
             total = total + part.weight_at(draw.progress) * _to_rows(part.objective.generator_loss(own), own, draw)
         return total
 
-    def critic_loss(self, draw: Draw) -> Tensor:
-        """The sum over the parts that have a critic, (R,)."""
-        total = torch.zeros_like(draw.noise.weight)
-        for part, own in self._draws(draw):
-            if part.objective.critic_steps:
-                total = total + _to_rows(part.objective.critic_loss(own), own, draw)
-        return total
-
-    def evaluations(self, latents: int, draws: int, critic: bool) -> int:
-        """Those of all parts; in the critic's update of the parts that have one."""
-        updated = [part for part in self.terms if part.objective.critic_steps or not critic]
+    def evaluations(self, latents: int, draws: int) -> int:
+        """Those of all parts' losses of the student."""
         return sum(
-            part.objective.evaluations(latents, draws if part.levels is None else part.levels.draws, critic)
-            for part in updated
+            part.objective.evaluations(latents, draws if part.levels is None else part.levels.draws)
+            for part in self.summands
         )
 
-    @torch.no_grad()
-    def diagnostics(self, draw: Draw) -> dict[str, Tensor]:
+    def after_step(self, progress: float) -> None:
+        """What follows a step in each part."""
+        for objective in self.parts:
+            objective.after_step(progress)
+
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
         """Each part's mean loss and weight, `NAME/loss` and `NAME/weight`, and its own diagnostics.
 
         These keep their names, but for those that an earlier part has, which become `NAME/...`.
         """
         out: dict[str, Tensor] = {}
-        for part, own in self._draws(draw):
-            loss = part.objective.generator_loss(own).mean()
-            out |= {f"{part.label}/loss": loss, f"{part.label}/weight": loss.new_tensor(part.weight_at(draw.progress))}
-            for name, v in part.objective.diagnostics(own).items():
-                out[f"{part.label}/{name}" if name in out else name] = v
+        with torch.no_grad():
+            for part, own in self._draws(draw):
+                loss = part.objective.generator_loss(own).mean()
+                weight = loss.new_tensor(part.weight_at(draw.progress))
+                out |= {f"{part.label}/loss": loss, f"{part.label}/weight": weight}
+                for name, v in part.objective.measure(own).items():
+                    out[f"{part.label}/{name}" if name in out else name] = v
         return out
+
+    def _student_update(self, part: Part, progress: float) -> Update:
+        return next(update for update in part.updates(progress) if update.trains_student)
 
     def _draws(self, draw: Draw) -> list[tuple[Part, Draw]]:
         """Every part with the draw that it sees."""
-        if len(draw.other_noise) < len(self.other_levels):
-            raise UsageError(f"the sum needs {len(self.other_levels)} further draws of noise as draw.other_noise")
+        own = [self._student_update(part, draw.progress).needs.levels for part in self.summands]
+        wanted = sum(levels is not None for levels in own)
+        if len(draw.other_noise) < wanted:
+            raise UsageError(f"the sum needs {wanted} further draws of noise as draw.other_noise")
         others = iter(draw.other_noise)
-        return [(part, draw if part.levels is None else draw.under(next(others))) for part in self.terms]
+        return [
+            (part, draw if levels is None else draw.under(next(others)))
+            for part, levels in zip(self.summands, own, strict=True)
+        ]
 
 
 def _to_rows(loss: Tensor, own: Draw, draw: Draw) -> Tensor:

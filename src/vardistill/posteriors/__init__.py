@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vardistill.posteriors.few import Posterior as Posterior
     from vardistill.posteriors.few import Prior as Prior
     from vardistill.posteriors.few import Reparameterised as Reparameterised
+    from vardistill.posteriors.few import check_posterior as check_posterior
     from vardistill.posteriors.few import standard_normal as standard_normal
     from vardistill.posteriors.pictures import ConvGaussian as ConvGaussian
     from vardistill.posteriors.pictures import CouplingFlow as CouplingFlow
@@ -23,7 +24,7 @@ __getattr__, __all__ = attach(
     __name__,
     {
         "few": "Conditional DiagonalGaussian FullGaussian MixtureOfGaussians NeuralSplineFlow Posterior Prior "
-        "Reparameterised standard_normal",
+        "Reparameterised check_posterior standard_normal",
         "pictures": "ConvGaussian CouplingFlow",
     },
 )

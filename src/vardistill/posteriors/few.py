@@ -29,7 +29,6 @@ from vardistill.students.axes import PrincipalAxes
 
 if TYPE_CHECKING:
     from vardistill.students.student import Student
-    from vardistill.training.data import Conditions
 
 
 def standard_normal(eta: Tensor) -> Tensor:
@@ -67,14 +66,13 @@ class Posterior(nn.Module):
         raise NotImplementedError
 
 
-def check_posterior(posterior: Posterior, generator: Student, conditions: Conditions | None = None) -> None:
-    """Ask for the density of two latents of the generator; raise UsageError unless it has one for each."""
-    like, latent = next(generator.parameters()), math.prod(generator.latent_shape)
+def check_posterior(posterior: Posterior, student: Student, condition: Mapping[str, Tensor]) -> None:
+    """Ask for the density of two latents of the generator, under conditions of two rows; raise UsageError unless it has one for each."""
+    like, latent = next(student.parameters()), math.prod(student.latent_shape)
     own = getattr(posterior, "latent", None)
     if isinstance(own, int) and own != latent:
         raise UsageError(f"posterior and generator differ: the posterior has {own} latents, the generator {latent}")
-    x_t, z = like.new_zeros(2, *generator.data_shape), like.new_zeros(2, latent)
-    condition = {} if conditions is None else conditions(2, torch.Generator(like.device).manual_seed(0))
+    x_t, z = like.new_zeros(2, *student.data_shape), like.new_zeros(2, latent)
     try:
         with torch.no_grad():
             log_q = posterior(x_t, like.new_ones(2), like.new_ones(2), **condition).log_prob(z)

@@ -18,10 +18,10 @@ from vardistill.training.folder import RunFolder, write_whole
 
 Table = Mapping[str, Any]
 
-TAGS = ("one-step-generation", "diffusion-distillation")
+TAGS = ("few-step-generation", "diffusion-distillation")
 
-OBJECTIVES = {"DiffInstruct": "Diff-Instruct", "VarDiUVarFlow": "VarDiU + λ·VarFlow"}
-"""Names of the objectives' kinds in configurations that are not their names in papers."""
+OBJECTIVES = {"diff-instruct": "Diff-Instruct", "vardiu": "VarDiU", "varflow": "VarFlow"}
+"""What papers call the objectives that configurations name."""
 
 
 def model_card(run: RunFolder, library: str = "vardistill") -> str:
@@ -56,17 +56,18 @@ def front_matter(config: Table, library: str) -> str:
 def introduction(run: RunFolder, config: Table) -> str:
     """What the generator is."""
     objective = objective_name(config.get("objective"))
+    domain, steps = part(config, "domain"), in_words(steps_of(config))
     if of_pictures(config):
-        teacher = last_part(config.get("teacher", ""))
-        guidance = config.get("guidance", 1)
+        teacher = last_part(str(domain.get("teacher") or domain.get("data") or ""))
+        guidance = domain.get("guidance", 1)
         guided = f" with guidance {guidance:g}" if guidance != 1 else ""
-        what = f"It makes a picture in one step. It was distilled from the diffusion model `{teacher}`{guided}"
+        what = f"It makes a picture in {steps}. It was distilled from the diffusion model `{teacher}`{guided}"
     else:
-        teacher = (config.get("teacher") or {}).get("teacher", "")
+        teacher = part(domain, "teacher").get("teacher", "")
         what = (
-            f"It makes a sample in one step. It was distilled from the {teacher} denoiser of `{config.get('problem')}`"
+            f"It makes a sample in {steps}. It was distilled from the {teacher} denoiser of `{domain.get('problem')}`"
         )
-    return f"# {run.path.resolve().name}\n\nA one-step generator. {what}, by {objective}."
+    return f"# {run.path.resolve().name}\n\n{what}, by {objective}."
 
 
 def measured(run: RunFolder, config: Table) -> str:
@@ -74,7 +75,7 @@ def measured(run: RunFolder, config: Table) -> str:
     own = numbers(mapping(run.path / "evaluation.json", json.loads))
     if not own:
         return ""
-    columns = {"this generator, 1 step": own, **teachers(config)}
+    columns = {f"this generator, {in_words(steps_of(config))}": own, **teachers(run, config)}
     rows = [["", *columns, "meaning"], ["---"] * (len(columns) + 2)]
     for name in own:
         metric = metric_of(name, name.replace("_", " "))
@@ -83,11 +84,12 @@ def measured(run: RunFolder, config: Table) -> str:
     return "## Measured\n\n" + table(rows)
 
 
-def teachers(config: Table) -> dict[str, dict[str, float]]:
+def teachers(run: RunFolder, config: Table) -> dict[str, dict[str, float]]:
     """The metrics of a teacher of `vardistill teach`, by its number of steps, and of held-out data."""
-    if not of_pictures(config) or not config.get("teacher"):
+    if not of_pictures(config):
         return {}
-    kept = mapping(Path(config["teacher"]) / "evaluation.json", json.loads)
+    source = part(config, "domain").get("teacher")
+    kept = mapping((Path(source) if source else run.teacher) / "evaluation.json", json.loads)
     titles = {name: f"teacher, {name}" if name.endswith(" steps") else name for name in kept}
     return {titles[name]: numbers(row) for name, row in kept.items() if isinstance(row, dict)}
 
@@ -133,16 +135,33 @@ def training(run: RunFolder, config: Table) -> str:
 
 def of_pictures(config: Table) -> bool:
     """Whether this is the configuration of a run on pictures."""
-    return config.get("kind") == "Images"
+    return part(config, "domain").get("kind") == "pictures"
+
+
+def steps_of(config: Table) -> int:
+    """Network evaluations of a sample; 1 where the configuration does not tell."""
+    steps = part(part(config, "domain"), "student").get("steps_per_sample")
+    return steps if isinstance(steps, int) else 1
+
+
+def in_words(steps: int) -> str:
+    """A number of steps."""
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
+def part(config: Table, name: str) -> Table:
+    """A part of a configuration; {} where there is none of the name."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def objective_name(objective: object) -> str:
     """The objective of a configuration, in words."""
     if not isinstance(objective, dict):
         return "an objective of its own"
-    kind = str(objective.get("kind", "VarDiU")).removeprefix("Image")
-    if "first" in objective:
-        return f"{objective_name(objective['first'])} + λ·VarFlow"
+    if isinstance(terms := objective.get("parts"), list):
+        return " + λ·".join(objective_name(term.get("objective")) for term in terms if isinstance(term, dict))
+    kind = str(objective.get("kind", "vardiu"))
     return OBJECTIVES.get(kind, kind)
 
 

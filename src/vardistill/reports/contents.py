@@ -111,8 +111,9 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     lines = metrics_lines(run)
     config_text = _read(run.config, lambda path: path.read_text(encoding="utf-8"), "")
     config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
-    if problem is None and config.get("problem") in list(PROBLEMS):
-        problem = PROBLEMS[config["problem"]]()
+    domain = _mapping(config.get("domain"))
+    if problem is None and domain.get("problem") in list(PROBLEMS):
+        problem = PROBLEMS[domain["problem"]]()
     samples = _read(run.path / "samples.npz", _samples, None)
     beside = {
         title: _read(run.path / "samples.npz", partial(_samples, name=name), None) for name, title in BESIDE.items()

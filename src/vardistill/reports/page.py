@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from vardistill.domains.pictures.figures import grids_figure
 from vardistill.domains.points.problems import Problem
 from vardistill.metrics.modes import mode_radius
 from vardistill.reports import figures
+from vardistill.reports.card import last_part, objective_name, steps_of
 from vardistill.reports.contents import COSTS, LINE, Contents, read, steps_per_second
 from vardistill.reports.figures import Curve, is_finite
 from vardistill.reports.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table, swatch
-from vardistill.reports.pictures import grids_figure
 from vardistill.reports.verdict import LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
 from vardistill.training.folder import RunFolder, write_whole
 from vardistill.training.warning_signs import Sign, signs
@@ -77,10 +78,12 @@ def header(run: Contents) -> str:
     """The name and the facts of the run."""
     rate = steps_per_second(run.train)
     facts = {
-        "problem": run.setting("problem") or (run.problem.name if run.problem else None),
-        "teacher": run.setting("teacher", "teacher"),
+        "problem": run.setting("domain", "problem") or (run.problem.name if run.problem else None),
+        "teacher": teacher_of(run),
+        "objective": objective_name(run.setting("objective")),
         "posterior": run.setting("objective", "posterior"),
         "candidates": run.setting("objective", "candidates") or None,
+        "steps per sample": steps_of(run.config),
         "steps": f"{run.steps:,}" if run.steps else None,
         "batch": run.setting("training", "batch"),
         "time": duration(run.seconds) if run.seconds else None,
@@ -88,7 +91,20 @@ def header(run: Contents) -> str:
         "processor": run.environment.get("accelerator") or run.environment.get("processor"),
         "threads": run.environment.get("threads"),
     }
-    return masthead("One-step generator", run.name, facts)
+    return masthead("Generator", run.name, facts)
+
+
+def teacher_of(run: Contents) -> str | None:
+    """The teacher's kind on points, and the last part of its source for pictures."""
+    teacher = run.setting("domain", "teacher")
+    named = teacher.get("teacher") if isinstance(teacher, dict) else last_part(teacher)
+    return str(named) if named else None
+
+
+def evaluations(run: Contents) -> str:
+    """Those of the network for a sample, in words."""
+    steps = steps_of(run.config)
+    return "one network evaluation" if steps == 1 else f"{steps} network evaluations"
 
 
 def headline(run: Contents) -> str:
@@ -143,7 +159,9 @@ def summary_of_pictures(v: Mapping[str, float]) -> str:
             f"{percent(v['recall'])} of those within theirs"
         )
     if "speedup" in v:
-        sentence += f". A picture takes one network evaluation, {v['speedup']:.0f} times less time than the teacher's"
+        n = int(v.get("evaluations", 1))
+        takes = "one network evaluation" if n == 1 else f"{n} network evaluations"
+        sentence += f". A picture takes {takes}, {v['speedup']:.0f} times less time than the teacher's"
     return f"{sentence}."
 
 
@@ -225,20 +243,20 @@ def samples(run: Contents) -> str:
     """Samples beside true samples, over the density's contours where there is a density."""
     x, problem = run.samples, run.problem
     if x is not None and x.ndim == 4 and x.numel():
-        return pictures(x, run.beside)
+        return pictures(x, run)
     if x is None or tuple(x.shape[1:]) != ((2,) if problem is None else problem.data_shape):
         return ""
-    caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, one network evaluation each."
+    caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, {evaluations(run)} each."
     if problem is not None:
         caption = caption_of_points(problem) if problem.image_shape is None else "The first samples of each."
     picture = card("", figures.samples_figure(x, problem), caption, "Samples of the student")
     return f"<h2>Samples</h2>\n{picture}"
 
 
-def pictures(x: Tensor, beside: Mapping[str, Tensor]) -> str:
+def pictures(x: Tensor, run: Contents) -> str:
     """A student's pictures, and beside them its teacher's and those of the training set that are nearest."""
-    grids = {"Student": x[:PICTURES]} | {title: own[:PICTURES] for title, own in beside.items()}
-    caption = "One network evaluation each" + ("; the teacher's take many steps." if beside else ".")
+    grids = {"Student": x[:PICTURES]} | {title: own[:PICTURES] for title, own in run.beside.items()}
+    caption = sentence_case(f"{evaluations(run)} each" + ("; the teacher's take many steps" if run.beside else ""))
     picture = card("", grids_figure(grids), caption, f"Pictures: {', '.join(grids)}")
     return f"<h2>Pictures</h2>\n{picture}"
 
@@ -324,7 +342,8 @@ def levels_chart(run: Contents) -> str:
 
 def gradients_chart(run: Contents) -> str:
     """The norms of the gradients."""
-    norms = {name: Curve.of(run.train, f"grad_norm_{name}") for name in ("generator", "objective")}
+    found = dict.fromkeys(name for line in run.train for name in line if name.startswith("grad_norm_"))
+    norms = {name.removeprefix("grad_norm_"): Curve.of(run.train, name) for name in found}
     present = {name: curve for name, curve in norms.items() if curve}
     if not present:
         return ""

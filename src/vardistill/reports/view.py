@@ -40,9 +40,9 @@ from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures.build import build_guided, build_setting
 from vardistill.domains.pictures.config import ImagesConfig
 from vardistill.domains.pictures.experiment import TEACHER_STEPS, condition_of, even_labels, load_image_run
+from vardistill.domains.pictures.figures import grid
 from vardistill.errors import UsageError, unknown
 from vardistill.reports.pages import masthead
-from vardistill.reports.pictures import grid
 from vardistill.runs.experiment import device_of
 from vardistill.students.network import NetworkStudent
 

@@ -1,6 +1,6 @@
 """Complete, atomic checkpoints without pickle.
 
-A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, average, random state) and
+A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, average) and
 `state.json` (counters). It is written under another name, flushed to disk and renamed: it exists whole or not at all.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vardistill.errors import UsageError, first_line
 
-FORMAT = "vardistill-checkpoint-2"
+FORMAT = "vardistill-checkpoint-3"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -32,7 +32,7 @@ class State:
     Attributes:
         step: finished steps.
         seconds: wall-clock time spent so far.
-        tensors: sections (`generator`, `average`, `objective`, `optimizer.*`, `random`, `counters`) of named tensors.
+        tensors: sections (`network.*`, `optimizer.*`, `average`, `counters`) of named tensors.
     """
 
     step: int
@@ -90,7 +90,10 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
         reason = first_line(error)
         raise UsageError(f"the checkpoint {checkpoint} is truncated or not one of vardistill's: {reason}") from error
     if form != FORMAT:
-        raise UsageError(f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}")
+        raise UsageError(
+            f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}: start the run anew, or "
+            "go on with the version that wrote it"
+        )
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, v in flat.items():
         section, _, key = name.partition("/")
@@ -99,19 +102,14 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
 
 
 @torch.no_grad()
-def restore(state: State, own: Mapping[str, Mapping[str, Tensor]], rng: torch.Generator) -> None:
-    """Copy a checkpoint's tensors into a run's own; those of the section `random` are the state of `rng`.
+def restore(state: State, own: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Copy a checkpoint's tensors into a run's own.
 
     Raises:
-        UsageError: where the checkpoint is of another run, or its random state is damaged; nothing is changed then.
+        UsageError: where the checkpoint is of another run; nothing is changed then.
     """
     for section in own.keys() | state.tensors.keys():
         match(section, state.tensors.get(section, {}), own.get(section, {}))
-    (random,) = state.tensors["random"].values()
-    try:
-        rng.set_state(random.cpu())
-    except RuntimeError as error:
-        raise UsageError(f"the checkpoint's random state is damaged: {error}") from error
     for section, tensors in own.items():
         for name, v in tensors.items():
             v.copy_(state.tensors[section][name])

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from vardistill.diffusion.denoiser import Denoiser
-from vardistill.diffusion.noise import NoiseLevels
-from vardistill.errors import UsageError, first_line
+from vardistill.diffusion import Denoiser, NoiseLevels, same_schedule
+from vardistill.errors import UsageError, first_line, unknown
 from vardistill.objectives import Objective, VarDiU
-from vardistill.posteriors.few import Prior
-from vardistill.runs.config import TrainingConfig
 from vardistill.students.student import Student
+from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Labels, Samples, StoredSamples, check_samples
 
 
 def check_settings(
-    generator: Student,
+    student: Student,
     objective: Objective,
     levels: NoiseLevels,
     training: TrainingConfig,
@@ -25,55 +26,72 @@ def check_settings(
     processes: int,
 ) -> None:
     """Raise UsageError unless the parts of a run fit, as far as they tell without a forward pass."""
-    check_generator(generator, conditions)
+    check_student(student, conditions)
     check_objective(objective)
     check_batch(training.batch, processes, objective, levels)
-    check_accumulation(training, processes, objective)
-    check_conditions(conditions, generator, objective)
+    check_accumulation(training, processes, objective, levels)
+    check_optimisers(training, objective)
     if objective.teacher is not None:
-        for some in (levels, *objective.other_levels):
+        for some in levels_of(objective, levels):
             check_schedules(objective.teacher, some)
+    check_statistics(training, processes, student, objective)
     check_spread(objective)
     check_head_start(training, objective)
 
 
-def check_networks(generator: Student, objective: Objective, conditions: Conditions | None) -> None:
-    """Raise UsageError unless the generator takes its latents, and the objective's networks what it makes of them."""
-    check_forward(generator, conditions)
-    objective.check(generator, conditions)
+def check_networks(student: Student, objective: Objective, conditions: Conditions | None) -> None:
+    """Raise UsageError unless the student takes its latents, and the objective's networks what it makes of them."""
+    condition = two_conditions(student, conditions)
+    check_forward(student, condition)
+    objective.check(student, condition)
 
 
-def check_generator(generator: Student, conditions: Conditions | None = None) -> None:
+def check_student(student: Student, conditions: Conditions | None = None) -> None:
     """Raise UsageError for what is no generator that can be trained, or without the conditions that it takes."""
     needed = ("latent_shape", "data_shape", "data_std", "latents", "classes")
-    missing = [name for name in needed if not hasattr(generator, name)]
-    if missing or not isinstance(generator, nn.Module):
+    missing = [name for name in needed if not hasattr(student, name)]
+    if missing or not isinstance(student, nn.Module):
         raise UsageError(
             "the generator must be a vardistill.students.Student with latent_shape, data_shape and data_std, the "
-            f"data's standard deviation, but {type(generator).__name__} has no {', '.join(missing) or 'parameters'}"
+            f"data's standard deviation, but {type(student).__name__} has no {', '.join(missing) or 'parameters'}"
         )
     for name in ("latent_shape", "data_shape"):
-        shape = getattr(generator, name)
+        shape = getattr(student, name)
         if not (isinstance(shape, tuple) and all(isinstance(size, int) and size > 0 for size in shape)):
             raise UsageError(f"the generator's {name} must be a tuple of positive whole numbers, but is {shape!r}")
-    parameter = next(generator.parameters(), None)
+    parameter = next(student.parameters(), None)
     if parameter is None:
-        raise UsageError(f"the generator must have parameters to train, but {type(generator).__name__} has none")
+        raise UsageError(f"the generator must have parameters to train, but {type(student).__name__} has none")
     if parameter.dtype not in (torch.float32, torch.float64):
         raise UsageError(
             f"the generator must be in single or double precision, but is in {parameter.dtype}: give it as "
             "generator.float(), and precision='bf16' for networks that compute in bfloat16"
         )
-    if (conditions is None) != (not generator.classes):
+    names = student.condition_names
+    if (conditions is None) != (not names):
+        example = "vardistill.data.Labels(torch.ones(classes))" if names == ("labels",) else f"of {', '.join(names)}"
         raise UsageError(
-            "the generator is conditional: give conditions, e.g. vardistill.data.Labels(torch.ones(classes))"
-            if generator.classes
-            else "conditions are for a conditional generator, but this one takes no labels"
+            f"the generator is conditional: give conditions, e.g. {example}"
+            if names
+            else "conditions are for a conditional generator, but this one takes none"
         )
-    if isinstance(conditions, Labels) and len(conditions.frequencies) > generator.classes:
+    if isinstance(conditions, Labels) and len(conditions.frequencies) > student.classes:
         raise UsageError(
-            f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {generator.classes}"
+            f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {student.classes}"
         )
+
+
+def two_conditions(student: Student, conditions: Conditions | None) -> Mapping[str, Tensor]:
+    """Conditions of two rows by name; raises UsageError unless they are those that the student takes."""
+    if conditions is None:
+        return {}
+    drawn = conditions(2, torch.Generator(next(student.parameters()).device).manual_seed(0))
+    if set(drawn) != set(student.condition_names):
+        raise UsageError(
+            f"the conditions are {', '.join(sorted(drawn)) or 'none'}, but the generator takes "
+            f"{', '.join(sorted(student.condition_names)) or 'none'}"
+        )
+    return drawn
 
 
 def check_objective(objective: Objective) -> None:
@@ -92,32 +110,45 @@ def check_tracker(training: TrainingConfig) -> None:
         raise UsageError(f"the tracker {name} is not installed: pip install {name}, or choose another or none")
 
 
-def check_forward(generator: Student, conditions: Conditions | None = None) -> None:
-    """Send two latents through the generator; raise UsageError unless samples of its data shape come back, finite."""
-    rng = torch.Generator(next(generator.parameters()).device).manual_seed(0)
-    z = generator.latents(2, rng)
-    try:
-        with torch.enable_grad():
-            x = generator(z, **({} if conditions is None else conditions(2, rng)))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        under = "" if conditions is None else " under the conditions"
-        raise UsageError(
-            f"the generator does not take its latents, {tuple(z.shape)}{under}: {first_line(error)}"
-        ) from error
-    if tuple(x.shape) != (2, *generator.data_shape) or x.dtype != z.dtype:
-        raise UsageError(
-            f"the generator's data_shape is {tuple(generator.data_shape)}, but for {tuple(z.shape)} of {z.dtype} it "
-            f"returns {tuple(x.shape)} of {x.dtype}"
-        )
-    if not x.isfinite().all():
-        raise UsageError("the generator returns NaN or infinity")
-    if not x.requires_grad and any(p.requires_grad for p in generator.parameters()):
-        raise UsageError("no gradient reaches the generator's parameters: its forward cuts the graph, e.g. by no_grad")
+def check_forward(student: Student, condition: Mapping[str, Tensor]) -> None:
+    """Send two latents through each of the student's steps, twice.
+
+    Raises:
+        UsageError: unless samples of its data shape come back, finite, the same both times, and with a gradient.
+    """
+    rng = torch.Generator(next(student.parameters()).device).manual_seed(0)
+    z = student.latents(2, rng)
+    for step in range(1, student.steps + 1):
+        which = {} if step == 1 else {"step": step}
+        try:
+            with torch.enable_grad():
+                x, again = student(z, **which, **condition), student(z, **which, **condition)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            under = " under the conditions" if condition else ""
+            raise UsageError(
+                f"the generator does not take its latents, {tuple(z.shape)}{under}: {first_line(error)}"
+            ) from error
+        if tuple(x.shape) != (2, *student.data_shape) or x.dtype != z.dtype:
+            raise UsageError(
+                f"the generator's data_shape is {tuple(student.data_shape)}, but for {tuple(z.shape)} of {z.dtype} it "
+                f"returns {tuple(x.shape)} of {x.dtype}"
+            )
+        if not x.isfinite().all():
+            raise UsageError("the generator returns NaN or infinity")
+        if not torch.equal(x, again):
+            raise UsageError(
+                "the generator is random beside its latents (dropout that ignores evaluation mode?): neither a seed nor "
+                "a checkpoint would hold its numbers"
+            )
+        if not x.requires_grad and any(p.requires_grad for p in student.parameters()):
+            raise UsageError(
+                "no gradient reaches the generator's parameters: its forward cuts the graph, e.g. by no_grad"
+            )
 
 
 def check_spread(objective: Objective) -> None:
     """Raise UsageError for a bound that is all of the objective and has nothing that keeps the samples apart."""
-    if isinstance(objective, VarDiU) and isinstance(objective.posterior, Prior) and not objective.candidates:
+    if isinstance(objective, VarDiU) and not objective.learned and not objective.candidates:
         raise UsageError(
             "VarDiU with the prior as its posterior and no candidates lets the student collapse, for nothing keeps "
             "samples apart: give candidates='batch' or their number, or a posterior that is learned"
@@ -126,24 +157,31 @@ def check_spread(objective: Objective) -> None:
 
 def check_schedules(teacher: Denoiser, levels: NoiseLevels) -> None:
     """Raise UsageError unless the noise levels follow the teacher's schedule."""
-    if teacher.schedule != levels.schedule:
+    if not same_schedule(teacher.schedule, levels.schedule):
         raise UsageError(
             f"the teacher's schedule is {teacher.schedule}, but the noise levels' is {levels.schedule}: "
             "give both the same, or wrap the teacher in vardistill.denoisers.reschedule"
         )
 
 
+def levels_of(objective: Objective, levels: NoiseLevels) -> list[NoiseLevels]:
+    """The noise levels of a run: its own and those of single updates."""
+    needs = [update.needs for update in objective.updates()]
+    return [levels, *(own for n in needs for own in (n.levels, *n.other_levels) if own is not None)]
+
+
 def check_batch(batch: int, processes: int, objective: Objective, levels: NoiseLevels) -> None:
     """Raise UsageError unless the batch splits evenly and is large enough for the objective."""
-    for name, latents in (("batch", batch), ("pool", objective.pool_latents)):
+    needs, name = [update.needs for update in objective.updates()], type(objective).__name__
+    for kind, latents in (("batch", batch), *(("pool", n.pool) for n in needs)):
         if latents % processes:
-            raise UsageError(f"{name} must be divisible by the {processes} processes, but is {latents}")
-    if batch < objective.smallest_batch:
-        name = type(objective).__name__
-        raise UsageError(f"{name} needs a batch of at least {objective.smallest_batch}, but batch={batch}")
-    if objective.compares_groups and not levels.shared:
-        raise UsageError(f"{type(objective).__name__} compares groups of one level: share the levels, e.g. shared=8")
-    for shared in {some.shared for some in (levels, *objective.other_levels)} - {0}:
+            raise UsageError(f"{kind} must be divisible by the {processes} processes, but is {latents}")
+    smallest = max(n.smallest_batch for n in needs)
+    if batch < smallest:
+        raise UsageError(f"{name} needs a batch of at least {smallest}, but batch={batch}")
+    if any(n.groups and not (n.levels or levels).shared for n in needs):
+        raise UsageError(f"{name} compares groups of one level: share the levels, e.g. shared=8")
+    for shared in {some.shared for some in levels_of(objective, levels)} - {0}:
         if batch % (shared * processes):
             raise UsageError(
                 f"batch must be divisible by {shared * processes}, shared levels times processes, but is {batch}"
@@ -152,48 +190,58 @@ def check_batch(batch: int, processes: int, objective: Objective, levels: NoiseL
             raise UsageError(f"groups need at least 2 latents each, but batch={batch} has {shared} shared levels")
 
 
-def check_accumulation(training: TrainingConfig, processes: int, objective: Objective) -> None:
-    """Raise UsageError unless the batch splits into the parts, and no row's loss depends on the others."""
+def check_accumulation(training: TrainingConfig, processes: int, objective: Objective, levels: NoiseLevels) -> None:
+    """Raise UsageError unless the batch splits into the parts, with the levels that its rows share."""
     parts = training.accumulate * processes
-    if training.accumulate > 1 and objective.smallest_batch > 1:
-        raise UsageError(
-            f"{type(objective).__name__} compares the rows of a batch, which accumulate={training.accumulate} would "
-            "part: set accumulate=1"
-        )
     if training.batch % parts:
         raise UsageError(f"batch must be divisible by {parts}, accumulate times processes, but is {training.batch}")
+    for shared in {some.shared for some in levels_of(objective, levels)} - {0}:
+        if training.accumulate > 1 and training.batch % (parts * shared):
+            raise UsageError(
+                f"batch must be divisible by {parts * shared}, accumulate times processes times shared levels, but is "
+                f"{training.batch}"
+            )
+
+
+def check_statistics(training: TrainingConfig, processes: int, student: Student, objective: Objective) -> None:
+    """Raise UsageError for batch normalisation where a batch is parted: its statistics would be those of the parts."""
+    if training.accumulate * processes == 1:
+        return
+    for network in (student, *objective.networks.values()):
+        norm = next((module for module in network.modules() if isinstance(module, _NormBase)), None)
+        if norm is not None:
+            raise UsageError(
+                f"{type(network).__name__} has {type(norm).__name__}, whose statistics are those of a whole batch: set "
+                "accumulate=1 with one process, or give it GroupNorm"
+            )
 
 
 def check_head_start(training: TrainingConfig, objective: Objective) -> None:
-    """Raise UsageError for a head start of an objective without critic steps: it would be made of nothing."""
-    if training.head_start and not objective.critic_steps:
+    """Raise UsageError for a head start of an objective without updates of its own: it would be made of nothing."""
+    if training.head_start and all(update.trains_student for update in objective.updates()):
         raise UsageError(
             f"a head start is for the objective's own networks, but {type(objective).__name__} has no steps of their "
             "own: set head_start=0, or for a learned posterior posterior_steps of at least 2"
         )
 
 
-def check_conditions(conditions: Conditions | None, generator: Student, objective: Objective) -> None:
-    """Raise UsageError unless the objective takes the conditions of a conditional generator."""
-    classes = generator.classes
-    for part in objective.parts if conditions is not None else ():
-        if getattr(part, "candidates", 0) == "batch":
-            raise UsageError(
-                "candidates of the batch have other labels: use candidates=0 or K with a conditional generator"
-            )
-        if getattr(part, "classes", classes) < classes:
-            raise UsageError(f"the generator takes {classes} labels: tell {type(part).__name__}, classes={classes}")
+def check_optimisers(training: TrainingConfig, objective: Objective) -> None:
+    """Raise UsageError for settings of networks that are not there."""
+    known = ["student", *objective.networks]
+    for own in training.networks:
+        if own.name not in known and own.name not in [name.rpartition(".")[2] for name in known]:
+            raise unknown("network", own.name, known)
 
 
 def real_samples(
     data: Samples | Tensor | None,
     objective: Objective,
-    generator: Student,
+    student: Student,
     like: Tensor,
     conditions: Conditions | None = None,
 ) -> Samples | None:
     """Where an objective that needs real samples has them from; None for the others."""
-    if not objective.needs_real:
+    if not any(update.needs.real for update in objective.updates()):
         return None
     if data is None:
         raise UsageError(
@@ -204,8 +252,8 @@ def real_samples(
         data = StoredSamples(data)
     if isinstance(data, StoredSamples):
         data = data.to(like)
-        known = generator.classes if data.by_label is None else len(data.by_label.counts)
-        if known < generator.classes:
-            raise UsageError(f"the data have samples of {known} labels, but the generator takes {generator.classes}")
-    check_samples(data, generator.data_shape, like.device, conditions)
+        known = student.classes if data.by_label is None else len(data.by_label.counts)
+        if known < student.classes:
+            raise UsageError(f"the data have samples of {known} labels, but the generator takes {student.classes}")
+    check_samples(data, student.data_shape, like.device, conditions)
     return data

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from vardistill.runs.config import TrainingConfig
+from vardistill.training.config import TrainingConfig
 
 
 class Phase(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,50 +15,67 @@ from typing import Any, Literal
 
 import yaml
 
+from vardistill.choices import options_of
 from vardistill.errors import UsageError, first_line, unknown
-from vardistill.runs.config import options_of
 from vardistill.training.folder import UNREADABLE, write_whole
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain data; what may be of several types carries its type's name as `kind`."""
-    out: dict[str, Any] = {}
     hints = typing.get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            kind = {"kind": kind_of(type(value))} if len(options_of(hints[f.name])) > 1 else {}
-            out[f.name] = kind | to_dict(value)
-        else:
-            out[f.name] = str(value) if isinstance(value, Path) else value
-    return out
+    return {f.name: _plain(getattr(config, f.name), hints[f.name]) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        several = len(_dataclasses(options_of(hint))) > 1
+        return ({"kind": kind_of(type(value))} if several else {}) | to_dict(value)
+    if isinstance(value, tuple):
+        return tuple(_plain(v, typing.get_args(hint)[0]) for v in value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dataclasses(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(option for option in options if dataclasses.is_dataclass(option))
 
 
 def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
     """The inverse of `to_dict`; raises UsageError for unknown keys (with the nearest) and values of a wrong type."""
     if not isinstance(data, Mapping):
         raise UsageError(f"{where} must be a mapping, but is {data!r}")
-    hints = typing.get_type_hints(cls)
+    hints, known = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
     for key in data:
-        if key not in hints:
-            raise unknown(f"key in {where}", str(key), hints)
+        if key not in known:
+            raise unknown(f"key in {where}", str(key), known)
     return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
 def kind_of(cls: type) -> str:
-    """The name of a configuration's type in files: the class's, less `Config`."""
-    return cls.__name__.removesuffix("Config")
+    """The name of a configuration's type in files: its own or the class's, less `Config`."""
+    return str(getattr(cls, "name", cls.__name__.removesuffix("Config")))
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     options = options_of(hint)
-    if all(dataclasses.is_dataclass(option) for option in options):
-        return _dataclass(options, value, where)
+    if kinds := _dataclasses(options):
+        if value is None and types.NoneType in options:
+            return None
+        return _dataclass(kinds, value, where)
     for option in options:
+        if typing.get_origin(option) is tuple and _dataclasses(options_of(_item(option))):
+            if not isinstance(value, (list, tuple)):
+                raise UsageError(f"{where} must be a list, but is {value!r}")
+            return tuple(_value(_item(option), v, f"{where}[{i}]") for i, v in enumerate(value))
         matched, converted = _match(option, value)
         if matched:
             return converted
     raise UsageError(f"{where} must be {_describe(options)}, but is {value!r}")
+
+
+def _item(option: Any) -> Any:
+    """What a tuple of any length holds, without its annotations."""
+    item = typing.get_args(option)[0]
+    return typing.get_args(item)[0] if typing.get_origin(item) is typing.Annotated else item
 
 
 def _dataclass(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -111,13 +129,11 @@ def _describe_one(option: Any) -> str:
     return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
 
 
-KINDS = {
-    "": "a run on points",
-    "Images": "a run on pictures",
-    "Teach": "a teacher of points",
-    "ImagesTeach": "a teacher of pictures",
-}
-"""What a file's kind, its first line, says that it configures; of a run on points it says nothing."""
+KINDS = {"": "a run", "PointsTeach": "a teacher of points", "PicturesTeach": "a teacher of pictures"}
+"""What a file's kind, its first line, says that it configures; of a run it says nothing."""
+
+EARLIER = {"Images": "a run on pictures", "Teach": "a teacher of points", "ImagesTeach": "a teacher of pictures"}
+"""Kinds of earlier versions."""
 
 
 def write(config: Any, path: Path) -> None:
@@ -131,15 +147,6 @@ def plain(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: plain(value) for key, value in data.items()}
     return [plain(value) for value in data] if isinstance(data, tuple) else data
-
-
-def is_image_run(run: Path) -> bool:
-    """Whether a folder's configuration is of a run on pictures."""
-    try:
-        data = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-    except UNREADABLE:
-        return False
-    return isinstance(data, dict) and data.get("kind") == "Images"
 
 
 def read(classes: Any, path: Path) -> Any:
@@ -156,6 +163,11 @@ def read(classes: Any, path: Path) -> Any:
         raise UsageError(f"{path.name} must be a mapping, but is {data!r}")
     kinds = {kind_of(option): option for option in (classes if isinstance(classes, tuple) else (classes,))}
     kind = str(data.pop("kind", ""))
+    if kind in EARLIER or (kind == "" and "generator" in data):
+        raise UsageError(
+            f"{path} is the configuration of {EARLIER.get(kind, 'a run on points')} of an earlier version: write it anew, "
+            "from a preset (`vardistill list`) whose config.yaml shows today's names"
+        )
     if kind not in kinds:
         wanted = " or ".join(KINDS[name] for name in kinds)
         there = KINDS.get(kind, f"an unknown kind, {kind!r}")

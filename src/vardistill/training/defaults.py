@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from vardistill.denoisers import Guided, Mixed
+from vardistill.denoisers import unguided
 from vardistill.diffusion.denoiser import Denoiser, require_denoiser
 from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import NoiseLevels, named_weight
@@ -48,13 +48,6 @@ def default_objective(teacher: Denoiser, generator: Student) -> Objective:
     return DiffInstruct(teacher, copy.deepcopy(unguided(teacher)), sigma_data=generator.data_std)
 
 
-def unguided(teacher: Denoiser) -> Denoiser:
-    """The denoiser that is guided, in the teacher's precision; the teacher itself without guidance."""
-    if isinstance(teacher, Mixed):
-        return Mixed(unguided(teacher.denoiser))
-    return teacher.denoiser if isinstance(teacher, Guided) else teacher
-
-
 def with_default_levels(objective: Objective, generator: Student, shared: int) -> tuple[Objective, NoiseLevels]:
     """An objective with `default_levels` for it, shared where it compares groups.
 
@@ -66,9 +59,9 @@ def with_default_levels(objective: Objective, generator: Student, shared: int) -
     def levels(shared: int) -> NoiseLevels:
         return default_levels(objective.teacher, generator.data_std, dimension, shared, start)
 
-    if not objective.compares_groups:
+    if not objective.needs.groups:
         return objective, levels(0)
-    if isinstance(objective, WeightedSum) and not all(part.objective.compares_groups for part in objective.terms):
+    if isinstance(objective, WeightedSum) and not all(part.needs.groups for part in objective.parts):
         return objective.with_shared(levels(shared)), levels(0)
     return objective, levels(shared)
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vardistill.runs.config import TrainingConfig
 from vardistill.training import checkpoints, config_files
 from vardistill.training.books import StopRequest
+from vardistill.training.config import TrainingConfig
+from vardistill.training.draws import COMMON, stream
 from vardistill.training.folder import RunFolder, create, environment, open_run, write_whole
 from vardistill.training.loop import Diverged, Interrupted
 from vardistill.training.optimisers import adam, adam_state, clip_gradients, learning_rate, step_unless, update_average
@@ -40,7 +41,7 @@ class Fit(Generic[D]):
         denoiser: as given.
         average: the moving average of its weights, in evaluation mode: the result.
         optimizer: of its weights.
-        rng: whatever the loss draws comes from it.
+        device: of its weights.
         step: finished steps.
         skipped: how many of them were skipped.
     """
@@ -51,9 +52,8 @@ class Fit(Generic[D]):
         self.denoiser, self.loss, self.config = denoiser, loss, training
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.optimizer = adam(denoiser.parameters(), training)
-        device = next(denoiser.parameters()).device
-        self.rng = torch.Generator(device).manual_seed(training.seed)
-        self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
+        self.device = next(denoiser.parameters()).device
+        self.skipped, self.skipped_before = torch.zeros((), device=self.device), 0.0
         self.step, self.spent, self.started = 0, 0.0, self._now()
 
     def run(self, config: object, out: Path, resume: bool, name: str, save: Callable[[D, Path], None]) -> RunFolder:
@@ -119,7 +119,8 @@ class Fit(Generic[D]):
     def advance(self, progress: float) -> Tensor:
         """One update; returns its loss."""
         self.optimizer.param_groups[0]["lr"] = self.config.lr * learning_rate(self.config, progress)
-        loss = self.loss(self.denoiser, progress, self.rng)
+        rng = stream(self.config.seed, self.step, 0, COMMON, self.device)  # of this step alone: no state to keep
+        loss = self.loss(self.denoiser, progress, rng)
         loss.backward()
         norm = clip_gradients(self.optimizer, self.config.clip)
         not_finite = (~(loss.isfinite() & norm.isfinite())).float()
@@ -140,7 +141,7 @@ class Fit(Generic[D]):
     @torch.no_grad()
     def _check_finite(self) -> None:
         """Raise Diverged where the average or a loss of it is not finite: a short fit has few steps to skip."""
-        rng = torch.Generator(self.rng.device).manual_seed(self.config.seed)
+        rng = torch.Generator(self.device).manual_seed(self.config.seed)
         loss = self.loss(self.average, 1.0, rng)
         if not all(bool(v.isfinite().all()) for v in (loss, *self.average.parameters())):
             raise Diverged(f"the teacher is not finite after step {self.step}: try a smaller lr")
@@ -158,7 +159,6 @@ class Fit(Generic[D]):
             "average": dict(self.average.state_dict()),
             "optimizer": adam_state(self.optimizer),
             "counters": {"skipped": self.skipped},
-            "random": {"rng": self.rng.get_state()},
         }
 
     def state(self) -> checkpoints.State:
@@ -171,8 +171,7 @@ class Fit(Generic[D]):
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises UsageError where it is damaged or of another fit."""
-        state, own = checkpoints.load(path, self.rng.device), self._tensors()
-        state.tensors.setdefault("counters", own["counters"])  # older checkpoints count nothing
-        checkpoints.restore(state, own, self.rng)
+        state, own = checkpoints.load(path, self.device), self._tensors()
+        checkpoints.restore(state, own)
         self.skipped_before = float(self.skipped)
         self.step, self.spent, self.started = state.step, state.seconds, self._now()

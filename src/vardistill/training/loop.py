@@ -1,12 +1,17 @@
 r"""The loop that drives an objective.
 
-Each step draws latents z, noise (t, ε) and further latents η for the whole batch from one generator of random numbers,
-the same on every process, and each process keeps its share: the result does not depend on the number of processes.
-Gradients are averaged by the data-parallel wrapper that Accelerate chooses. With `accumulate` a process's share goes
-through the networks in as many parts, to save memory; the step is the same. An update whose loss or gradient is not
-finite on any process leaves weights, batch statistics and optimisers alone (decided on the device, without a host sync)
-and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ, d = min(ema, (1 + n)/(10 + n)) after n earlier
-updates of the generator.
+A step runs the objective's updates in their order, each on a fresh draw (`draws`). An update opens the parameters of the
+networks that it trains and freezes all others: a gradient may pass through these, and moves none of them. Gradients are
+averaged over the processes, network by network, of what is trained alone. Of a student of n steps one, k, is drawn and
+trained: the path to it has no gradient.
+
+With `accumulate` a process's share goes through the networks in as many parts, to save memory; the step is the same. A
+loss that couples rows is then cut at x: the samples are made in parts without gradient, the loss's gradient with respect
+to them is taken over all rows at once, and a second pass in parts takes it on to the parameters.
+
+An update whose loss or gradient is not finite on any process leaves weights, batch statistics and optimisers alone
+(decided on the device, without a host sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ,
+d = min(ema, (1 + n)/(10 + n)), after n earlier updates of the student.
 """
 
 from __future__ import annotations
@@ -14,56 +19,54 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
+from vardistill.denoisers import unguided
 from vardistill.devices import find_device
-from vardistill.diffusion.denoiser import Denoiser
-from vardistill.diffusion.noise import Draw, NoiseLevels
+from vardistill.diffusion import Denoiser, Draw, NoiseLevels
 from vardistill.errors import UsageError
-from vardistill.objectives import Objective
+from vardistill.objectives import Objective, Update
+from vardistill.objectives.base import STUDENT
 from vardistill.objectives.diagnostics import diversities, low_level_share
-from vardistill.processes import alone, launched, several_on_cpu
-from vardistill.runs.config import TrainingConfig
+from vardistill.processes import launched, on_main, several_on_cpu, synchronise
 from vardistill.students.student import Student
 from vardistill.training import checkpoints
 from vardistill.training.books import Books, StopRequest
 from vardistill.training.checks import (
-    check_generator,
     check_networks,
     check_objective,
     check_settings,
+    check_student,
     check_tracker,
     real_samples,
 )
 from vardistill.training.clock import Clock, phase
+from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Samples
 from vardistill.training.defaults import default_objective, with_default_levels
+from vardistill.training.draws import DIAGNOSTICS, Drawn, Draws
 from vardistill.training.folder import RunFolder, create
 from vardistill.training.optimisers import (
     adam,
     adam_state,
     clip_gradients,
-    has_gradient,
     learning_rate,
     step_unless,
     update_average,
 )
-from vardistill.training.step import Drawn, Step
 
 Evaluate = Callable[[Student], Mapping[str, float]]
-"""Metrics of a generator in evaluation mode."""
+"""Metrics of a student in evaluation mode."""
 
 
 class Interrupted(Exception):
@@ -88,7 +91,7 @@ class Run:
 
     Attributes:
         generator: the moving average of the student (the student itself without one), in evaluation mode.
-        objective: with its trained auxiliary networks.
+        objective: with its trained networks.
         history: the lines of metrics.
         path: the run folder, or None.
     """
@@ -100,7 +103,7 @@ class Run:
 
 
 def distill(
-    generator: Student,
+    student: Student,
     *,
     teacher: Denoiser | None = None,
     objective: Objective | None = None,
@@ -112,26 +115,26 @@ def distill(
     out: str | Path | None = None,
     resume: bool = False,
 ) -> Run:
-    """Distil a diffusion model into a one-step generator.
+    """Distil a diffusion model into a generator of one step, or of as many as the student has.
 
     Args:
-        generator: the student; its weights are trained in place, with dropout silent.
+        student: its weights are trained in place, with dropout silent.
         teacher: the denoiser to distil with `default_objective`.
         objective: instead of `teacher`, an objective that knows its own, or needs none.
         data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
-            and a generator of random numbers (see `vardistill.training.data`).
-        conditions: what a conditional generator and its teacher are told, `vardistill.data.Labels` for example.
-        levels: noise levels; default `default_levels` for the generator's `data_std`; the parts of a sum that compare
+            and a generator of random numbers (see `vardistill.data`).
+        conditions: what a conditional student and its teacher are told, `vardistill.data.Labels` for example.
+        levels: noise levels; default `default_levels` for the student's `data_std`; the parts of a sum that compare
             groups get shared ones of their own.
         training: optimisation settings.
-        evaluate: metrics of the (averaged) generator, called at intervals.
-        out: a new or empty folder for the run; None keeps nothing on disk. A generator that is no hub mixin leaves
+        evaluate: metrics of the (averaged) student, called at intervals.
+        out: a new or empty folder for the run; None keeps nothing on disk. A student that is no hub mixin leaves
             its weights there alone, without a configuration.
         resume: go on from the latest checkpoint in `out`.
 
     Raises:
         UsageError: for not exactly one of `teacher` and `objective`, a teacher that has no default objective for the
-            generator, a generator that is none or gives no samples of its data shape, a teacher, posterior or critic
+            student, a student that is none or gives no samples of its data shape, a teacher, posterior or critic
             that does not fit it, levels that the teacher's schedule does not reach, data beside a teacher alone, a
             run folder that cannot be used, or a checkpoint that is damaged or of another run.
         Interrupted: after Ctrl-C, with a checkpoint kept.
@@ -142,28 +145,33 @@ def distill(
         raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
     if teacher is not None and data is not None:
         raise UsageError("no default objective compares with data: leave data out, or give objective=, e.g. VarFlow")
-    check_generator(generator, conditions)
+    check_student(student, conditions)
     if objective is None:
         assert teacher is not None
-        objective = default_objective(teacher, generator)
+        objective = default_objective(teacher, student)
     check_objective(objective)
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
-        objective, levels = with_default_levels(objective, generator, math.gcd(*shares, 8))
+        objective, levels = with_default_levels(objective, student, math.gcd(*shares, 8))
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
     if out is not None:
         folder = RunFolder(Path(out)) if resume else create(Path(out))
-    return Trainer(generator, objective, levels, training, evaluate, folder, data, conditions).run(resume)
+    return Trainer(student, objective, levels, training, evaluate, folder, data, conditions).run(resume)
 
 
 class Trainer:
-    """The state of a run and the loop over its steps; see `distill`."""
+    """The state of a run and the loop over its steps; see `distill`.
+
+    Attributes:
+        networks: the student and the objective's networks, by name; so are `trainable`, their parameters that are not
+            frozen, and `optimizers`.
+    """
 
     def __init__(
         self,
-        generator: Student,
+        student: Student,
         objective: Objective,
         levels: NoiseLevels,
         training: TrainingConfig,
@@ -172,33 +180,47 @@ class Trainer:
         data: Samples | Tensor | None = None,
         conditions: Conditions | None = None,
     ) -> None:
-        check_settings(generator, objective, levels, training, conditions, launched())
-        self.config, self.levels, self.evaluate, self.folder = training, levels, evaluate, folder
-        self.accelerator = _accelerator(training, objective, folder)
+        check_settings(student, objective, levels, training, conditions, launched())
+        self.config, self.evaluate, self.folder = training, evaluate, folder
+        self.accelerator = _accelerator(training, folder)
         device = find_device(training.device, self.accelerator.device)
-        self.generator, self.objective = generator.to(device).eval(), objective.to(device).eval()
-        check_networks(generator, objective, conditions)
-        parameter = next(generator.parameters())
-        _training_mode(generator, objective)
-        self.conditions = conditions
-        self.data = real_samples(data, objective, generator, parameter, conditions)
+        self.student, self.objective = student.to(device), objective.to(device)
+        self.networks: dict[str, nn.Module] = {STUDENT: student, **objective.networks}
+        silence(*self.networks.values())
+        check_networks(student, objective, conditions)
+        parameter = next(student.parameters())
+        self.dtype = parameter.dtype
+        self.draws = Draws(
+            student,
+            levels,
+            real_samples(data, objective, student, parameter, conditions),
+            conditions,
+            training.batch,
+            training.seed,
+            device,
+            self.dtype,
+        )
+        self.trainable = {
+            name: [p for p in network.parameters() if p.requires_grad] for name, network in self.networks.items()
+        }
         if training.compile:
-            for module in (generator, *(child for part in objective.parts for child in part.children())):
-                module.compile()
-        step = Step(generator, objective, training.precision)
-        self.step_module = self.accelerator.prepare_model(step, device_placement=False)
-        self.average = average_of(generator) if training.ema else generator
-        self.optimizers = {"generator": adam(generator.parameters(), training)}
-        self.peaks = {"generator": training.lr, "objective": training.auxiliary_lr}
-        if auxiliary := objective.auxiliary_parameters():
-            self.optimizers["objective"] = adam(auxiliary, training)
-        self.rng = torch.Generator(device).manual_seed(training.seed)
+            for network in (*self.networks.values(), objective.teacher, *objective.frozen):
+                if isinstance(network, nn.Module):
+                    network.compile()
+        self.average = average_of(student) if training.ema else student
+        self.settings = {name: training.settings_of(name) for name in self.networks}
+        self.optimizers = {
+            name: adam(parameters, self.settings[name])
+            for name, parameters in self.trainable.items()
+            if parameters or name == STUDENT
+        }
+        if self.accelerator.num_processes > 1:
+            synchronise([v for n in self.networks.values() for v in (*n.parameters(), *n.buffers())], "first")
         self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
         self.updates, self.evaluations = 0, 0
-        self.dtype = parameter.dtype
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
-        self.statistics = _running_statistics(generator, objective)
+        self.statistics = running_statistics(*self.networks.values())
         self.books, self.stop = Books(folder, self.accelerator), StopRequest(self.accelerator)
 
     @property
@@ -228,52 +250,102 @@ class Trainer:
     def advance(self, progress: float, head_start: bool = False) -> None:
         """One step of training, at this progress ∈ [0, 1]; in a head start of the objective's networks alone."""
         self.set_learning_rates(progress)
-        for _ in range(self.objective.critic_steps):
-            self.update(progress, critic=True)
+        number = 0
+        for update in self.objective.updates(progress):
+            for _ in range(update.repeats):
+                if not (head_start and update.trains_student):
+                    self.update(update, progress, number)
+                number += 1
         if not head_start:
-            self.update(progress, critic=False)
-            if self.average is not self.generator:
-                update_average(self.average, self.generator, self.config.ema, self.updates)
+            if self.average is not self.student:
+                update_average(self.average, self.student, self.config.ema, self.updates)
             self.updates += 1
+        self.objective.after_step(progress)
         self.step += 1
 
     def set_learning_rates(self, progress: float) -> None:
         """Move every optimiser along its schedule."""
+        share = learning_rate(self.config, progress)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.peaks[name] * learning_rate(self.config, progress)
+                group["lr"] = self.settings[name].lr * share
 
-    def update(self, progress: float, critic: bool) -> None:
-        """One update on a fresh draw: of the generator and what is trained with it, or of the critic alone."""
+    def update(self, update: Update, progress: float, number: int) -> None:
+        """One update on a fresh draw; `number` is its place in the step."""
         statistics = [b.clone() for b in self.statistics]
-        loss = self._backward(self.draw(progress), critic)
-        stepping = {
-            name: o for name, o in self.optimizers.items() if has_gradient(o) and (name == "objective" or not critic)
-        }
-        norms = {name: clip_gradients(optimizer, self.config.clip) for name, optimizer in stepping.items()}
+        loss = self.backward(update, self.draw(update, progress, number))
+        trained = {name: self.optimizers[name] for name in update.trains if name in self.optimizers}
+        if self.accelerator.num_processes > 1:
+            for name in trained:
+                synchronise([p.grad for p in self.trainable[name] if p.grad is not None], "mean")
+        norms = {name: clip_gradients(optimizer, self.settings[name].clip) for name, optimizer in trained.items()}
         not_finite = self._not_finite(loss, *norms.values())
-        step_unless(not_finite, stepping.values())
-        for optimizer in self.optimizers.values():
+        step_unless(not_finite, trained.values())
+        for optimizer in trained.values():
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for b, before in zip(self.statistics, statistics, strict=True):
                 b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance can overflow alone
         self.skipped += not_finite
-        batch = self.config.batch
-        self.evaluations += batch + self.objective.evaluations(batch, self.levels.draws, critic)
-        self.figures |= {"critic_loss" if critic else "loss": loss}
+        batch, levels = self.config.batch, update.needs.levels or self.draws.levels
+        self.evaluations += batch * self.student.steps + update.evaluations(batch, levels.draws)
+        self.figures |= {"loss" if update.name == STUDENT else f"{update.name}_loss": loss}
         self.figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
-    def _backward(self, drawn: Drawn, critic: bool) -> Tensor:
-        """Add up the gradients of this process's share of the step, part by part, and return its mean loss."""
-        parts, total = self.config.accumulate, torch.zeros_like(self.skipped)
+    def draw(self, update: Update, progress: float, number: int, student_step: int | None = None) -> Drawn:
+        """This process's rows of an update's draw."""
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        return self.draws(update.needs, progress, self.step, number, *place, student_step)
+
+    def backward(self, update: Update, drawn: Drawn) -> Tensor:
+        """Add up the gradients of what the update trains over the draw, part by part, and return the mean loss."""
+        self._open(update.trains)
+        parts = self.config.accumulate
+        if parts > 1 and update.couples_rows:
+            return self._backward_cut(update, drawn, parts)
+        total = torch.zeros_like(self.skipped)
         for i in range(parts):
-            last = i == parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.step_module):
-                loss = self.step_module(drawn.shard(i, parts), critic) / parts
-                self.accelerator.backward(loss)
+            part = drawn.shard(i, parts) if parts > 1 else drawn
+            u = self._latents(part)
+            draw = part.complete(self.student, u, self.generate(u, part.step, part.condition), self.generate)
+            loss = _mean_loss(update, draw) / parts
+            loss.backward()
             total = total + loss.detach()
         return total
+
+    def _backward_cut(self, update: Update, drawn: Drawn, parts: int) -> Tensor:
+        """The same for a loss that couples rows, cut at x."""
+        shards = [drawn.shard(i, parts) for i in range(parts)]
+        with torch.no_grad():
+            latents = [self._latents(part) for part in shards]
+            samples = [self.generate(u, part.step, part.condition) for u, part in zip(latents, shards, strict=True)]
+        x = torch.cat(samples).requires_grad_(update.trains_student)
+        loss = _mean_loss(update, drawn.complete(self.student, torch.cat(latents), x, self.generate))
+        loss.backward()
+        if x.grad is not None:
+            for u, part, gradient in zip(latents, shards, x.grad.split([len(u) for u in latents]), strict=True):
+                self.generate(u, part.step, part.condition).backward(gradient)
+        return loss.detach()
+
+    def _open(self, names: tuple[str, ...]) -> None:
+        """Let gradients into the parameters of these networks alone."""
+        for name, parameters in self.trainable.items():
+            for p in parameters:
+                p.requires_grad_(name in names)
+
+    def _latents(self, drawn: Drawn) -> Tensor:
+        with torch.no_grad(), self._mixed():
+            return drawn.latents(self.student).to(drawn.z.dtype)
+
+    def generate(self, u: Tensor, step: int, condition: Mapping[str, Tensor]) -> Tensor:
+        """A step of the student from its latents, in the run's precision; (B, *data) in that of the latents."""
+        which = {} if step == 1 else {"step": step}
+        with self._mixed():
+            x: Tensor = self.student(u, **which, **condition)
+        return x.to(u.dtype)
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.skipped.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _not_finite(self, *values: Tensor) -> Tensor:
         """1 where one of the scalars is NaN or infinite on any process, else 0."""
@@ -281,25 +353,6 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             bad = (self.accelerator.reduce(bad, "sum") > 0).float()
         return bad
-
-    def draw(self, progress: float) -> Drawn:
-        """This process's share of the step's latents, noise and further latents; all are drawn everywhere."""
-        batch, generator, objective = self.config.batch, self.generator, self.objective
-        z = generator.latents(batch, self.rng)
-        noise, *other_noise = [
-            levels.draw(generator.data_shape, batch, progress, self.rng, self.dtype, real=objective.needs_real)
-            for levels in (self.levels, *objective.other_levels)
-        ]
-        condition = {} if self.conditions is None else self.conditions(batch, self.rng)
-        real = None if self.data is None else self.data(batch, self.rng, **condition)
-        eta = pool = None
-        if k := objective.fresh_latents:
-            shape = (k, self.levels.draws, batch, *generator.latent_shape)
-            eta = torch.randn(shape, generator=self.rng, device=self.rng.device, dtype=self.dtype)
-        if m := objective.pool_latents:
-            pool = generator.latents(m, self.rng)
-        drawn = Drawn(z, noise, eta, pool, real, progress, tuple(other_noise), condition)
-        return drawn.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
     def _passed(self, progress: float) -> int:
         """How many milestones are behind; a step that ends on one has passed it, whatever the rounding."""
@@ -328,7 +381,7 @@ class Trainer:
 
     def _log(self, progress: float) -> None:
         within, head_start = phase(self.config, progress)
-        lr = 0.0 if head_start else self.config.lr * learning_rate(self.config, within)
+        lr = 0.0 if head_start else self.settings[STUDENT].lr * learning_rate(self.config, within)
         values = self._values(within) | {"lr": lr, "progress": 0.0 if head_start else within}
         values |= {"skipped": float(self.skipped)}
         self.books.warn(self.step, values)
@@ -339,12 +392,11 @@ class Trainer:
             remedy = "a smaller lr or clip, or a larger smallest noise level"
             raise Diverged.after(skipped, self.step, self.config.max_skipped, remedy)
 
-    @torch.no_grad()
     def _values(self, progress: float) -> dict[str, float]:
         """The last updates' figures, the objective's diagnostics and the levels' quantiles, meaned over processes."""
-        with _evaluation_mode(self.generator, self.objective):
-            draw = self._diagnostic_draw(progress)
-            tensors = self.figures | self.objective.diagnostics(draw) | self._diagnostics(draw)
+        with evaluation_mode(*self.networks.values()):
+            draw = self.diagnostic_draw(progress)
+            tensors = self.figures | self.objective.measure(draw) | self._diagnostics(draw)
         ratio = draw.noise.sigma / draw.noise.alpha
         tensors |= {f"ratio_{percent:02d}": ratio.quantile(percent / 100) for percent in (5, 50, 95)}
         stacked = torch.stack([v.to(ratio) for v in tensors.values()])
@@ -352,25 +404,28 @@ class Trainer:
 
     def _diagnostics(self, draw: Draw) -> dict[str, Tensor]:
         """What is worth watching under every objective."""
-        rng = torch.Generator(self.rng.device).manual_seed(self.step)
-        return diversities(draw, self.objective.teacher, self.generator.data_std, rng) | {
-            f"{prefix}low_level_share": low_level_share(part.generator_loss, own)
-            for prefix, part, own in self.objective.draws(draw)
+        rng = torch.Generator(self.skipped.device).manual_seed(self.step)
+        target = self.objective.teacher and unguided(self.objective.teacher)
+        return diversities(draw, target, self.student.data_std, rng) | {
+            f"{term.prefix}low_level_share": low_level_share(term.objective.generator_loss, term.draw)
+            for term in self.objective.terms(draw)
         }
 
-    def _diagnostic_draw(self, progress: float) -> Draw:
-        """A draw of its own random numbers, so that logging does not change the run."""
-        rng, self.rng = self.rng, torch.Generator(self.rng.device).manual_seed(self.step)
-        try:
-            drawn = self.draw(progress)
-        finally:
-            self.rng = rng
-        return drawn.complete(self.generator)
+    @torch.no_grad()
+    def diagnostic_draw(self, progress: float) -> Draw:
+        """A draw of the student's last step from a stream of its own, so that logging does not change the run."""
+        *_, update = self.objective.updates(progress)
+        drawn = self.draw(update, progress, DIAGNOSTICS, self.student.steps)
+        u = self._latents(drawn)
+        return drawn.complete(self.student, u, self.generate(u, drawn.step, drawn.condition), self.generate)
 
     def _evaluate(self) -> None:
-        if self.evaluate is not None and self.accelerator.is_main_process:
-            with alone(), _evaluation_mode(self.generator):
-                values = {name: float(v) for name, v in self.evaluate(self.average).items()}
+        measure = self.evaluate
+        if measure is None:
+            return
+        with evaluation_mode(self.student):
+            values = on_main(lambda: {name: float(v) for name, v in measure(self.average).items()})
+        if values is not None:
             self._record("eval", values)
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
@@ -378,35 +433,30 @@ class Trainer:
         self.books.record(kind, self.step, self.clock.elapsed(), costs | values)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps, by section; all but the random state are the run's own tensors, not copies."""
-        tensors = {
-            "generator": dict(self.generator.state_dict()),
-            "objective": self.objective.auxiliary_state(),
-            "counters": {
-                "skipped": self.skipped,
-                "updates": torch.tensor(self.updates),
-                "network_evaluations": torch.tensor(self.evaluations),
-                "cpu_seconds": torch.tensor(self.clock.cpu_elapsed()),
-            },
-            "random": {"training": self.rng.get_state()},
+        """What a checkpoint keeps, by section; the run's own tensors, not copies."""
+        tensors = {f"network.{name}": dict(network.state_dict()) for name, network in self.networks.items()}
+        tensors |= {f"optimizer.{name}": adam_state(o) for name, o in self.optimizers.items()}
+        tensors["counters"] = {
+            "skipped": self.skipped,
+            "updates": torch.tensor(self.updates),
+            "network_evaluations": torch.tensor(self.evaluations),
+            "cpu_seconds": torch.tensor(self.clock.cpu_elapsed()),
         }
-        if self.average is not self.generator:
+        if self.average is not self.student:
             tensors["average"] = dict(self.average.state_dict())
-        return tensors | {f"optimizer.{name}": adam_state(o) for name, o in self.optimizers.items()}
+        return tensors
 
     def _save(self) -> None:
         """Keep a checkpoint; it is complete when any process goes on."""
         if self.folder is None:
             return
-        if self.accelerator.is_main_process:
-            state = checkpoints.State(self.step, self.clock.elapsed(), self._tensors())
-            checkpoints.save(self.folder.checkpoints, state, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        folder, state = self.folder, checkpoints.State(self.step, self.clock.elapsed(), self._tensors())
+        on_main(lambda: checkpoints.save(folder.checkpoints, state, self.config.keep_checkpoints))
 
     def _restore(self) -> None:
         assert self.folder is not None
-        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.rng.device)
-        checkpoints.restore(state, self._tensors(), self.rng)
+        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.skipped.device)
+        checkpoints.restore(state, self._tensors())
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
@@ -414,62 +464,75 @@ class Trainer:
         self.books.resume(self.step)
 
     def _finish(self) -> Run:
-        generator = self.average.eval()
-        if self.folder is not None and self.accelerator.is_main_process:
-            save_generator(generator, self.folder.generator)
-        self.accelerator.wait_for_everyone()
-        return Run(generator, self.objective.eval(), self.history, self.folder.path if self.folder else None)
+        self._open(tuple(self.networks))
+        student, folder = self.average.eval(), self.folder
+        for network in self.networks.values():
+            network.eval()
+        if folder is not None:
+            on_main(lambda: save_student(student, folder.generator))
+        return Run(student, self.objective, self.history, folder.path if folder else None)
 
 
-def average_of(generator: Student) -> Student:
+def _mean_loss(update: Update, draw: Draw) -> Tensor:
+    """The mean loss over a draw's rows; raises UsageError for a loss that has not one value per row."""
+    loss = update.loss(draw)
+    if loss.shape != draw.noise.t.shape:
+        raise UsageError(f"an objective returns one value per row, ({len(draw.z)},), but got {tuple(loss.shape)}")
+    return loss.mean()
+
+
+def average_of(student: Student) -> Student:
     """A copy to hold the moving average; it shares the parameters that are not trained."""
-    frozen = {id(p): p for p in generator.parameters() if not p.requires_grad}
-    return copy.deepcopy(generator, frozen).eval().requires_grad_(False)
+    frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
+    return copy.deepcopy(student, frozen).eval().requires_grad_(False)
 
 
-def save_generator(generator: Student, path: Path) -> None:
-    """The weights as safetensors, with the configuration that loads them where the generator is a hub mixin."""
-    if isinstance(generator, PyTorchModelHubMixin):
-        generator.save_pretrained(path)
+def save_student(student: Student, path: Path) -> None:
+    """The weights as safetensors, with the configuration that loads them where the student is a hub mixin."""
+    if isinstance(student, PyTorchModelHubMixin):
+        student.save_pretrained(path)
     else:
         path.mkdir(exist_ok=True)
-        save_model(generator, str(path / "model.safetensors"))
+        save_model(student, str(path / "model.safetensors"))
 
 
-def _training_mode(*modules: nn.Module) -> None:
-    """Training mode but for dropout: its numbers would come from neither the run's seed nor its checkpoints."""
+def silence(*modules: nn.Module) -> None:
+    """Evaluation mode but for batch normalisation, whose statistics are learned.
+
+    Whatever else is random in training mode (dropout also of attention and recurrent layers, dropped paths) would draw
+    numbers that come from neither the run's seed nor its checkpoints.
+    """
     for module in modules:
-        module.train()
+        module.eval()
         for child in module.modules():
-            if isinstance(child, _DropoutNd):
-                child.eval()
+            if isinstance(child, _NormBase):
+                child.train()
 
 
-def _running_statistics(*modules: nn.Module) -> list[Tensor]:
+def running_statistics(*modules: nn.Module) -> list[Tensor]:
     """What a forward pass changes in training mode: the statistics of batch normalisation."""
     norms = [child for module in modules for child in module.modules() if isinstance(child, _NormBase)]
     return [b for norm in norms if norm.training for b in norm.buffers()]
 
 
 @contextmanager
-def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, also of batch normalisation."""
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        _training_mode(*modules)
+        silence(*modules)
 
 
-def _accelerator(training: TrainingConfig, objective: Objective, folder: RunFolder | None) -> Accelerator:
+def _accelerator(training: TrainingConfig, folder: RunFolder | None) -> Accelerator:
     tracker = None if folder is None or training.tracker == "none" else training.tracker
     if tracker is not None:
         check_tracker(training)
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=objective.critic_steps > 0)
     return Accelerator(
         cpu=several_on_cpu(training.device),
         mixed_precision="no",
         log_with=tracker,
         project_dir=None if folder is None else str(folder.path),
-        kwargs_handlers=[ddp],
     )

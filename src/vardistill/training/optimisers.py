@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.errors import UsageError
-from vardistill.runs.config import TrainingConfig
+from vardistill.training.config import TrainingConfig
+
+LEAST = 0.01
+"""Share of the peak learning rate that the first update of a warm-up has, at least: at 0 it would train nothing."""
 
 
 def learning_rate(training: TrainingConfig, progress: float) -> float:
-    """The share of the peak learning rate at this progress: linear warm-up, then constant or a half cosine."""
-    if progress < training.warmup:
-        return progress / training.warmup
+    """The share of the peak learning rate of the step that begins at this progress.
+
+    Linear warm-up, which counts the step itself, then constant or a half cosine.
+    """
+    end = progress + 1 / training.steps
+    if end < training.warmup:
+        return max(end / training.warmup, LEAST)
     if training.lr_schedule == "constant":
         return 1.0
-    along = (progress - training.warmup) / (1 - training.warmup)
+    along = max(0.0, progress - training.warmup) / (1 - training.warmup)
     return training.lr_final + (1 - training.lr_final) * cosine(along)
 
 
@@ -27,17 +35,30 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adam(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
+class Settings(Protocol):
+    """What an optimiser is told of a network."""
+
+    @property
+    def beta1(self) -> float: ...
+
+    @property
+    def beta2(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def adam(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.AdamW:
     """AdamW for the parameters that are not frozen, with all its state there from the start, for checkpoints.
 
     Raises:
         UsageError: where all are frozen.
     """
-    betas = (training.beta1, training.beta2)
+    betas = (settings.beta1, settings.beta2)
     trained = [p for p in parameters if p.requires_grad]
     if not trained:
         raise UsageError("nothing to train: every parameter is frozen, requires_grad=False")
-    optimizer = torch.optim.AdamW(trained, betas=betas, weight_decay=training.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trained, betas=betas, weight_decay=settings.weight_decay, fused=True)
     for p in _parameters(optimizer):
         step = torch.zeros((), dtype=torch.float32, device=p.device)
         optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
@@ -52,11 +73,6 @@ def adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a loss has reached any of the optimiser's parameters."""
-    return any(p.grad is not None for p in _parameters(optimizer))
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
@@ -75,7 +91,7 @@ def step_unless(not_finite: Tensor, optimizers: Iterable[torch.optim.Optimizer])
 def update_average(average: nn.Module, current: nn.Module, decay: float, n: int) -> None:
     """θ̄ ← d θ̄ + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)), after n earlier updates; buffers are copied."""
     pairs = zip(average.parameters(), current.parameters(), strict=True)
-    moving, trained = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+    moving, trained = zip(*((a, p) for a, p in pairs if a is not p), strict=True)  # what is not trained is shared
     torch._foreach_lerp_(moving, trained, 1 - min(decay, (1 + n) / (10 + n)))
     for a, b in zip(average.buffers(), current.buffers(), strict=True):
         a.copy_(b)

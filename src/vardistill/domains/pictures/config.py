@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import tyro
-
+from vardistill.choices import check_choices
+from vardistill.diffusion.config import Distribution
 from vardistill.diffusion.levels import EDM
 from vardistill.errors import require
-from vardistill.runs.config import Distribution, NoiseConfig, TrainingConfig, check_choices
+
+if TYPE_CHECKING:
+    from vardistill.domains.pictures.parts import Pictures
+    from vardistill.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
-class ImagesTeachConfig:
+class PicturesTeachConfig:
     """A U-Net denoiser with EDM's preconditioning, fitted to pictures by denoising score matching.
 
     Raises:
@@ -91,9 +94,18 @@ class ImagesTeachConfig:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
 
 
+def fit_of(data: str) -> PicturesTeachConfig:
+    """The fit of a teacher to a source of pictures: small for the digits, else as for MNIST."""
+    if data == "digits":
+        return PicturesTeachConfig(network=UNetConfig((32, 64)), steps=1500, batch=64, checkpoint_every=500)
+    return PicturesTeachConfig(
+        data=data, network=UNetConfig((16, 32, 64), blocks=2), steps=6000, batch=64, checkpoint_every=500
+    )
+
+
 @dataclass(frozen=True)
-class OneStepConfig:
-    """The student x = D(c z, t): the teacher's network at one noise level.
+class NetworkStudentConfig:
+    """The student: the teacher's network at one noise level, or at several.
 
     Raises:
         UsageError: for a number out of its range or an unknown choice.
@@ -101,135 +113,33 @@ class OneStepConfig:
 
     start: Literal["teacher", "fresh"] = "teacher"
     """Initial weights: the teacher's, or new ones."""
+    steps_per_sample: int = 1
+    """Steps of the student's path from noise to a picture, each at a level of its own."""
     ratio: float | None = None
-    """Noise-to-signal ratio σ/α of the level; default: five standard deviations of the data."""
+    """Noise-to-signal ratio σ/α of the first level; default: five standard deviations of the data."""
     lora_rank: int = 0
     """Rank of adapters on frozen weights of the teacher; 0 trains all weights."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         require("ratio", self.ratio, self.ratio is None or self.ratio > 0, "positive")
+        require("steps_per_sample", self.steps_per_sample, self.steps_per_sample >= 1, "at least 1")
         require("lora_rank", self.lora_rank, self.lora_rank >= 0, "0 or positive")
         require("start", self.start, not self.lora_rank or self.start == "teacher", "'teacher' with a lora_rank")
 
 
 @dataclass(frozen=True)
-class ImageVarDiUConfig:
-    """VarDiU with a posterior over noise pictures.
+class PicturesConfig:
+    """Pictures: a teacher, data and a student.
 
     Raises:
         UsageError: for a number out of its range or an unknown choice.
     """
 
-    posterior: Literal["gaussian", "coupling"] = "gaussian"
-    """Family of q(z | x_t): a convolutional Gaussian, or coupling layers on top of one."""
-    rank: int = 0
-    """Directions in which the Gaussian carries correlations, beside its diagonal."""
-    width: int = 32
-    """Channels of the posterior's network."""
-    candidates: int = 0
-    """K of the multi-sample bound: latents drawn from q."""
-    posterior_steps: int = 1
-    """Posterior updates per generator update."""
-    control_variate: Literal["zero", "one", "gaussian"] = "gaussian"
-    """c(t) of the teacher's term: 0, 1, or r²/(r² + σ_d²) at the noise-to-signal ratio r = σ/α."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("rank", "candidates"):
-            require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
-        for name in ("width", "posterior_steps"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class ImageVarFlowConfig:
-    """VarFlow: the energy distance to real pictures.
-
-    Raises:
-        UsageError: for a number out of its range or an unknown choice.
-    """
-
-    beta: float = 1.0
-    """Power of the distance, in (0, 2)."""
-    cross: Literal["all", "paired"] = "all"
-    """Pairs of student and real samples: all K², or K."""
-    space: Literal["pixels", "classifier", "teacher"] = "pixels"
-    """Where distances are taken: between pictures, or features of the classifier or of the teacher's encoder."""
-    label_distance: float = 10.0
-    """What different labels add to the squared distance, for a conditional student."""
-    real: Literal["data", "teacher"] = "data"
-    """Real samples: the data's, or the teacher's own."""
-    real_samples: int = 2000
-    """Size of the set that the teacher's sampler makes at the start."""
-    real_steps: int = 18
-    """Steps of that sampler."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
-        require("label_distance", self.label_distance, self.label_distance > 0, "positive")
-        for name in ("real_samples", "real_steps"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class ImageDiffInstructConfig:
-    """Diff-Instruct, its critic started from the teacher.
-
-    Raises:
-        UsageError: for a number out of its range or an unknown choice.
-    """
-
-    critic_steps: int = 1
-    """Critic updates per generator update."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require("critic_steps", self.critic_steps, self.critic_steps >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class ImageSumConfig:
-    """VarDiU + λ·VarFlow, or Diff-Instruct + λ·VarFlow.
-
-    Raises:
-        UsageError: for a number out of its range or an unknown choice.
-    """
-
-    first: Annotated[Union[ImageVarDiUConfig, ImageDiffInstructConfig], tyro.conf.AvoidSubcommands] = field(  # noqa: UP007
-        default_factory=ImageVarDiUConfig
-    )
-    varflow: ImageVarFlowConfig = field(default_factory=ImageVarFlowConfig)
-    varflow_weight: float = 10.0
-    """λ/√d at the start: a distance's gradient is of one size in any dimension d, a score's grows like √d."""
-    varflow_weight_end: float = 10.0
-    """λ/√d at the end; it moves geometrically in between."""
-    varflow_shared: int = 2
-    """Levels that VarFlow's rows share; the other part's rows have their own."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("varflow_weight", "varflow_weight_end", "varflow_shared"):
-            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
-
-
-ImageObjectiveConfig = Annotated[
-    Union[ImageVarDiUConfig, ImageVarFlowConfig, ImageDiffInstructConfig, ImageSumConfig],  # noqa: UP007
-    tyro.conf.AvoidSubcommands,
-]
-
-
-@dataclass(frozen=True)
-class ImagesConfig:
-    """One run on pictures, completely.
-
-    Raises:
-        UsageError: for a number out of its range or an unknown choice.
-    """
-
+    name: ClassVar[str] = "pictures"
     teacher: str = ""
-    """A folder of `vardistill teach`, a diffusers pipeline's folder, or its hub id."""
+    """A folder of `vardistill teach`, a diffusers pipeline's folder, or its hub id; default: one is fitted to the data
+    first."""
     data: str | None = None
     """Pictures to measure against and, for VarFlow, to learn from, as `vardistill teach` takes them; default: the
     teacher's own."""
@@ -238,11 +148,14 @@ class ImagesConfig:
     default: the teacher's classifier, else a new one."""
     guidance: float = 1.0
     """Classifier-free guidance of a conditional teacher; 1 for none."""
-    generator: OneStepConfig = field(default_factory=OneStepConfig)
-    objective: ImageObjectiveConfig = field(default_factory=ImageVarDiUConfig)
-    levels: NoiseConfig = field(default_factory=NoiseConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    student: NetworkStudentConfig = field(default_factory=NetworkStudentConfig)
 
     def __post_init__(self) -> None:
         check_choices(self)
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
+
+    def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Pictures:
+        """What the domain provides to a run; a student always starts as its teacher's network."""
+        from vardistill.domains.pictures.parts import Pictures
+
+        return Pictures(self, training)

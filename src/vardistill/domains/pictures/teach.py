@@ -26,15 +26,15 @@ from vardistill.devices import find_device
 from vardistill.diffusion.noise import NoiseLevels, named_weight
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures.classifier import fit_classifier
-from vardistill.domains.pictures.config import ImagesTeachConfig
+from vardistill.domains.pictures.config import PicturesTeachConfig
 from vardistill.domains.pictures.data import ImageData, load_images
 from vardistill.domains.pictures.evaluate import NEIGHBOURS, build_reference, even_labels, labels_like, measured
 from vardistill.domains.pictures.features import load_features
+from vardistill.domains.pictures.figures import save_grids
 from vardistill.domains.pictures.unets import build_unet, edm_denoiser
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline
-from vardistill.reports.pictures import save_grids
-from vardistill.runs.config import TrainingConfig
+from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.folder import RunFolder, write_whole
 
@@ -48,7 +48,7 @@ SHOWN = 100
 """Pictures that are shown, at most."""
 
 
-def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> RunFolder:
+def teach_images(config: PicturesTeachConfig, out: Path, resume: bool = False) -> RunFolder:
     """Fit a U-Net denoiser to pictures, or go on, and keep it in the run folder `out` as a diffusers pipeline.
 
     Each step takes pictures with replacement, drops the labels of some of them (for guidance), noises them and lowers
@@ -68,7 +68,9 @@ def teach_images(config: ImagesTeachConfig, out: Path, resume: bool = False) -> 
     return folder
 
 
-def evaluate_teacher(teacher: DiffusersDenoiser, config: ImagesTeachConfig, data: ImageData, folder: RunFolder) -> None:
+def evaluate_teacher(
+    teacher: DiffusersDenoiser, config: PicturesTeachConfig, data: ImageData, folder: RunFolder
+) -> None:
     """Sample the teacher, show some pictures and, where there are labels for a classifier, measure others."""
     n, seed, classes = config.eval_samples, config.seed, _classes(config, data)
     labels, in_turn = labels_like(data, n, classes), even_labels(min(n, SHOWN), classes)
@@ -123,19 +125,24 @@ def check_measurable(data: ImageData, n: int) -> None:
         )
 
 
-def build_fit(config: ImagesTeachConfig, data: ImageData) -> Fit[DiffusersDenoiser]:
-    """An untrained U-Net for the pictures, and what fits it."""
+def untrained(config: PicturesTeachConfig, data: ImageData) -> DiffusersDenoiser:
+    """The denoiser that a fit begins with."""
     classes = _classes(config, data)
     rows = classes + 1 if classes and config.label_dropout else classes
     network = build_unet(config.network, data.shape, rows, config.seed)
-    denoiser = edm_denoiser(network, data.std, config.sigma_min, config.sigma_max).to(find_device(config.device))
+    return edm_denoiser(network, data.std, config.sigma_min, config.sigma_max)
+
+
+def build_fit(config: PicturesTeachConfig, data: ImageData) -> Fit[DiffusersDenoiser]:
+    """An untrained U-Net for the pictures, and what fits it."""
+    denoiser = untrained(config, data).to(find_device(config.device))
     levels = NoiseLevels(denoiser.schedule, config.distribution, named_weight("edm", data.std))
 
     def loss(denoiser: DiffusersDenoiser, progress: float, rng: torch.Generator) -> Tensor:
         x, condition = _batch(config, data, rng)
         noise = levels.draw(x.shape[1:], len(x), progress, rng)
         with torch.autocast(rng.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            return dsm_loss(denoiser, x, noise, **condition).mean() / x[0].numel()
+            return dsm_loss(denoiser, x, noise, **condition).mean()
 
     training = TrainingConfig(
         steps=config.steps,
@@ -152,12 +159,12 @@ def build_fit(config: ImagesTeachConfig, data: ImageData) -> Fit[DiffusersDenois
     return Fit(denoiser, loss, training)
 
 
-def _classes(config: ImagesTeachConfig, data: ImageData) -> int:
+def _classes(config: PicturesTeachConfig, data: ImageData) -> int:
     """How many classes the network is told; 0 for none."""
     return data.classes if config.conditional else 0
 
 
-def _batch(config: ImagesTeachConfig, data: ImageData, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def _batch(config: PicturesTeachConfig, data: ImageData, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Pictures with their labels, where the network takes any, on the device of `rng`."""
     n, device, classes = config.batch, rng.device, _classes(config, data)
     index = torch.randint(len(data.train), (n,), generator=rng, device=device)

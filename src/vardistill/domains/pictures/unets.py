@@ -9,7 +9,7 @@ from torch import nn
 from vardistill.denoisers.diffusers import DiffusersDenoiser, import_diffusers
 from vardistill.domains.pictures.config import UNetConfig
 from vardistill.errors import UsageError
-from vardistill.runs.build import initial_weights
+from vardistill.networks import initial_weights
 
 
 def build_unet(config: UNetConfig, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:

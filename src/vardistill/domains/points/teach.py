@@ -15,13 +15,15 @@ from vardistill.denoisers import Preconditioned, dsm_loss
 from vardistill.devices import find_device
 from vardistill.diffusion.denoiser import Denoiser, score
 from vardistill.diffusion.noise import NoiseLevels, named_weight
-from vardistill.domains.points.problems import Problem
+from vardistill.diffusion.schedules import SCHEDULES
+from vardistill.domains.points.config import PointsTeachConfig
+from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.errors import UsageError
 from vardistill.metrics.bound import noise_level
-from vardistill.runs.build import build_network_denoiser, build_problem
-from vardistill.runs.config import TeachConfig, TrainingConfig
+from vardistill.networks import LevelMLP, initial_weights
 from vardistill.training import config_files
 from vardistill.training.checkpoints import match
+from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.folder import open_run, write_whole
 from vardistill.training.loop import Diverged
@@ -32,7 +34,7 @@ ERROR_SAMPLES = 4096
 """Noisy points per ratio for a teacher's error."""
 
 
-def teach(config: TeachConfig, out: Path, resume: bool = False) -> Preconditioned:
+def teach(config: PointsTeachConfig, out: Path, resume: bool = False) -> Preconditioned:
     """Fit a network denoiser to the problem and keep it in the run folder `out`, or go on with a fit that was stopped.
 
     The data are all that the problem has or, where it is a distribution, `config.samples` points of it.
@@ -45,7 +47,7 @@ def teach(config: TeachConfig, out: Path, resume: bool = False) -> Preconditione
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, or for a result that is not finite, with a checkpoint kept.
     """
-    problem = build_problem(config.problem, config.schedule)
+    problem = PROBLEMS[config.problem](SCHEDULES[config.schedule]())
     device = find_device(config.device)
     points = problem.data
     if points is None:
@@ -75,6 +77,14 @@ def teach(config: TeachConfig, out: Path, resume: bool = False) -> Preconditione
     return fit.average
 
 
+def build_network_denoiser(config: PointsTeachConfig, problem: Problem, mixed: bool = False) -> Preconditioned:
+    """An untrained network denoiser for the problem; `mixed`: its hidden layers in bfloat16."""
+    (data,) = problem.data_shape
+    with initial_weights(config.seed):
+        network = LevelMLP(data, data, config.depth, config.width, mixed=mixed)
+    return Preconditioned(network, problem.data_std, SCHEDULES[config.schedule]())
+
+
 def save_weights(denoiser: Preconditioned, path: Path) -> None:
     """The weights as safetensors, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
@@ -85,8 +95,8 @@ def save_weights(denoiser: Preconditioned, path: Path) -> None:
 def load_teacher(path: Path) -> Preconditioned:
     """The denoiser of a run of `teach`; raises UsageError where the folder is none or its weights do not fit."""
     folder = open_run(path)
-    config: TeachConfig = config_files.read(TeachConfig, folder.config)
-    denoiser = build_network_denoiser(config, build_problem(config.problem, config.schedule))
+    config: PointsTeachConfig = config_files.read(PointsTeachConfig, folder.config)
+    denoiser = build_network_denoiser(config, PROBLEMS[config.problem](SCHEDULES[config.schedule]()))
     try:
         weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vardistill.reports.pictures import grid
+from vardistill.domains.pictures.figures import grid
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])

@@ -1,0 +1,156 @@
+"""Configurations of runs on points. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from vardistill.choices import ActivationName, ScheduleName, check_choices
+from vardistill.diffusion.config import Distribution
+from vardistill.diffusion.levels import LogNormal
+from vardistill.errors import require
+
+if TYPE_CHECKING:
+    from vardistill.domains.points.parts import Points
+    from vardistill.training.config import TrainingConfig
+
+ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
+
+
+@dataclass(frozen=True)
+class PerceptronConfig:
+    """The student: a perceptron of latents or, of several steps, of noisy points and their levels.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    latent: int = 2
+    """Dimension of z."""
+    depth: int = 4
+    """Hidden layers."""
+    width: int = 256
+    """Units of a hidden layer."""
+    activation: ActivationName = "silu"
+    """Activation function."""
+    fourier: int = 0
+    """Random Fourier features of z beside z itself; they make sharper maps."""
+    steps_per_sample: int = 1
+    """Steps of the student's path from noise to a sample. With more than one it is a denoiser, a perceptron of x_t and
+    its level, at as many levels, and has no latents, Fourier features or linear start of its own."""
+    kind: Literal["latents", "denoiser"] = "latents"
+    """What a student of one step is: a map of latents, or a denoiser at one level, as one of several steps."""
+    ratio: float | None = None
+    """Noise-to-signal ratio σ/α of a denoiser's first level; default: five standard deviations of the data."""
+    linear: bool = False
+    """Start as a linear map with the mean and covariance of a sample of the problem (`teacher_samples`), a learned
+    posterior as its exact one; for at most as many latents as dimensions."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("latent", "depth", "width", "steps_per_sample"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("fourier", self.fourier, self.fourier >= 0, "0 or positive")
+        require("ratio", self.ratio, self.ratio is None or self.ratio > 0, "positive")
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the student is a denoiser at its levels, not a map of latents."""
+        return self.kind == "denoiser" or self.steps_per_sample > 1
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The denoiser to distil.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    teacher: Literal["true", "empirical", "learned"] = "true"
+    """The problem's exact denoiser; the exact one of a sample of it; or a network fitted to that sample."""
+    teacher_run: Path | None = None
+    """Folder of a teacher made by `vardistill teach`, for a learned teacher; default: fit one first."""
+    teacher_samples: int = 10_000
+    """Size of the sample that an empirical or a learned teacher sees, and a linear start."""
+    bandwidth: float = 0.0
+    """Standard deviation of the Gaussian that an empirical teacher puts on every point."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require("teacher_samples", self.teacher_samples, self.teacher_samples >= 1, "at least 1")
+        require("bandwidth", self.bandwidth, self.bandwidth >= 0, "0 or positive")
+        unused = self.teacher_run is not None and self.teacher != "learned"
+        require("teacher", self.teacher, not unused, "'learned' with a teacher_run")
+        unused = self.bandwidth != 0 and self.teacher != "empirical"
+        require("teacher", self.teacher, not unused, "'empirical' with a bandwidth")
+
+
+@dataclass(frozen=True)
+class PointsConfig:
+    """Points: a problem, its teacher and a student.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    name: ClassVar[str] = "points"
+    problem: ProblemName = "mog40"
+    """The target."""
+    schedule: ScheduleName = "ve"
+    """Forward process."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: PerceptronConfig = field(default_factory=PerceptronConfig)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Points:
+        """What the domain provides to a run."""
+        from vardistill.domains.points.parts import Points
+
+        return Points(self, training, takes_teacher)
+
+
+@dataclass(frozen=True)
+class PointsTeachConfig:
+    """A network denoiser, fitted to a sample of a problem by denoising score matching.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    problem: ProblemName = "mog40"
+    """The target."""
+    samples: int = 10_000
+    """Size of the data set."""
+    steps: int = 10_000
+    """Updates."""
+    max_minutes: float | None = None
+    """Wall-clock budget."""
+    batch: int = 1024
+    """Points per step."""
+    lr: float = 1e-3
+    """Peak learning rate, decayed along a half cosine."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights."""
+    depth: int = 4
+    """Hidden layers."""
+    width: int = 256
+    """Units of a hidden layer."""
+    schedule: ScheduleName = "ve"
+    """Forward process."""
+    distribution: Distribution = field(default_factory=lambda: LogNormal(base_start=1.5, base_end=1.5, spread=1.4))
+    seed: int = 0
+    """Fixes the data, the initial weights and all draws."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("samples", "steps", "batch", "lr", "depth", "width"):
+            require(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "positive")
+        require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        if self.max_minutes is not None:
+            require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")

@@ -1,0 +1,102 @@
+"""The objectives that configurations know, by name, and their sums. Importing this module does not import torch.
+
+Every configuration has a name, in files and on the command line, and a `build` that makes the objective of what a domain
+provides.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
+
+import tyro
+
+from vardistill.diffusion.config import LevelsConfig
+from vardistill.errors import require
+from vardistill.objectives.base import Parts
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
+
+if TYPE_CHECKING:
+    from vardistill.objectives.weighted_sum import WeightedSum
+
+SingleConfig = Union[VarDiUConfig, VarFlowConfig, DiffInstructConfig]  # noqa: UP007
+"""An objective's configuration: a new one has its place here."""
+
+OBJECTIVES: dict[str, type[Any]] = {cls.name: cls for cls in typing.get_args(SingleConfig)}
+"""All of them by name."""
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """A term of a sum.
+
+    Raises:
+        UsageError: for a weight that is not positive and finite.
+    """
+
+    objective: SingleConfig = field(default_factory=VarDiUConfig)
+    weight: float = 1.0
+    """λ at the start."""
+    weight_end: float | None = None
+    """λ at the end, to which it moves geometrically; default: it stays."""
+    levels: LevelsConfig | None = None
+    """Noise levels of its own; default: the run's."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "weight_end"):
+            value = getattr(self, name)
+            require(name, value, value is None or 0 < value < math.inf, "positive and finite")
+
+
+@dataclass(frozen=True)
+class SumConfig:
+    """A weighted sum of objectives.
+
+    Raises:
+        UsageError: for no parts, or two of a kind.
+    """
+
+    name: ClassVar[str] = "sum"
+    parts: tuple[PartConfig, ...] = ()
+    """The terms."""
+
+    def __post_init__(self) -> None:
+        names = [part.objective.name for part in self.parts]
+        require(
+            "a sum's parts", names, bool(names) and len(set(names)) == len(names), "at least one, of different kinds"
+        )
+
+    def build(self, parts: Parts) -> WeightedSum:
+        """The sum, its parts built one by one."""
+        from vardistill.objectives.weighted_sum import Geometric, Part, WeightedSum
+
+        terms = []
+        for part in self.parts:
+            levels = None if part.levels is None else part.levels.build(parts.schedule, parts.data_std)
+            end = part.weight if part.weight_end is None else part.weight_end
+            weight = part.weight if end == part.weight else Geometric(part.weight, end)
+            terms.append(Part(part.objective.build(parts), weight, levels, part.objective.name))
+        return WeightedSum(terms)
+
+
+ObjectiveConfig = Annotated[Union[SingleConfig, SumConfig], tyro.conf.AvoidSubcommands]  # noqa: UP007
+"""What a run may be configured with."""
+
+
+def singles(config: Any) -> tuple[Any, ...]:
+    """The configurations that an objective's is the sum of: itself, unless it is a sum."""
+    return tuple(part.objective for part in config.parts) if isinstance(config, SumConfig) else (config,)
+
+
+def find(config: Any, kind: type[Any]) -> Any:
+    """The configuration of this kind in an objective's; None where there is none."""
+    return next((single for single in singles(config) if isinstance(single, kind)), None)
+
+
+def takes_teacher(config: Any) -> bool:
+    """Whether any part has a teacher."""
+    return any(getattr(single, "takes_teacher", True) for single in singles(config))
