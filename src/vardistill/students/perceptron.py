@@ -1,4 +1,4 @@
-r"""One-step generators x = g(z), z ~ N(0, I)."""
+r"""A student without times: x = g(z), z ~ N(0, I) of few or many dimensions."""
 
 from __future__ import annotations
 
@@ -139,8 +139,15 @@ class MLP(
         self.slope.copy_((axes.directions * axes.scales).T)
         return self
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast."""
+    def forward(self, z: Tensor, renoise: Tensor | None = None, step: int = 1, **condition: Tensor) -> Tensor:
+        """Map z (B, latent) to x (B, data); the first and the last layer stay in full precision under autocast.
+
+        Raises:
+            UsageError: for further steps, or a condition.
+        """
+        self.last_step(renoise, step)
+        if condition:
+            raise UsageError(f"a perceptron takes no {', '.join(condition)}")
         with torch.autocast(z.device.type, enabled=False):
             start = self.offset + z @ self.slope if self.linear else self.data_mean
             if self.frequencies.shape[1]:
