@@ -1,7 +1,7 @@
 """A page to look at: a student's pictures beside its teacher's, in a browser on the same machine.
 
-Both start from the same z ~ N(0, I) and labels: the student is evaluated once (`one_step`), the teacher 2n − 1 times
-in n steps of Heun's method (`samplers`), from σ z at its first time.
+Both start from the same z ~ N(0, I) and labels: the student is evaluated once for each of its steps, the teacher 2n − 1
+times in n steps of Heun's method (`samplers`), from σ z at its first time.
 
 GET /           the page, which loads nothing but
 GET /pictures   ?seed=&label=&count=&steps=, JSON: `student` and `teacher`, each with `picture` (a PNG as a data URI),
@@ -101,7 +101,7 @@ class Pair:
 
     Attributes:
         name: of the run.
-        student: x = g(z).
+        student: x = g(z), in one step or several.
         teacher: E[x | x_t] with its guidance; None where it is not to be had.
         about: the teacher's source, or why there is none, as text.
         class_names: by label; () for an unconditional student.
@@ -117,12 +117,13 @@ class Pair:
     def pictures(self, wish: Wish) -> dict[str, dict[str, Any] | None]:
         """What `GET /pictures` answers."""
         student, teacher, device = self.student, self.teacher, device_of(self.student)
-        z = student.latents(wish.count, torch.Generator(device).manual_seed(wish.seed))
+        rng = torch.Generator(device).manual_seed(wish.seed)
+        z, renoise = student.latents(wish.count, rng), student.renoise(wish.count, rng)
         labels = even_labels(wish.count, student.classes)
         if wish.label is not None:
             labels = torch.full((wish.count,), wish.label)
         condition = condition_of(labels, device)
-        ours = _timed(lambda: student(z, **condition), 1)
+        ours = _timed(lambda: student(z, renoise, **condition), student.steps)
         if teacher is None:
             return {"student": ours, "teacher": None}
         theirs = _timed(lambda: sample(teacher, z, wish.steps, **condition), 2 * wish.steps - 1)

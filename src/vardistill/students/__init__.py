@@ -1,4 +1,4 @@
-"""Generators of one step: perceptrons, and the network of a teacher."""
+"""Generators of one step or a few: perceptrons, and the network of a teacher."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from vardistill.lazy import attach
 if TYPE_CHECKING:
     from vardistill.students.axes import PrincipalAxes as PrincipalAxes
     from vardistill.students.axes import principal_axes as principal_axes
+    from vardistill.students.denoising import DenoisingStudent as DenoisingStudent
+    from vardistill.students.denoising import default_times as default_times
     from vardistill.students.hub import SafeHubMixin as SafeHubMixin
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.students.perceptron import MLP as MLP
     from vardistill.students.student import Student as Student
+    from vardistill.students.teacher import from_teacher as from_teacher
 
 __getattr__, __all__ = attach(
     __name__,
     {
+        "axes": "PrincipalAxes principal_axes",
+        "denoising": "DenoisingStudent default_times",
         "hub": "SafeHubMixin",
         "network": "NetworkStudent",
         "perceptron": "MLP",
         "student": "Student",
-        "axes": "PrincipalAxes principal_axes",
+        "teacher": "from_teacher",
     },
 )

@@ -1,9 +1,9 @@
-r"""The field's student: the teacher's own network at one noise level.
+r"""The field's student: the teacher's own network at one noise level or a few.
 
-    x = g(z) = D(c z, t_init),   z ~ N(0, I) of the shape of x,
+    x̂ = f(x_t, t) = D(x_t, t),   x_{t_1} = c z,   z ~ N(0, I) of the shape of x,
 
-with D a diffusers network under its scheduler's parametrisation, so that x is a prediction of the clean data whatever
-the network itself predicts, and c the scale of the noise that a pipeline starts from at t_init (σ_t where the variance
+with D a diffusers network under its scheduler's parametrisation, so that x̂ is a prediction of the clean data whatever
+the network itself predicts, and c the scale of the noise that a pipeline starts from at t_1 (σ_t where the variance
 explodes, 1 where it is preserved). Started from the teacher's weights it is the first step of the teacher's sampler
 (Luo et al. 2023, arXiv 2305.18455). With adapters of low rank (Hu et al. 2021, arXiv 2106.09685) only these are
 trained, W + B A beside frozen weights W that the teacher may share.
@@ -18,53 +18,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
-from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError, unknown
+from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.hub import SafeHubMixin
-from vardistill.students.student import Student
-
-INITIAL_RATIO = 5.0
-"""Default noise-to-signal ratio of t_init in standard deviations of the data: SiD's σ = 2.5 for σ_d = ½."""
 
 
 class NetworkStudent(
-    Student,
+    DenoisingStudent,
     SafeHubMixin,
     library_name="vardistill",
-    tags=["one-step-generation", "diffusion-distillation"],
+    tags=["few-step-generation", "diffusion-distillation"],
 ):
-    """x = D(c z, t_init); see `from_teacher` for one that starts as a teacher.
+    """f(x_t, t) = D(x_t, t) of a diffusers network; see `from_teacher` for one that starts as a teacher.
 
     Args:
         network: configuration of the network: what diffusers saves, with its `_class_name`.
         scheduler: configuration of the scheduler, likewise.
-        t: t_init in (0, 1].
+        times: t_1 > ... > t_n in (0, 1].
         classes: labels 0..classes − 1 that it takes; 0 for an unconditional one.
         data_std: standard deviation of the data, for default noise levels.
 
     Raises:
-        UsageError: for classes of diffusers that are not supported, or t out of range.
+        UsageError: for classes of diffusers that are not supported, or times that do not decrease in (0, 1].
     """
+
+    denoiser: DiffusersDenoiser
 
     def __init__(
         self,
         network: Mapping[str, Any],
         scheduler: Mapping[str, Any],
-        t: float,
+        times: Sequence[float],
         classes: int = 0,
         data_std: float = 0.5,
     ) -> None:
-        super().__init__()
-        if not 0 < t <= 1:
-            raise UsageError(f"t must be in (0, 1], but is {t:g}")
         parts = build(network, NETWORKS), build(scheduler, (*DISCRETE, *EDM, *FLOW))
-        self.denoiser = DiffusersDenoiser(*parts, classes)
-        self.t, self.scale = t, self.denoiser.init_scale(t)
-        self.classes, self.data_std = classes, data_std
-        self.latent_shape = self.data_shape = self.denoiser.data_shape
+        denoiser = DiffusersDenoiser(*parts, classes)
+        super().__init__(denoiser, denoiser.data_shape, data_std, times, classes)
 
     @classmethod
     def from_teacher(
@@ -73,29 +66,31 @@ class NetworkStudent(
         ratio: float | None = None,
         classes: int | None = None,
         data_std: float = 0.5,
+        steps: int = 1,
+        times: Sequence[float] | None = None,
     ) -> NetworkStudent:
         """A student with the teacher's network and a copy of its weights.
 
         Args:
             teacher: E[x | x_t].
-            ratio: noise-to-signal ratio σ/α of t_init; default `INITIAL_RATIO` standard deviations of the data. For a
-                discrete schedule the nearest of its steps is taken.
+            ratio: noise-to-signal ratio σ/α of t_1; default `INITIAL_RATIO` standard deviations of the data.
             classes: labels that the student takes; default all that the teacher knows.
             data_std: standard deviation of the data.
+            steps: n.
+            times: t_1 > ... > t_n, instead of ratio and steps; default `default_times`. For a discrete schedule the
+                nearest of its steps are taken.
+
+        Raises:
+            UsageError: as `default_times` and the class.
         """
-        t = initial_time(teacher, INITIAL_RATIO * data_std if ratio is None else ratio)
+        if times is None:
+            times = default_times(teacher.schedule, steps, data_std, ratio)
         classes = teacher.classes if classes is None else classes
-        student = cls(describe(teacher.network), describe(teacher.scheduler), t, classes, data_std)
+        student = cls(describe(teacher.network), describe(teacher.scheduler), list(times), classes, data_std)
         parameter = next(teacher.network.parameters())
         student.to(parameter.device, parameter.dtype)
         student.denoiser.network.load_state_dict(teacher.network.state_dict())
         return student
-
-    @property
-    def initial_ratio(self) -> float:
-        """The noise-to-signal ratio σ/α of t_init."""
-        alpha, sigma = self.denoiser.schedule(torch.tensor(self.t, dtype=torch.float64))
-        return float(sigma / alpha)
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that make such a student anew."""
@@ -103,15 +98,10 @@ class NetworkStudent(
         return {
             "network": network,
             "scheduler": scheduler,
-            "t": self.t,
+            "times": list(self.times),
             "classes": self.classes,
             "data_std": self.data_std,
         }
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) from z of the same shape and, for a conditional one, labels (B,)."""
-        x: Tensor = self.denoiser(self.scale * z, z.new_full((len(z),), self.t), labels=labels)
-        return x
 
     def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> NetworkStudent:
         """Freeze the weights and train adapters of this rank beside them; returns the student.
@@ -152,21 +142,21 @@ class NetworkStudent(
             setattr(network.get_submodule(parent), child, layer.get_base_layer())
         return student.requires_grad_(False)
 
+    @classmethod
+    def _from_pretrained(
+        cls, *, config: Mapping[str, Any] | None = None, times: Sequence[float] | None = None, **options: Any
+    ) -> Any:
+        """Load; students saved when all had one time have it as `t`."""
+        if times is None:
+            times = [config["t"]] if config and "t" in config else []
+        return super()._from_pretrained(times=times, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Save the weights with their adapters merged."""
         if has_adapters(self):
             self.merged()._save_pretrained(save_directory)
         else:
             super()._save_pretrained(save_directory)
-
-
-def initial_time(teacher: DiffusersDenoiser, ratio: float) -> float:
-    """The t at which σ_t/α_t is `ratio`; the nearest step of a discrete schedule."""
-    t = float(teacher.schedule.time(torch.tensor(ratio, dtype=torch.float64)).clamp(0, 1))
-    if isinstance(teacher.schedule, Table):
-        last = len(teacher.schedule.alphas_cumprod) - 1
-        t = max(1, round(t * last)) / last
-    return t
 
 
 def describe(part: Any) -> dict[str, Any]:
