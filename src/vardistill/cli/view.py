@@ -6,9 +6,16 @@ import contextlib
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from vardistill.diffusion import Denoiser
+    from vardistill.reports.view import Pair
+    from vardistill.runs.config import Config
+    from vardistill.students import Student
 
 ABOUT = "Look at a student of pictures beside its teacher in the browser, from the same noise."
 
@@ -37,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if run is None:
         raise UsageError("view needs a run folder before its flags: vardistill view RUN")
 
-    from vardistill.reports.view import Server, load_pair
+    from vardistill.reports.view import Server
 
     with Server(load_pair(Path(run)), parsed.port) as server:
         print(f"{run} is shown at {server.url} until Ctrl-C", flush=True)
@@ -46,3 +53,44 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
+
+
+def load_pair(run: Path) -> Pair:
+    """The student of a finished run on pictures and, where it still can be loaded, its teacher.
+
+    Raises:
+        UsageError: where the folder is not such a run.
+    """
+    from vardistill.domains.pictures.config import PicturesConfig
+    from vardistill.reports.view import Pair, Wish
+    from vardistill.runs.experiment import load_run
+    from vardistill.students import NetworkStudent
+
+    folder, config, student = load_run(run)
+    if not (isinstance(config.domain, PicturesConfig) and isinstance(student, NetworkStudent)):
+        raise UsageError(f"{run} is a run on points: `vardistill view` shows pictures")
+    name, numbers = folder.path.resolve().name, tuple(map(str, range(student.classes)))
+    source = config.domain.teacher or str(folder.teacher)
+    try:
+        teacher, names = load_teacher(config, run, student)
+        pair = Pair(name, student, teacher, source, names or numbers)
+    except UsageError as error:
+        pair = Pair(name, student, None, str(error), numbers)
+    pair.pictures(Wish(count=1, steps=1))  # a network's first evaluation is slow
+    return pair
+
+
+def load_teacher(config: Config, run: Path, student: Student) -> tuple[Denoiser, tuple[str, ...]]:
+    """The teacher with its guidance, and the names of the classes, () where no data tell them."""
+    from vardistill.domains.pictures.parts import Pictures
+    from vardistill.runs.experiment import build_domain
+    from vardistill.training.folder import RunFolder
+
+    domain = build_domain(config)
+    assert isinstance(domain, Pictures)
+    domain.load(RunFolder(run))
+    ours, theirs = (student.data_shape, student.classes), (domain.student.data_shape, domain.classes)
+    if ours != theirs:
+        raise UsageError(f"the teacher has other shapes or classes than the student: {theirs}, not {ours}")
+    names = domain.data.class_names if domain.data is not None else ()
+    return domain.guided, names if len(names) == student.classes else ()

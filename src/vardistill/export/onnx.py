@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from vardistill.students.student import Student
 LARGEST_ONNX = 2**31
 """Bytes that an ONNX file holds, a limit of its format."""
 
+BATCH_AXIS = {"renoise": 1}
+"""The axis of B in an input, where it is not the first."""
+
 CHECKED = (1, 5)
 """Batch sizes at which an ONNX file is run; it is traced at another."""
 
@@ -30,7 +34,7 @@ def export_diffusers(generator: Student, path: Path | str, card: str | None = No
     """Save a student as a folder that diffusers loads alone, its adapters merged; see `pipelines.save_pipeline`.
 
     Args:
-        generator: a `NetworkStudent`.
+        generator: a `NetworkStudent`, of any number of steps.
         path: the folder, new or empty.
         card: text of README.md; default how to load the folder.
 
@@ -43,15 +47,15 @@ def export_diffusers(generator: Student, path: Path | str, card: str | None = No
     if not isinstance(generator, NetworkStudent):
         raise UsageError(f"a {type(generator).__name__} is no network of diffusers: export it to onnx instead")
     student = generator.merged()
-    save_pipeline(student.denoiser, Path(path), student.t, student.classes, card)
-    return usage_of(student.denoiser, one_step=True, folder=str(path))
+    save_pipeline(student.denoiser, Path(path), student.times, student.classes, card)
+    return usage_of(student.denoiser, student.steps, folder=str(path))
 
 
 def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -> float:
     """Save x = g(z) as an ONNX file, and compare it with the generator on random z.
 
-    Its inputs are `z` (B, *latent) and, for a conditional generator, `labels` (B,) of int64; its output is `x`. Any B
-    will do.
+    Its inputs are `z` (B, *latent), for a generator of n > 1 steps `renoise` (n − 1, B, *data), and for a conditional
+    one `labels` (B,) of int64; its output is `x`. Any B will do.
 
     Args:
         generator: in float32.
@@ -89,7 +93,7 @@ def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -
 
 
 def write_onnx(function: nn.Module, example: dict[str, Tensor], path: Path) -> None:
-    """Trace a function of tensors (B, ...) given by name, with B left open."""
+    """Trace a function of tensors given by name, with B left open."""
     batch = torch.export.Dim("batch")
     with quiet_exporter():
         torch.onnx.export(
@@ -98,7 +102,7 @@ def write_onnx(function: nn.Module, example: dict[str, Tensor], path: Path) -> N
             f=path,
             input_names=list(example),
             output_names=["x"],
-            dynamic_shapes={name: {0: batch} for name in example},
+            dynamic_shapes={name: {BATCH_AXIS.get(name, 0): batch} for name in example},
             external_data=False,
             dynamo=True,
             verbose=False,
@@ -120,38 +124,41 @@ def onnx_error(generator: Student, path: Path) -> float:
 
 
 def inputs(generator: Student, n: int) -> dict[str, Tensor]:
-    """z (n, *latent), and labels (n,) in turn for a conditional generator."""
+    """z (n, *latent), renoise for several steps, and labels (n,) in turn for a conditional generator."""
     device = next(generator.parameters()).device
-    z = generator.latents(n, torch.Generator(device).manual_seed(n))
-    labels = {"labels": torch.arange(n, device=device) % generator.classes} if generator.classes else {}
-    return {"z": z, **labels}
+    rng = torch.Generator(device).manual_seed(n)
+    given = {"z": generator.latents(n, rng)}
+    if generator.steps > 1:
+        given["renoise"] = generator.renoise(n, rng)
+    if generator.classes:
+        given["labels"] = torch.arange(n, device=device) % generator.classes
+    return given
 
 
 def traceable(generator: Student) -> nn.Module:
     """The generator as a function that a tracer follows: evaluation mode, no adapters, no tables."""
-    if isinstance(generator, NetworkStudent):
-        return FixedLevel(generator).eval()
-    return copy.deepcopy(generator).eval()
+    if not isinstance(generator, NetworkStudent):
+        return copy.deepcopy(generator).eval()
+    student = generator.merged().eval()
+    denoise: Any = student.denoiser._denoise
+    denoise.schedule = Known(student.times, student.levels)
+    return student
 
 
-class FixedLevel(nn.Module):
-    """A student whose α_t and σ_t are numbers.
+@dataclass(frozen=True)
+class Known:
+    """A schedule by its values (α, σ) at a student's times, as numbers."""
 
-    Args:
-        student: is copied.
-    """
+    times: tuple[float, ...]
+    levels: tuple[tuple[float, float], ...]
 
-    def __init__(self, student: NetworkStudent) -> None:
-        super().__init__()
-        self.t, self.scale, self.denoiser = student.t, student.scale, student.merged().denoiser
-        scales = [float(scale) for scale in self.denoiser.schedule(torch.tensor(self.t))]
-        denoise: Any = self.denoiser._denoise
-        denoise.schedule = lambda t: tuple(t.new_full(t.shape, scale) for scale in scales)
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(c z, t), with a batch size that may be symbolic."""
-        x: Tensor = self.denoiser(self.scale * z, z.new_full(z.shape[:1], self.t), labels=labels)
-        return x
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t."""
+        alpha, sigma = (t.new_full(t.shape, value) for value in self.levels[0])
+        for time, level in zip(self.times[1:], self.levels[1:], strict=True):
+            here = t == t.new_full(t.shape, time)
+            alpha, sigma = alpha.where(~here, level[0]), sigma.where(~here, level[1])
+        return alpha, sigma
 
 
 @contextmanager

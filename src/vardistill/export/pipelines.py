@@ -1,28 +1,30 @@
-r"""Denoisers and one-step students as pipelines that diffusers loads alone.
+r"""Denoisers and students as pipelines that diffusers loads alone.
 
-A student x = D(c z, t) becomes a sampler of one step that ends at σ = 0, where DDIM's and Euler's rules leave
-D(x_t, t) itself:
+The folder's scheduler is a sampler down to σ = 0, of a teacher from its first noise level, of a student from t_1:
 
-    discrete   a DDIM scheduler of the teacher's first i + 1 values of β, which starts at the last, i = (T − 1) t
-    EDM        an Euler scheduler with σ_max = σ_t
-    flow       an Euler scheduler that starts at σ = t
+    discrete   a DDIM scheduler of the teacher's first i + 1 values of β, which starts at the last, i = (T − 1) t_1
+    EDM        an Euler scheduler with σ_max = σ_{t_1}
+    flow       an Euler scheduler
 
-Read back by `from_diffusers`, a discrete or an EDM student is therefore D(c z, 1). Unconditional discrete U-Nets fit
-diffusers' `DDIMPipeline`. For all others the folder brings `pipeline.py`, which diffusers runs only when it is told to
-(`trust_remote_code=True`). Weights are in safetensors files.
+Read back by `from_diffusers`, a discrete or an EDM student is therefore the denoiser whose last time is t_1.
+Unconditional discrete U-Nets fit diffusers' `DDIMPipeline`, as teachers and as students of one step. For all others the
+folder brings `pipeline.py`, which diffusers runs only when it is told to (`trust_remote_code=True`), and which has a
+student's levels in `model_index.json`. Weights are in safetensors files.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, DiffusersDenoiser, import_diffusers, network_name
+import torch
+
+from vardistill.denoisers.diffusers import DISCRETE, EDM, DiffusersDenoiser, import_diffusers, network_name
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
 
@@ -47,40 +49,46 @@ pipeline_tag: unconditional-image-generation
 
 
 def save_pipeline(
-    denoiser: DiffusersDenoiser, path: Path, t: float | None = None, classes: int = 0, card: str | None = None
+    denoiser: DiffusersDenoiser,
+    path: Path,
+    times: Sequence[float] = (),
+    classes: int = 0,
+    card: str | None = None,
 ) -> None:
-    """Save a teacher, or a one-step student, as a folder that diffusers loads; `usage` tells how.
+    """Save a teacher, or a student of such a denoiser, as a folder that diffusers loads; `usage` tells how.
 
-    Noise drawn from the same seed gives the same pictures as D(c z, t), clipped to [−1, 1] and moved to [0, 1]. The
-    folder is written beside its place and moved there when it is whole.
+    Noise drawn from the same seed gives the same pictures as the student's `sample`, clipped to [−1, 1] and moved to
+    [0, 1]. The folder is written beside its place and moved there when it is whole.
 
     Args:
         denoiser: D.
         path: the folder, new or empty.
-        t: of the student; None for a teacher, which samples in many steps.
+        times: t_1 > ... > t_n of a student; () for a teacher, which samples in many steps.
         classes: labels 0..classes − 1 that it is asked for; default all that the network knows.
         card: text of README.md; default how to load the folder.
 
     Raises:
-        UsageError: for a folder that is not empty or cannot be written, a network that takes more than labels, or a t
-            between two steps of a discrete schedule.
+        UsageError: for a folder that is not empty or cannot be written, a network that takes more than labels, or a
+            time between two steps of a discrete schedule.
     """
     network, own = network_name(denoiser.network), type(denoiser.scheduler).__name__
     if network not in PARTS:
         raise UsageError(f"no pipeline fits a {network}, which takes more than labels: give one of {', '.join(PARTS)}")
-    scheduler = sampler(denoiser, t)
+    steps = len(times) or None
+    scheduler = sampler(denoiser, times[0] if times else None)
     index: dict[str, Any] = {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": import_diffusers().__version__,
         PARTS[network]: ["diffusers", network],
         "scheduler": ["diffusers", type(scheduler).__name__],
     }
-    stock = is_stock(network, own, denoiser.classes)
+    stock = is_stock(network, own, denoiser.classes, steps)
     if not stock:
         index["_class_name"] = ["pipeline", "ImagePipeline"]
-        index |= {"classes": classes or denoiser.classes, "steps": STEPS if t is None else 1}
-        index |= {"sigma": t} if own in FLOW else {}
-    text = card or CARD.format(usage=usage_of(denoiser, t is not None))
+        index |= {"classes": classes or denoiser.classes, "steps": steps or STEPS}
+        if times:
+            index["student"] = {"scale": denoiser.init_scale(times[0]), "levels": levels(denoiser, times)}
+    text = card or CARD.format(usage=usage_of(denoiser, steps))
     with whole_folder(path) as partial:
         denoiser.network.save_pretrained(partial / PARTS[network])  # type: ignore[operator]  # a ModelMixin
         scheduler.save_pretrained(partial / "scheduler")
@@ -91,15 +99,18 @@ def save_pipeline(
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
-def is_stock(network: str, scheduler: str, classes: int) -> bool:
-    """Whether diffusers' own `DDIMPipeline` samples a denoiser of these classes of diffusers, with so many labels."""
-    return network == "UNet2DModel" and scheduler in DISCRETE and not classes
+def is_stock(network: str, scheduler: str, classes: int, steps: int | None) -> bool:
+    """Whether diffusers' own `DDIMPipeline` samples a denoiser of these classes of diffusers, with so many labels.
+
+    `steps` are a student's, None a teacher's.
+    """
+    return network == "UNet2DModel" and scheduler in DISCRETE and not classes and steps in (None, 1)
 
 
-def usage(network: str, scheduler: str, classes: int, one_step: bool, folder: str = "FOLDER") -> str:
+def usage(network: str, scheduler: str, classes: int, steps: int | None, folder: str = "FOLDER") -> str:
     """Python that loads the folder of such a denoiser and draws 16 pictures, without this library."""
-    if is_stock(network, scheduler, classes):
-        name, options, call = "DDIMPipeline", "", f", num_inference_steps={1 if one_step else STEPS}"
+    if is_stock(network, scheduler, classes, steps):
+        name, options, call = "DDIMPipeline", "", f", num_inference_steps={steps or STEPS}"
     else:
         name, options, call = "DiffusionPipeline", ", trust_remote_code=True", ""
     return (
@@ -109,14 +120,26 @@ def usage(network: str, scheduler: str, classes: int, one_step: bool, folder: st
     )
 
 
-def usage_of(denoiser: DiffusersDenoiser, one_step: bool, folder: str = "FOLDER") -> str:
+def usage_of(denoiser: DiffusersDenoiser, steps: int | None, folder: str = "FOLDER") -> str:
     """`usage` of the folder that `save_pipeline` writes for this denoiser."""
     network, scheduler = network_name(denoiser.network), type(denoiser.scheduler).__name__
-    return usage(network, scheduler, denoiser.classes, one_step, folder)
+    return usage(network, scheduler, denoiser.classes, steps, folder)
+
+
+def levels(denoiser: DiffusersDenoiser, times: Sequence[float]) -> list[tuple[float, float, float]]:
+    """For each time of a student: what its scheduler calls it, α and σ.
+
+    A discrete scheduler counts steps, the others have σ.
+    """
+    alpha, sigma = (v.tolist() for v in denoiser.schedule(torch.tensor(times, dtype=torch.float64)))
+    names: list[float] = sigma
+    if isinstance(denoiser.schedule, Table):
+        names = [step_of(t, len(denoiser.schedule.alphas_cumprod) - 1) for t in times]
+    return list(zip(names, alpha, sigma, strict=True))
 
 
 def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
-    """The scheduler of a teacher's pipeline, or of a student's whose only step is D(c z, t)."""
+    """The scheduler of a teacher's pipeline, or of a student's whose first time is t."""
     scheduler, diffusers = denoiser.scheduler, import_diffusers()
     if isinstance(denoiser.schedule, Table):
         return ddim(scheduler, len(denoiser.schedule.alphas_cumprod) - 1, t)
@@ -130,11 +153,7 @@ def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
 
 def ddim(scheduler: Any, last: int, t: float | None) -> Any:
     """DDIM from step i = `last` · t of a discrete scheduler, or from the last one, down to σ = 0."""
-    index = last if t is None else round(last * t)
-    if t is not None and abs(last * t - index) > ON_STEP:
-        raise UsageError(
-            f"t={t:g} lies between two of the {last + 1} steps of the schedule: a step is {index / last:g}"
-        )
+    index = last if t is None else step_of(t, last)
     return import_diffusers().DDIMScheduler(
         num_train_timesteps=index + 1,
         trained_betas=scheduler.betas[: index + 1].tolist(),
@@ -143,6 +162,16 @@ def ddim(scheduler: Any, last: int, t: float | None) -> Any:
         clip_sample_range=scheduler.config.get("clip_sample_range", 1.0),
         timestep_spacing="trailing",
     )
+
+
+def step_of(t: float, last: int) -> int:
+    """i = `last` · t; UsageError where t lies between two steps."""
+    index = round(last * t)
+    if abs(last * t - index) > ON_STEP:
+        raise UsageError(
+            f"t={t:g} lies between two of the {last + 1} steps of the schedule: a step is {index / last:g}"
+        )
+    return index
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from vardistill.training.folder import RunFolder, write_whole
 
 Table = Mapping[str, Any]
 
-TAGS = ("few-step-generation", "diffusion-distillation")
+TAG = "diffusion-distillation"
 
 OBJECTIVES = {"diff-instruct": "Diff-Instruct", "vardiu": "VarDiU", "varflow": "VarFlow"}
 """What papers call the objectives that configurations name."""
@@ -37,7 +37,8 @@ def model_card(run: RunFolder, library: str = "vardistill") -> str:
         UsageError: for files that cannot be read.
     """
     config = mapping(run.config, yaml.safe_load)
-    sections = (front_matter(config, library), introduction(run, config), measured(run, config))
+    steps = steps_of(run)
+    sections = (front_matter(config, library, steps), introduction(run, config, steps), measured(run, config, steps))
     return "\n\n".join(part for part in (*sections, loading(run, library), training(run, config)) if part) + "\n"
 
 
@@ -46,36 +47,47 @@ def write_card(run: RunFolder) -> None:
     write_whole(run.generator / "README.md", model_card(run))
 
 
-def front_matter(config: Table, library: str) -> str:
+def steps_of(run: RunFolder) -> int:
+    """n of the run's generator."""
+    times = mapping(run.generator / "config.json", json.loads).get("times")
+    return len(times) if times else configured_steps(mapping(run.config, yaml.safe_load))
+
+
+def counted(steps: int) -> str:
+    """The number of steps in words."""
+    return "one step" if steps == 1 else f"{steps} steps"
+
+
+def front_matter(config: Table, library: str, steps: int) -> str:
     """What the Hugging Face hub sorts models by."""
     pictures = {"pipeline_tag": "unconditional-image-generation"} if of_pictures(config) else {}
-    head = {"library_name": library, **pictures, "tags": list(TAGS)}
+    head = {"library_name": library, **pictures, "tags": [f"{'one' if steps == 1 else 'few'}-step-generation", TAG]}
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 
 
-def introduction(run: RunFolder, config: Table) -> str:
+def introduction(run: RunFolder, config: Table, steps: int) -> str:
     """What the generator is."""
     objective = objective_name(config.get("objective"))
-    domain, steps = part(config, "domain"), in_words(steps_of(config))
+    domain = part(config, "domain")
     if of_pictures(config):
         teacher = last_part(str(domain.get("teacher") or domain.get("data") or ""))
         guidance = domain.get("guidance", 1)
         guided = f" with guidance {guidance:g}" if guidance != 1 else ""
-        what = f"It makes a picture in {steps}. It was distilled from the diffusion model `{teacher}`{guided}"
+        what = f"It makes a picture in {counted(steps)}. It was distilled from the diffusion model `{teacher}`{guided}"
     else:
         teacher = part(domain, "teacher").get("teacher", "")
-        what = (
-            f"It makes a sample in {steps}. It was distilled from the {teacher} denoiser of `{domain.get('problem')}`"
-        )
-    return f"# {run.path.resolve().name}\n\n{what}, by {objective}."
+        of = f"the {teacher} denoiser of `{domain.get('problem')}`"
+        what = f"It makes a sample in {counted(steps)}. It was distilled from {of}"
+    kind = "A one-step generator" if steps == 1 else f"A generator of {steps} steps, each one evaluation of its network"
+    return f"# {run.path.resolve().name}\n\n{kind}. {what}, by {objective}."
 
 
-def measured(run: RunFolder, config: Table) -> str:
+def measured(run: RunFolder, config: Table, steps: int) -> str:
     """The table of metrics, beside the teacher's own where they are there."""
     own = numbers(mapping(run.path / "evaluation.json", json.loads))
     if not own:
         return ""
-    columns = {f"this generator, {in_words(steps_of(config))}": own, **teachers(run, config)}
+    columns = {f"this generator, {steps} step{'s' if steps > 1 else ''}": own, **teachers(run, config)}
     rows = [["", *columns, "meaning"], ["---"] * (len(columns) + 2)]
     for name in own:
         metric = metric_of(name, name.replace("_", " "))
@@ -108,7 +120,7 @@ def loading(run: RunFolder, library: str) -> str:
         "from vardistill.students.network import NetworkStudent",
         f'pictures = NetworkStudent.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
     ]
-    alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, one_step=True)
+    alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, steps_of(run))
     ours = f"With vardistill, from the folder `generator` of its run:\n\n{code(*own)}"
     exported = "" if library == "diffusers" else ", after `vardistill export RUN --to diffusers --out FOLDER`"
     theirs = f"With diffusers alone{exported}:\n\n{code(alone)}"
@@ -138,15 +150,10 @@ def of_pictures(config: Table) -> bool:
     return part(config, "domain").get("kind") == "pictures"
 
 
-def steps_of(config: Table) -> int:
+def configured_steps(config: Table) -> int:
     """Network evaluations of a sample; 1 where the configuration does not tell."""
     steps = part(part(config, "domain"), "student").get("steps_per_sample")
     return steps if isinstance(steps, int) else 1
-
-
-def in_words(steps: int) -> str:
-    """A number of steps."""
-    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def part(config: Table, name: str) -> Table:

@@ -18,7 +18,7 @@ from vardistill.domains.pictures.figures import grids_figure
 from vardistill.domains.points.problems import Problem
 from vardistill.metrics.modes import mode_radius
 from vardistill.reports import figures
-from vardistill.reports.card import last_part, objective_name, steps_of
+from vardistill.reports.card import configured_steps, last_part, objective_name
 from vardistill.reports.contents import COSTS, LINE, Contents, read, steps_per_second
 from vardistill.reports.figures import Curve, is_finite
 from vardistill.reports.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
@@ -83,7 +83,7 @@ def header(run: Contents) -> str:
         "objective": objective_name(run.setting("objective")),
         "posterior": run.setting("objective", "posterior"),
         "candidates": run.setting("objective", "candidates") or None,
-        "steps per sample": steps_of(run.config),
+        "steps per sample": configured_steps(run.config),
         "steps": f"{run.steps:,}" if run.steps else None,
         "batch": run.setting("training", "batch"),
         "time": duration(run.seconds) if run.seconds else None,
@@ -103,7 +103,7 @@ def teacher_of(run: Contents) -> str | None:
 
 def evaluations(run: Contents) -> str:
     """Those of the network for a sample, in words."""
-    steps = steps_of(run.config)
+    steps = configured_steps(run.config)
     return "one network evaluation" if steps == 1 else f"{steps} network evaluations"
 
 

@@ -1,7 +1,7 @@
 """A page to look at: a student's pictures beside its teacher's, in a browser on the same machine.
 
-Both start from the same z ~ N(0, I) and labels: the student is evaluated once (`one_step`), the teacher 2n − 1 times
-in n steps of Heun's method (`samplers`), from σ z at its first time.
+Both start from the same z ~ N(0, I) and labels: the student is evaluated once for each of its steps, the teacher 2n − 1
+times in n steps of Heun's method (`samplers`), from σ z at its first time.
 
 GET /           the page, which loads nothing but
 GET /pictures   ?seed=&label=&count=&steps=, JSON: `student` and `teacher`, each with `picture` (a PNG as a data URI),
@@ -26,7 +26,6 @@ from dataclasses import dataclass, fields
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import parse_qsl
@@ -37,13 +36,11 @@ from torch import Tensor
 
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.samplers import sample
-from vardistill.domains.pictures.build import build_guided, build_setting
-from vardistill.domains.pictures.config import ImagesConfig
-from vardistill.domains.pictures.experiment import TEACHER_STEPS, condition_of, even_labels, load_image_run
+from vardistill.domains.pictures.evaluate import even_labels
 from vardistill.domains.pictures.figures import grid
+from vardistill.domains.pictures.parts import TEACHER_STEPS, condition_of
 from vardistill.errors import UsageError, unknown
 from vardistill.reports.pages import masthead
-from vardistill.runs.experiment import device_of
 from vardistill.students.network import NetworkStudent
 
 HOST = "127.0.0.1"
@@ -101,7 +98,7 @@ class Pair:
 
     Attributes:
         name: of the run.
-        student: x = g(z).
+        student: x = g(z), in one step or several.
         teacher: E[x | x_t] with its guidance; None where it is not to be had.
         about: the teacher's source, or why there is none, as text.
         class_names: by label; () for an unconditional student.
@@ -116,13 +113,14 @@ class Pair:
     @torch.no_grad()
     def pictures(self, wish: Wish) -> dict[str, dict[str, Any] | None]:
         """What `GET /pictures` answers."""
-        student, teacher, device = self.student, self.teacher, device_of(self.student)
-        z = student.latents(wish.count, torch.Generator(device).manual_seed(wish.seed))
+        student, teacher, device = self.student, self.teacher, next(self.student.parameters()).device
+        rng = torch.Generator(device).manual_seed(wish.seed)
+        z, renoise = student.latents(wish.count, rng), student.renoise(wish.count, rng)
         labels = even_labels(wish.count, student.classes)
         if wish.label is not None:
             labels = torch.full((wish.count,), wish.label)
         condition = condition_of(labels, device)
-        ours = _timed(lambda: student(z, **condition), 1)
+        ours = _timed(lambda: student(z, renoise, **condition), student.steps)
         if teacher is None:
             return {"student": ours, "teacher": None}
         theirs = _timed(lambda: sample(teacher, z, wish.steps, **condition), 2 * wish.steps - 1)
@@ -141,33 +139,6 @@ def _data_uri(pictures: Tensor) -> str:
     png = io.BytesIO()
     Image.fromarray(grid(pictures, columns=math.ceil(math.sqrt(len(pictures))))).save(png, format="PNG")
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
-
-
-def load_pair(run: Path) -> Pair:
-    """The student of a finished run on pictures and, where it still can be loaded, its teacher.
-
-    Raises:
-        UsageError: where the folder is not such a run.
-    """
-    folder, config, student = load_image_run(run)
-    name, numbers = folder.path.resolve().name, tuple(map(str, range(student.classes)))
-    try:
-        teacher, names = _load_teacher(config, student)
-        pair = Pair(name, student, teacher, config.teacher, names or numbers)
-    except UsageError as error:
-        pair = Pair(name, student, None, str(error), numbers)
-    pair.pictures(Wish(count=1, steps=1))  # a network's first evaluation is slow
-    return pair
-
-
-def _load_teacher(config: ImagesConfig, student: NetworkStudent) -> tuple[Denoiser, tuple[str, ...]]:
-    """The teacher with its guidance, and the names of the classes, () where no data tell them."""
-    setting = build_setting(config)
-    ours, theirs = (student.data_shape, student.classes), (setting.teacher.denoiser.data_shape, setting.classes)
-    if ours != theirs:
-        raise UsageError(f"{config.teacher} has other shapes or classes than the student: {theirs}, not {ours}")
-    names = setting.data.class_names if setting.data is not None else ()
-    return build_guided(setting), names if len(names) == student.classes else ()
 
 
 def page(pair: Pair, nonce: str) -> str:

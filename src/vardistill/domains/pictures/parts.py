@@ -275,7 +275,7 @@ class Pictures:
         if family not in families:
             raise unknown("posterior of pictures", family, ("prior", *families))
         kind, rank = families[family]
-        shape, width = self.student.data_shape, sizes["width"] or POSTERIOR_WIDTH
+        shape, width = self.source.denoiser.data_shape, sizes["width"] or POSTERIOR_WIDTH
         found: list[Posterior] = []
         for step in range(1, self.student.steps + 1):
             spread = spread_of(self.student, step)
