@@ -118,6 +118,14 @@ def test_weights_beyond_the_format_are_refused(tmp_path: Path, monkeypatch: pyte
         export_onnx(mlp(), tmp_path / "generator.onnx")
 
 
+def test_conditions_but_labels_are_refused(tmp_path: Path) -> None:
+    class OfText(MLP):
+        condition_names = ("labels", "encoder_hidden_states")
+
+    with pytest.raises(UsageError, match="take labels as a condition, but no encoder_hidden_states"):
+        export_onnx(OfText(depth=1, width=4), tmp_path / "generator.onnx")
+
+
 def test_adapters_are_merged_into_the_pipeline(tmp_path: Path) -> None:
     s = adapted()
     lines = export_diffusers(s, tmp_path / "student", "a card")
