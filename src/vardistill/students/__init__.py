@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vardistill.students.hub import SafeHubMixin as SafeHubMixin
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.students.perceptron import MLP as MLP
+    from vardistill.students.preconditioned import DenoisingMLP as DenoisingMLP
     from vardistill.students.student import Student as Student
     from vardistill.students.teacher import from_teacher as from_teacher
 
@@ -25,6 +26,7 @@ __getattr__, __all__ = attach(
         "hub": "SafeHubMixin",
         "network": "NetworkStudent",
         "perceptron": "MLP",
+        "preconditioned": "DenoisingMLP",
         "student": "Student",
         "teacher": "from_teacher",
     },
