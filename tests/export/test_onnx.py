@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -11,13 +12,13 @@ import torch
 
 from tiny_models import tiny_unet
 from vardistill.cli import main as cli
-from vardistill.denoisers import DiffusersDenoiser, from_diffusers
+from vardistill.denoisers import DiffusersDenoiser, Preconditioned, from_diffusers
 from vardistill.domains.pictures.config import ImagesConfig
 from vardistill.errors import UsageError
 from vardistill.export import onnx as export
 from vardistill.export.onnx import export_diffusers, export_onnx, onnx_error, traceable
-from vardistill.students.network import NetworkStudent
-from vardistill.students.perceptron import MLP
+from vardistill.networks import LevelMLP
+from vardistill.students import MLP, DenoisingStudent, NetworkStudent, from_teacher
 from vardistill.training.config_files import write
 
 
@@ -27,17 +28,19 @@ def mlp() -> MLP:
         return MLP(latent=3, data=2, depth=1, width=8, data_std=2.0, fourier=4)
 
 
-def student(classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None) -> NetworkStudent:
+def student(
+    classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None, steps: int = 1
+) -> NetworkStudent:
     return NetworkStudent.from_teacher(
-        DiffusersDenoiser(tiny_unet(classes), scheduler or diffusers.EDMEulerScheduler())
+        DiffusersDenoiser(tiny_unet(classes), scheduler or diffusers.EDMEulerScheduler()), steps=steps
     ).eval()
 
 
-def adapted() -> NetworkStudent:
+def adapted(steps: int = 1) -> NetworkStudent:
     """A student whose adapters matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        s = student().add_adapters(rank=2)
+        s = student(steps=steps).add_adapters(rank=2)
         for name, parameter in s.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -63,18 +66,36 @@ def test_a_perceptrons_onnx_file_computes_its_x(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["generator.onnx"]
 
 
+def of_points() -> DenoisingStudent:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return from_teacher(Preconditioned(LevelMLP(2, 2, depth=1, width=8), 0.5), steps=2, data_shape=(2,))
+
+
+STUDENTS = {
+    "adapted": adapted,
+    "ddpm": lambda: student(None, diffusers.DDPMScheduler()),
+    "adapted-2": lambda: adapted(steps=2),
+    "ddpm-2": lambda: student(None, diffusers.DDPMScheduler(), steps=2),
+    "flow-2": lambda: student(None, diffusers.FlowMatchEulerDiscreteScheduler(), steps=2),
+    "points-2": of_points,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [adapted, lambda: student(None, diffusers.DDPMScheduler())], ids=["adapted", "ddpm"])
-def test_a_students_onnx_file_computes_its_x(make: object, tmp_path: Path) -> None:
-    assert export_onnx(make(), tmp_path / "generator.onnx") <= 1e-5  # type: ignore[operator]
+@pytest.mark.parametrize("make", STUDENTS.values(), ids=STUDENTS)
+def test_a_students_onnx_file_computes_its_x(make: Callable[[], DenoisingStudent], tmp_path: Path) -> None:
+    assert export_onnx(make(), tmp_path / "generator.onnx") <= 2e-5
 
 
 @pytest.mark.parametrize("scheduler", [diffusers.EDMEulerScheduler, diffusers.DDPMScheduler])
-def test_what_is_traced_is_the_student(scheduler: type[diffusers.SchedulerMixin]) -> None:
-    s = student(scheduler=scheduler())
-    z, labels = s.latents(3, torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_is_traced_is_the_student(scheduler: type[diffusers.SchedulerMixin], steps: int) -> None:
+    s = student(scheduler=scheduler(), steps=steps)
+    given = export.inputs(s, 3)
+    assert list(given) == (["z", "labels"] if steps == 1 else ["z", "renoise", "labels"])
     with torch.no_grad():
-        torch.testing.assert_close(traceable(s)(z, labels), s(z, labels), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(traceable(s)(**given), s(**given), rtol=1e-5, atol=1e-5)
 
 
 def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +118,14 @@ def test_weights_beyond_the_format_are_refused(tmp_path: Path, monkeypatch: pyte
         export_onnx(mlp(), tmp_path / "generator.onnx")
 
 
+def test_conditions_but_labels_are_refused(tmp_path: Path) -> None:
+    class OfText(MLP):
+        condition_names = ("labels", "encoder_hidden_states")
+
+    with pytest.raises(UsageError, match="take labels as a condition, but no encoder_hidden_states"):
+        export_onnx(OfText(depth=1, width=4), tmp_path / "generator.onnx")
+
+
 def test_adapters_are_merged_into_the_pipeline(tmp_path: Path) -> None:
     s = adapted()
     lines = export_diffusers(s, tmp_path / "student", "a card")
@@ -104,9 +133,9 @@ def test_adapters_are_merged_into_the_pipeline(tmp_path: Path) -> None:
     assert (tmp_path / "student" / "README.md").read_text() == "a card"
     back, z, labels = from_diffusers(tmp_path / "student"), s.latents(3, torch.Generator()), torch.tensor([0, 2, 1])
     with torch.no_grad():
-        found = back(s.scale * z, torch.ones(3), labels=labels)
-        torch.testing.assert_close(found, s(z, labels), rtol=1e-5, atol=1e-5)
-        assert (found - student()(z, labels)).abs().max() > 1e-3
+        found = back(s.input_scale(1) * z, torch.ones(3), labels=labels)
+        torch.testing.assert_close(found, s(z, labels=labels), rtol=1e-5, atol=1e-5)
+        assert (found - student()(z, labels=labels)).abs().max() > 1e-3
 
 
 def test_a_perceptron_is_no_pipeline(tmp_path: Path) -> None:

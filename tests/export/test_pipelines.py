@@ -42,6 +42,7 @@ TEACHERS: dict[str, Any] = {
     "dit": lambda: (tiny_dit(channels=1), diffusers.DDIMScheduler()),
 }
 STOCK = ("epsilon", "v", "sample")
+NUMBERS = (1, 2, 4)
 
 every_teacher = pytest.mark.parametrize("name", TEACHERS)
 
@@ -64,8 +65,12 @@ def teacher(name: str) -> DiffusersDenoiser:
     return DiffusersDenoiser(*TEACHERS[name]()).eval()
 
 
-def student(name: str) -> NetworkStudent:
-    return NetworkStudent.from_teacher(teacher(name)).eval()
+def student(name: str, steps: int = 1) -> NetworkStudent:
+    return NetworkStudent.from_teacher(teacher(name), steps=steps).eval()
+
+
+def save(s: NetworkStudent, path: Path) -> None:
+    save_pipeline(s.denoiser, path, s.times, s.classes)
 
 
 def condition(classes: int) -> dict[str, Tensor]:
@@ -78,19 +83,20 @@ def seen(x: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """By folder, what a process without vardistill draws from every student and three teachers."""
+    """By folder, what a process without vardistill draws from the students and three teachers."""
     root = tmp_path_factory.mktemp("pipelines")
     jobs = []
-    for name in TEACHERS:
-        s, path = student(name), root / name
-        save_pipeline(s.denoiser, path, s.t, s.classes)
-        one = {"num_inference_steps": 1} if name in STOCK else {}
-        jobs.append((name, usage_of(s.denoiser, True, str(path)), {"batch_size": N, **one}))
+    for steps in NUMBERS:
+        for name in TEACHERS:
+            s, path = student(name, steps), root / f"{name}-{steps}"
+            save(s, path)
+            one = {"num_inference_steps": 1} if name in STOCK and steps == 1 else {}
+            jobs.append((path.name, usage_of(s.denoiser, steps, str(path)), {"batch_size": N, **one}))
     for name in ("epsilon", "labels", "edm"):
         t, path = teacher(name), root / f"{name}-teacher"
         save_pipeline(t, path)
         options = {"batch_size": N, "num_inference_steps": STEPS}
-        jobs.append((path.name, usage_of(t, False, str(path)), options))
+        jobs.append((path.name, usage_of(t, None, str(path)), options))
     environment = os.environ | {"HF_HOME": str(root / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", ALONE.replace("SEED", str(SEED)), str(root / "pictures.npz")]
     subprocess.run(words, input=json.dumps(jobs), text=True, check=True, env=environment, timeout=300)
@@ -99,11 +105,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @every_teacher
-def test_a_student_draws_the_same_pictures_without_vardistill(pictures: dict[str, Tensor], name: str) -> None:
-    s = student(name)
+@pytest.mark.parametrize("steps", NUMBERS)
+def test_a_student_draws_the_same_pictures_without_vardistill(
+    pictures: dict[str, Tensor], name: str, steps: int
+) -> None:
+    s = student(name, steps)
     own = seen(s.sample(N, SEED, **condition(s.classes)))
     assert ((own > 0) & (own < 1)).float().mean() > 0.2
-    torch.testing.assert_close(pictures[name], own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pictures[f"{name}-{steps}"], own, rtol=0, atol=1e-5 * steps)
 
 
 @pytest.mark.slow
@@ -135,21 +144,26 @@ def test_the_teacher_comes_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["epsilon", "v", "sample", "labels", "edm", "edm-v", "dit"])
-def test_a_student_comes_back_as_a_denoiser_whose_last_level_is_its_own(name: str, tmp_path: Path) -> None:
-    s = student(name)
-    save_pipeline(s.denoiser, tmp_path / "student", s.t, s.classes)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_student_comes_back_as_a_denoiser_whose_last_level_is_its_first(
+    name: str, steps: int, tmp_path: Path
+) -> None:
+    s = student(name, steps)
+    save(s, tmp_path / "student")
     back = from_diffusers(tmp_path / "student")
     z = s.latents(N, torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         torch.testing.assert_close(
-            back(s.scale * z, torch.ones(N), **condition(s.classes)), s(z, **condition(s.classes)), rtol=1e-5, atol=1e-5
+            back(s.input_scale(1) * z, torch.ones(N), **condition(s.classes)),
+            s(z, **condition(s.classes)),
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 
 def test_the_folder_holds_no_pickles_and_code_only_where_it_is_needed(tmp_path: Path) -> None:
-    for name in ("epsilon", "edm"):
-        s = student(name)
-        save_pipeline(s.denoiser, tmp_path / name, s.t, s.classes)
+    for name, steps in (("epsilon", 1), ("edm", 1), ("epsilon", 2)):
+        save(student(name, steps), tmp_path / f"{name}-{steps}")
     names = {
         path.name: {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} for path in tmp_path.iterdir()
     }
@@ -160,9 +174,13 @@ def test_the_folder_holds_no_pickles_and_code_only_where_it_is_needed(tmp_path: 
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
-    assert names == {"epsilon": stock, "edm": stock | {"pipeline.py"}}
+    assert names == {
+        "epsilon-1": stock,
+        "edm-1": stock | {"pipeline.py"},
+        "epsilon-2": stock | {"pipeline.py"},
+    }
     assert 'DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)' in (
-        tmp_path / "edm" / "README.md"
+        tmp_path / "edm-1" / "README.md"
     ).read_text(encoding="utf-8")
 
 
@@ -196,8 +214,9 @@ def test_a_broken_save_leaves_nothing(
 
 
 def test_a_time_between_two_steps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="between two of the 1000 steps"):
-        save_pipeline(teacher("epsilon"), tmp_path / "student", t=500.5 / 999)
+    for times in ((500.5 / 999,), (500 / 999, 250.5 / 999)):
+        with pytest.raises(UsageError, match="between two of the 1000 steps"):
+            save_pipeline(teacher("epsilon"), tmp_path / "student", times)
 
 
 def test_a_network_that_takes_more_than_labels_is_refused(tmp_path: Path) -> None:
@@ -220,6 +239,35 @@ def loaded(name: str) -> ImagePipeline:
     pipeline = ImagePipeline(scheduler, unet=network, classes=int(network.config.num_class_embeds or 0), steps=2)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.mark.parametrize("name", ["v", "edm-v", "flow"])
+def test_a_students_number_of_steps_is_its_own(name: str, tmp_path: Path) -> None:
+    save(student(name, 2), tmp_path / "student")
+    index = json.loads((tmp_path / "student" / "model_index.json").read_text())
+    network, scheduler = TEACHERS[name]()
+    pipeline = ImagePipeline(scheduler, unet=network, steps=index["steps"], student=index["student"])
+    pipeline.set_progress_bar_config(disable=True)
+    same, other = (
+        pipeline(generator=torch.Generator().manual_seed(0), num_inference_steps=n, output_type="latent").images
+        for n in (None, 2)
+    )
+    assert torch.equal(same, other)
+    with pytest.raises(ValueError, match="makes a picture in 2 steps, not in 3"):
+        pipeline(num_inference_steps=3)
+
+
+def test_generators_of_single_pictures_of_a_student(tmp_path: Path) -> None:
+    """A list of generators fixes each picture by its own, whatever the batch."""
+    save(student("edm", 3), tmp_path / "student")
+    index = json.loads((tmp_path / "student" / "model_index.json").read_text())
+    network, scheduler = TEACHERS["edm"]()
+    pipeline = ImagePipeline(scheduler, unet=network, classes=4, steps=3, student=index["student"])
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"class_labels": 1, "output_type": "latent"}
+    together = pipeline(2, generator=[torch.Generator().manual_seed(i) for i in range(2)], **options).images
+    alone = [pipeline(1, generator=torch.Generator().manual_seed(i), **options).images for i in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_labels_of_the_pipeline() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -118,3 +119,14 @@ def test_further_names_of_objectives() -> None:
     assert objective_name({"kind": "ImageDiffInstruct"}) == "Diff-Instruct"
     assert objective_name({"kind": "VarDiUVarFlow"}) == "VarDiU + λ·VarFlow"
     assert objective_name(None) == "an objective of its own"
+
+
+def test_the_card_of_a_generator_of_several_steps(run: RunFolder) -> None:
+    shutil.rmtree(run.generator)
+    denoiser = DiffusersDenoiser(tiny_unet(), diffusers.DDPMScheduler())
+    NetworkStudent.from_teacher(denoiser, steps=4).save_pretrained(run.generator)
+    card = model_card(run)
+    assert "- few-step-generation" in card
+    assert "A generator of 4 steps, each one evaluation of its network. It makes a picture in 4 steps. It was" in card
+    assert "|  | this generator, 4 steps | teacher, 18 steps |" in card
+    assert 'DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)' in card

@@ -40,11 +40,11 @@ CLASSES = 3
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def save_run(folder: Path, classes: int | None = CLASSES, teacher: str | None = None) -> Path:
+def save_run(folder: Path, classes: int | None = CLASSES, teacher: str | None = None, steps: int = 1) -> Path:
     """A finished run whose student is its teacher's network, unchanged."""
     source = tiny_pipeline_folder(folder / "pipeline", tiny_unet(classes))
     run = folder / "<b>run"
-    NetworkStudent.from_teacher(from_diffusers(source)).save_pretrained(run / "generator")
+    NetworkStudent.from_teacher(from_diffusers(source), steps=steps).save_pretrained(run / "generator")
     config_files.write(ImagesConfig(teacher=teacher or str(source)), run / "config.yaml")
     return run
 
@@ -126,6 +126,15 @@ def test_evaluations_are_those_that_the_teacher_had(pair: Pair) -> None:
     hook.remove()
     assert shown["teacher"] is not None
     assert shown["teacher"]["evaluations"] == calls
+
+
+def test_a_student_of_several_steps_draws_them_all(tmp_path: Path) -> None:
+    run = save_run(tmp_path, steps=3)
+    pair = load_pair(run)
+    shown, labels = pair.pictures(Wish(seed=5, count=4, steps=2)), even_labels(4, CLASSES)
+    assert shown["student"] is not None
+    assert shown["student"]["evaluations"] == 3
+    assert (decoded(shown["student"]) == grid(draw(pair.student, 4, 5, labels), columns=2)).all()
 
 
 def test_the_seed_fixes_the_pictures(server: Server) -> None:

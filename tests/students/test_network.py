@@ -19,7 +19,8 @@ from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
 from vardistill.runs.experiment import load_generator
-from vardistill.students.network import INITIAL_RATIO, NetworkStudent, describe, has_adapters
+from vardistill.students.denoising import INITIAL_RATIO
+from vardistill.students.network import NetworkStudent, describe, has_adapters
 
 SCHEDULERS = {
     "edm": diffusers.EDMEulerScheduler(sigma_data=0.6),
@@ -62,8 +63,12 @@ def test_a_new_student_is_the_first_step_of_its_teacher_to_the_bit(kind: str, cl
     assert student.classes == (classes or 0)
     assert student.data_shape == student.latent_shape == (2, 4, 4)
     z = latents(shape=(2, 4, 4))
-    first = teacher(teacher.init_scale(student.t) * z, torch.full((4,), student.t), **labels_of(student))
+    (t,) = student.times
+    first = teacher(teacher.init_scale(t) * z, torch.full((4,), t), **labels_of(student))
     assert torch.equal(student(z, **labels_of(student)), first)
+    assert student.input_scale(1) == teacher.init_scale(t)
+    alpha, sigma = teacher.schedule(torch.tensor(t, dtype=torch.float64))
+    assert student.initial_ratio == float(sigma / alpha)
     assert torch.equal(student.denoiser.schedule(torch.ones(1))[0], teacher.schedule(torch.ones(1))[0])
 
 
@@ -86,11 +91,11 @@ def test_the_time_is_that_of_the_ratio(kind: str, ratio: float | None) -> None:
     student = NetworkStudent.from_teacher(teacher, ratio, data_std=0.4)
     wanted = INITIAL_RATIO * 0.4 if ratio is None else ratio
     if not isinstance(teacher.schedule, Table):
-        alpha, sigma = teacher.schedule(torch.tensor(student.t, dtype=torch.float64))
+        alpha, sigma = teacher.schedule(torch.tensor(student.times[0], dtype=torch.float64))
         assert float(sigma / alpha) == pytest.approx(wanted, rel=1e-6)
         return
-    step = round(999 * student.t)
-    assert student.t == step / 999
+    step = round(999 * student.times[0])
+    assert student.times == (step / 999,)
     exact = 999 * float(teacher.schedule.time(torch.tensor(wanted, dtype=torch.float64)))
     assert abs(step - exact) <= 0.5
 
@@ -98,8 +103,8 @@ def test_the_time_is_that_of_the_ratio(kind: str, ratio: float | None) -> None:
 def test_a_ratio_below_the_table_is_its_second_step_and_one_above_its_last() -> None:
     """At step 0 there is next to no noise: the student would have nothing to draw from."""
     teacher = teacher_of("epsilon")
-    assert NetworkStudent.from_teacher(teacher, ratio=1e-9).t == 1 / 999
-    assert NetworkStudent.from_teacher(teacher, ratio=1e9).t == 1
+    assert NetworkStudent.from_teacher(teacher, ratio=1e-9).times == (1 / 999,)
+    assert NetworkStudent.from_teacher(teacher, ratio=1e9).times == (1,)
 
 
 @every_scheduler
@@ -112,9 +117,65 @@ def test_a_student_comes_back_from_disk_to_the_bit(kind: str, classes: int | Non
     student.save_pretrained(tmp_path)
     loaded = NetworkStudent.from_pretrained(tmp_path)
     assert torch.equal(output(loaded), output(student))
-    assert (loaded.t, loaded.classes, loaded.data_std) == (student.t, student.classes, student.data_std)
+    assert (loaded.times, loaded.classes, loaded.data_std) == (student.times, student.classes, student.data_std)
     assert loaded.configuration() == student.configuration()
     assert not loaded.training
+
+
+def path(student: NetworkStudent) -> Tensor:
+    """All steps."""
+    renoise = student.renoise(4, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return student(latents(shape=student.latent_shape), renoise, **labels_of(student))
+
+
+@every_scheduler
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_path_renoises_what_the_network_predicts(kind: str, steps: int) -> None:
+    """Written out by the teacher's own schedule."""
+    teacher = teacher_of(kind)
+    student = NetworkStudent.from_teacher(teacher, steps=steps)
+    assert student.steps == len(set(student.times)) == steps
+    noise = student.renoise(4, torch.Generator().manual_seed(1))
+    x_t = teacher.init_scale(student.times[0]) * latents()
+    with torch.no_grad():
+        x = teacher(x_t, torch.full((4,), student.times[0]), **labels_of(student))
+        for n, t in zip(noise, student.times[1:], strict=True):
+            alpha, sigma = (float(v) for v in teacher.schedule(torch.tensor(t, dtype=torch.float64)))
+            x = teacher(alpha * x + sigma * n, torch.full((4,), t), **labels_of(student))
+    assert torch.equal(path(student), x)
+
+
+@every_scheduler
+@pytest.mark.parametrize("steps", [2, 4])
+def test_several_levels_come_back_from_disk_with_adapters_merged(kind: str, steps: int, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = NetworkStudent.from_teacher(teacher_of(kind), steps=steps).add_adapters(2)
+    start = path(student)
+    assert torch.equal(start, path(NetworkStudent.from_teacher(teacher_of(kind), steps=steps)))
+    train_a_step(student)
+    student.save_pretrained(tmp_path)
+    loaded = NetworkStudent.from_pretrained(tmp_path)
+    assert (loaded.times, loaded.steps) == (student.times, steps)
+    assert torch.equal(path(loaded), path(student.merged()))
+    torch.testing.assert_close(path(loaded), path(student), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(path(loaded), start, atol=1e-3)
+
+
+def test_a_student_saved_when_there_was_one_time_loads(tmp_path: Path) -> None:
+    student = student_of()
+    student.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config["t"],) = config.pop("times")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = NetworkStudent.from_pretrained(tmp_path)
+    assert loaded.times == student.times
+    assert torch.equal(output(loaded), output(student))
+    del config["t"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="times must be in .* but are none"):
+        NetworkStudent.from_pretrained(tmp_path)
 
 
 def test_a_student_of_a_dit(tmp_path: Path) -> None:
@@ -142,7 +203,7 @@ def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path:
         assert "secret-place" not in text
         assert str(tmp_path) not in text
     config = json.loads((tmp_path / "student" / "config.json").read_text())
-    assert config.keys() == {"network", "scheduler", "t", "classes", "data_std"}
+    assert config.keys() == {"network", "scheduler", "times", "classes", "data_std"}
     notes = {name for part in ("network", "scheduler") for name in config[part] if name.startswith("_")}
     assert notes == {"_class_name"}
 
@@ -152,15 +213,15 @@ def test_a_schedule_given_as_an_array_comes_back(tmp_path: Path) -> None:
     student = NetworkStudent.from_teacher(DiffusersDenoiser(tiny_unet(), scheduler))
     student.save_pretrained(tmp_path)
     assert NetworkStudent.from_pretrained(tmp_path).denoiser.schedule == student.denoiser.schedule
-    assert round(199 * student.t) == 199 * student.t
+    assert round(199 * student.times[0]) == 199 * student.times[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"t": 0.0}, r"t must be in \(0, 1\], but is 0"),
-        ({"t": 1.5}, r"t must be in \(0, 1\], but is 1.5"),
-        ({"t": float("nan")}, "t must be in"),
+        ({"times": [0.0]}, r"times must be in \(0, 1\].* but are 0"),
+        ({"times": []}, r"times must be in \(0, 1\].* but are none"),
+        ({"times": [0.5, 0.5]}, "times must decrease"),
         ({"classes": 4}, "the network takes 3 labels, but 4 classes were asked for"),
         ({"classes": 0}, "the network takes 3 labels, but 0 classes were asked for"),
         ({"classes": -1}, "the network takes 3 labels, but -1 classes were asked for"),

@@ -66,12 +66,15 @@ def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -
         The largest difference that was seen, at two batch sizes.
 
     Raises:
-        UsageError: without onnx, onnxscript and onnxruntime, for weights above 2 GiB, or a file that cannot be written.
+        UsageError: without onnx, onnxscript and onnxruntime, for weights above 2 GiB, conditions other than labels, or
+            a file that cannot be written.
         RuntimeError: where the file's results differ by more than the tolerance; then there is no file.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UsageError(f"onnx files need {' and '.join(missing)}: pip install 'vardistill[onnx]'")
+    if foreign := set(generator.condition_names) - {"labels"}:
+        raise UsageError(f"onnx files take labels as a condition, but no {', '.join(sorted(foreign))}")
     if sum(p.numel() * p.element_size() for p in generator.parameters()) >= LARGEST_ONNX:
         raise UsageError("the weights take more than 2 GiB, and an ONNX file holds no more")
     function, path = traceable(generator), Path(path)
@@ -138,11 +141,24 @@ def inputs(generator: Student, n: int) -> dict[str, Tensor]:
 def traceable(generator: Student) -> nn.Module:
     """The generator as a function that a tracer follows: evaluation mode, no adapters, no tables."""
     if not isinstance(generator, NetworkStudent):
-        return copy.deepcopy(generator).eval()
-    student = generator.merged().eval()
+        return Function(copy.deepcopy(generator)).eval()
+    student = generator.merged()
     denoise: Any = student.denoiser._denoise
     denoise.schedule = Known(student.times, student.levels)
-    return student
+    return Function(student).eval()
+
+
+class Function(nn.Module):
+    """x = g(z) whose inputs all have names, as tracers of open shapes want them."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, z: Tensor, renoise: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """x, (B, *data)."""
+        x: Tensor = self.student(z, renoise, **({} if labels is None else {"labels": labels}))
+        return x
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Generators of one step or a few: perceptrons, and the network of a teacher."""
+"""Students: maps of latents, and denoisers along a few times."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vardistill.students.hub import SafeHubMixin as SafeHubMixin
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.students.perceptron import MLP as MLP
+    from vardistill.students.preconditioned import DenoisingMLP as DenoisingMLP
     from vardistill.students.saved import load_student as load_student
     from vardistill.students.student import Student as Student
     from vardistill.students.teacher import from_teacher as from_teacher
@@ -26,6 +27,7 @@ __getattr__, __all__ = attach(
         "hub": "SafeHubMixin",
         "network": "NetworkStudent",
         "perceptron": "MLP",
+        "preconditioned": "DenoisingMLP",
         "saved": "load_student",
         "student": "Student",
         "teacher": "from_teacher",

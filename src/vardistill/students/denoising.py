@@ -38,7 +38,7 @@ class DenoisingStudent(Student):
         classes: labels 0..classes − 1 that D takes; 0 for an unconditional one.
 
     Raises:
-        UsageError: for times that are not so.
+        UsageError: for times that are not so, or without noise.
     """
 
     denoiser: Denoiser
@@ -56,6 +56,8 @@ class DenoisingStudent(Student):
         self.denoiser = denoiser
         self.latent_shape = self.data_shape = tuple(data_shape)
         self.data_std, self.classes = data_std, classes
+        if not all(sigma > 0 for _, sigma in self.levels):
+            raise UsageError(f"the schedule has no noise at one of the student's times, {shown(times)}")
 
     @property
     def schedule(self) -> Schedule:  # type: ignore[override]  # read from the one place that has it

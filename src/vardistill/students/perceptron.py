@@ -145,7 +145,7 @@ class MLP(
         Raises:
             UsageError: for further steps, or a condition.
         """
-        self.last_step(renoise, step)
+        self.require_steps(step, renoise)
         if condition:
             raise UsageError(f"a perceptron takes no {', '.join(condition)}")
         with torch.autocast(z.device.type, enabled=False):

@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors.torch import load_model
-
 from vardistill.errors import UsageError, first_line
 from vardistill.students.hub import SafeHubMixin
 from vardistill.students.student import Student
@@ -16,12 +14,12 @@ from vardistill.students.student import Student
 S = TypeVar("S", bound=Student)
 
 
-def load_student(path: Path, kind: type[S] | S) -> S:
+def load_student(path: Path, kind: type[S]) -> S:
     """The student saved in the folder `path`, in evaluation mode.
 
     Args:
-        path: with `model.safetensors` and, of a class that keeps its arguments, `config.json`.
-        kind: its class, or a student of the same shape that takes the weights.
+        path: with `model.safetensors` and `config.json`.
+        kind: its class.
 
     Raises:
         UsageError: where it is truncated or foreign, or a link that leaves its folder.
@@ -29,9 +27,6 @@ def load_student(path: Path, kind: type[S] | S) -> S:
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise UsageError(f"{path} leads out of its run folder: refused")
     try:
-        if isinstance(kind, Student):
-            load_model(kind, str(path / "model.safetensors"))
-            return kind.eval()
         assert issubclass(kind, SafeHubMixin)
         with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints, and stdout may be JSON
             student: S = kind.from_pretrained(path)

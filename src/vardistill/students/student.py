@@ -104,18 +104,17 @@ class Student(nn.Module):
         Raises:
             UsageError: for steps that there are not.
         """
-        self.last_step(renoise, step)
+        self.require_steps(step, renoise)
         x = self._step(self.input_scale(step) * z, step, condition)
         for k, noise in enumerate(() if renoise is None else renoise, step + 1):
             x = self._step(self._renoised(x, noise, k), k, condition)
         return x
 
-    def last_step(self, renoise: Tensor | None, step: int) -> int:
-        """k + m, the last step of a path from step k with m entries of noise; UsageError for steps that are not."""
-        last = step + (0 if renoise is None else len(renoise))
+    def require_steps(self, step: int, further: Tensor | None = None) -> None:
+        """Raise UsageError where there is no such step, or fewer after it than there are entries of noise."""
+        last = step + (0 if further is None else len(further))
         if not 1 <= step <= last <= self.steps:
             raise UsageError(f"the student has steps 1 to {self.steps}, but steps {step} to {last} were asked for")
-        return last
 
     def _step(self, x_t: Tensor, step: int, condition: Mapping[str, Tensor]) -> Tensor:
         return self.predict(x_t, x_t.new_full(x_t.shape[:1], self.times[step - 1]), **condition)
@@ -143,7 +142,7 @@ class Student(nn.Module):
         Raises:
             UsageError: for a step that there is not, or less noise than it needs.
         """
-        self.last_step(None, step)
+        self.require_steps(step)
         if step == 1:
             return z
         if renoise is None or len(renoise) < step - 1:

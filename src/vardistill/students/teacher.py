@@ -41,7 +41,7 @@ def from_teacher(
         UsageError: for a teacher without parameters or known shape, or steps and times that do not fit its schedule.
     """
     require_denoiser(teacher, "teacher")
-    network = unguided(teacher)
+    network = innermost(teacher)
     if isinstance(network, DiffusersDenoiser):
         return NetworkStudent.from_teacher(network, ratio, classes, data_std, steps, times)
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
@@ -55,7 +55,7 @@ def from_teacher(
     return DenoisingStudent(copy.deepcopy(network).requires_grad_(True), shape, data_std, times, known)
 
 
-def unguided(teacher: Denoiser) -> Denoiser:
+def innermost(teacher: Denoiser) -> Denoiser:
     """The denoiser below guidance and mixed precision."""
     while isinstance(teacher, Guided | Mixed):
         teacher = teacher.denoiser

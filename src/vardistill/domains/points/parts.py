@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vardistill.denoisers import Empirical, GaussianMixture, Preconditioned, reschedule
+from vardistill.denoisers import Empirical, GaussianMixture, reschedule
 from vardistill.diffusion import SCHEDULES, Denoiser, DensityDenoiser, Schedule
 from vardistill.domains.base import Finished
 from vardistill.domains.points.config import PointsConfig, PointsTeachConfig
@@ -24,7 +24,7 @@ from vardistill.errors import UsageError, unknown
 from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
 from vardistill.metrics.critic import critic_bias
-from vardistill.networks import LevelMLP, initial_weights
+from vardistill.networks import initial_weights
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.posteriors import (
     DiagonalGaussian,
@@ -35,7 +35,7 @@ from vardistill.posteriors import (
 )
 from vardistill.students import (
     MLP,
-    DenoisingStudent,
+    DenoisingMLP,
     PrincipalAxes,
     Student,
     default_times,
@@ -140,11 +140,11 @@ class Points:
     def _build_student(self) -> Student:
         s = self.config.student
         if s.denoises:
-            with initial_weights(self.seed):
-                network = LevelMLP(self.dimension, self.dimension, s.depth, s.width, s.activation)
-            denoiser = Preconditioned(network, self.data_std, self.schedule)
             times = default_times(self.schedule, s.steps_per_sample, self.data_std, s.ratio)
-            return DenoisingStudent(denoiser, (self.dimension,), self.data_std, times)
+            with initial_weights(self.seed):
+                return DenoisingMLP(
+                    times, self.dimension, s.depth, s.width, s.activation, self.data_std, self.config.schedule
+                )
         with initial_weights(self.seed):
             student = MLP(
                 s.latent,
@@ -266,7 +266,7 @@ class Points:
 
     def load_student(self, path: Path) -> Student:
         """A saved student of points."""
-        return load_student(path, self._build_student() if self.config.student.denoises else MLP)
+        return load_student(path, DenoisingMLP if self.config.student.denoises else MLP)
 
 
 def teacher_fit_of(config: PointsConfig, training: TrainingConfig) -> PointsTeachConfig:
