@@ -54,8 +54,3 @@ def dsm_loss(denoiser: Denoiser, x: Tensor, noise: Noise, **condition: Tensor) -
     """Denoising score matching, w(t)/d ‖D(x_t, t) − x‖², (R,), for clean x (R, *data) (Vincent 2011)."""
     error = denoiser(noise.x_t(x), noise.t, **condition) - x
     return noise.weight * error.flatten(1).pow(2).mean(1)
-
-
-def dsm_weight(denoiser, alpha, sigma, sigma_data):
-    """TEMP."""
-    return (alpha / sigma) ** 2 + sigma_data**-2

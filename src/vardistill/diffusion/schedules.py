@@ -197,11 +197,3 @@ def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
         raise UsageError(
             f"{low_name} must be positive and below {high_name}, but {low_name}={low:g}, {high_name}={high:g}"
         )
-
-
-def same_schedule(a: Schedule, b: Schedule) -> bool:
-    """TEMP."""
-    if a is b or a == b:
-        return True
-    t = torch.linspace(0, 1, 65, dtype=torch.float64)
-    return all(torch.allclose(v, w) for v, w in zip(a(t), b(t), strict=True))
