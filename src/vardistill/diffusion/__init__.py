@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vardistill.diffusion.denoiser import Denoiser as Denoiser
     from vardistill.diffusion.denoiser import DensityDenoiser as DensityDenoiser
     from vardistill.diffusion.denoiser import check_denoiser as check_denoiser
+    from vardistill.diffusion.denoiser import dsm_weight as dsm_weight
     from vardistill.diffusion.denoiser import require_denoiser as require_denoiser
     from vardistill.diffusion.denoiser import score as score
     from vardistill.diffusion.levels import EDM as EDM
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vardistill.diffusion.schedules import Schedule as Schedule
     from vardistill.diffusion.schedules import Table as Table
     from vardistill.diffusion.schedules import expand as expand
+    from vardistill.diffusion.schedules import same_schedule as same_schedule
 
 __getattr__, __all__ = attach(
     __name__,
@@ -44,7 +46,7 @@ __getattr__, __all__ = attach(
         "noise": "Draw Noise NoiseLevels Weight named_weight weights",
         "parametrisations": "PREDICTIONS from_x to_x",
         "samplers": "karras_times sample",
-        "denoiser": "Denoiser DensityDenoiser check_denoiser require_denoiser score",
-        "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand",
+        "denoiser": "Denoiser DensityDenoiser check_denoiser dsm_weight require_denoiser score",
+        "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand same_schedule",
     },
 )
