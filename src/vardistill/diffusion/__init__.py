@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vardistill.diffusion.parametrisations import PREDICTIONS as PREDICTIONS
     from vardistill.diffusion.parametrisations import from_x as from_x
     from vardistill.diffusion.parametrisations import to_x as to_x
+    from vardistill.diffusion.parametrisations import unit_weight as unit_weight
     from vardistill.diffusion.samplers import karras_times as karras_times
     from vardistill.diffusion.samplers import sample as sample
     from vardistill.diffusion.schedules import SCHEDULES as SCHEDULES
@@ -44,7 +45,7 @@ __getattr__, __all__ = attach(
     {
         "levels": "EDM LevelDistribution LogNormal PowerLaw UniformTime",
         "noise": "Draw Noise NoiseLevels Weight named_weight weights",
-        "parametrisations": "PREDICTIONS from_x to_x",
+        "parametrisations": "PREDICTIONS from_x to_x unit_weight",
         "samplers": "karras_times sample",
         "denoiser": "Denoiser DensityDenoiser check_denoiser dsm_weight require_denoiser score",
         "schedules": "SCHEDULES VE VP Cosine Rectified Schedule Table expand same_schedule",
