@@ -90,9 +90,10 @@ def run_images(config: ImagesConfig, out: Path, resume: bool = False) -> RunFold
     teacher, conditions = build_guided(setting), build_conditions(setting)
     student, levels = build_student(setting), build_levels(setting)
     objective = build_objective(setting, teacher, features, student)
-    setting.teacher.denoiser.to(find_device(config.training.device, processes.device))  # it may draw samples
+    device = find_device(config.training.device, processes.device)
+    setting.teacher.denoiser.to(device)  # it may draw samples
     data = build_real_samples(setting, teacher, conditions)
-    reference = None if setting.data is None or features is None else build_reference(setting.data, features)
+    reference = None if setting.data is None or features is None else build_reference(setting.data, features.to(device))
     metrics = None if reference is None else image_metrics(reference, config)
     trainer = Trainer(student, objective, levels, config.training, metrics, folder, data, conditions)
     run = trainer.run(resume and any(folder.checkpoints.glob("step-*")))

@@ -75,7 +75,8 @@ def evaluate_teacher(teacher: DiffusersDenoiser, config: ImagesTeachConfig, data
     reference = None
     if has_classes(data):
         kept_classifier(data, folder.path / "classifier", seed)
-        reference = build_reference(data, load_features(folder.path / "classifier"))
+        features = load_features(folder.path / "classifier").to(next(teacher.parameters()).device)
+        reference = build_reference(data, features)
     table, shown = {}, {}
     for steps in STEPS:
         pictures, spent = drawn(teacher, n, labels, steps, seed + 1)
