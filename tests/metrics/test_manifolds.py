@@ -12,7 +12,7 @@ from vardistill.metrics.manifolds import ROWS, squared_distances
 
 @pytest.mark.parametrize(("m", "n"), [(40, 60), (60, 40), (ROWS + 5, 30)])
 def test_all_four_are_the_two_pairs(m: int, n: int, rng: torch.Generator) -> None:
-    samples, truth = 0.9 * torch.randn(m, 7, generator=rng), torch.randn(n, 7, generator=rng)
+    samples, truth = 0.9 * torch.randn(m, 7, generator=rng) + 0.8, torch.randn(n, 7, generator=rng)
     together = manifold_metrics(samples, truth)
     assert together == (*precision_recall(samples, truth), *density_coverage(samples, truth))
     assert 0 < together.precision < 1

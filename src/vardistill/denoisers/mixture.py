@@ -25,6 +25,9 @@ BLOCK_ENTRIES = 2**22
 CACHED_ENTRIES = 2**17
 """Entries of a block of weights: half a megabyte in single precision."""
 
+DEVICE_ENTRIES = 2**24
+"""The same on accelerators, where a block has to keep all cores busy."""
+
 SMALLEST_LOG_WEIGHT = -80.0
 """Weights below e⁻⁸⁰ of the largest are set to it: they are rounding errors, and slow as denormal numbers."""
 
@@ -247,9 +250,9 @@ class Empirical(GaussianMixture):
 def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
 
-    Blocks of rows that fit a processor's cache; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ − p‖x_k‖², with
-    x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more than a
-    fiftieth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
+    Blocks of rows fit a processor's cache, or fill an accelerator; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ −
+    p‖x_k‖², with x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more
+    than a fiftieth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
     """
     centre = points.mean(0)
     x, p = x_t / alpha[:, None] - centre, (0.5 * (alpha / sigma) ** 2)[:, None]
@@ -262,7 +265,7 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
     cancels = not on_cpu or float((p * x**2).sum(1).max()) * torch.finfo(x.dtype).eps > 2e-2
     direct = cancels and x.shape[1] <= 3
     log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
-    size = max(8, CACHED_ENTRIES // len(points))
+    size = max(8, (CACHED_ENTRIES if on_cpu else DEVICE_ENTRIES) // len(points))
     for start in range(0, len(x_t), size):
         block = slice(start, start + size)
         if direct:

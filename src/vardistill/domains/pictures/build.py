@@ -266,7 +266,8 @@ def build_space(
         return ClassifierSpace(deepcopy(features.classifier))
     denoiser = setting.teacher.denoiser
     last = denoiser.classes - 1 if denoiser.classes else None
-    return EncoderSpace(denoiser, last if denoiser.null_label is None else denoiser.null_label)
+    label = last if denoiser.null_label is None else denoiser.null_label
+    return EncoderSpace(denoiser, label, mixed=setting.config.training.precision == "bf16")
 
 
 def build_real_samples(setting: Setting, teacher: Denoiser, conditions: Conditions | None) -> Samples | None:
