@@ -38,3 +38,16 @@ def find_device(name: str, automatic: torch.device | None = None) -> torch.devic
     if not accelerated and device not in (torch.device("cpu"), torch.device("cpu:0")):  # meta, cpu:1
         raise missing
     return device
+
+
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether networks compute in bfloat16: where it is asked for, or with `auto` where the device is faster so.
+
+    Processors without instructions for it emulate it, several times slower than single precision.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and bool(native)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class LevelMLP(nn.Module):
         depth: hidden layers.
         width: units of a hidden layer.
         activation: name in `ACTIVATIONS`.
-        mixed: whether hidden layers run in bfloat16; the first and the last stay in full precision.
+        mixed: whether hidden layers run in bfloat16, as they also do within autocast; the first and the last stay in
+            full precision.
     """
 
     def __init__(
@@ -51,11 +52,22 @@ class LevelMLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """F(x, c), (B, outputs)."""
         first, *hidden, last = self.layers
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+        with torch.autocast(x.device.type, torch.bfloat16) if self.mixed else nullcontext():
             h = full_precision(first, torch.cat([x, c[:, None]], dim=1))
             for layer in hidden:
                 h = layer(h)
             return full_precision(last, h)
+
+
+def own_precision(network: object, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast to the precision of a network's weights where that is half; nothing for other networks.
+
+    Its matrices and convolutions then take inputs in single precision; what a network does itself in single precision,
+    embeddings of the time or a preconditioning, stays in it.
+    """
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    return torch.autocast(device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
 
 
 def full_precision(layer: nn.Module, v: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ azula's interface and its formulas (azula.noise, azula.denoise.GaussianDenoiser)
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from vardistill.denoisers import GaussianMixture, from_azula, reschedule
 from vardistill.denoisers.azula import Bisected
-from vardistill.diffusion import Denoiser, score
+from vardistill.diffusion import Denoiser, same_schedule, score
 from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
 
@@ -85,6 +86,14 @@ def test_bisection_inverts_the_ratio(azula: Schedule, dtype: torch.dtype, tolera
 def test_ratios_outside_go_to_the_ends() -> None:
     time = Bisected(VPSchedule()).time(torch.tensor([1e-9, 1e9], dtype=torch.float64))
     torch.testing.assert_close(time, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+@every_schedule
+def test_a_copy_has_the_same_schedule(azula: object) -> None:
+    """As a critic that starts as a copy of its teacher has."""
+    teacher = from_azula(Azula(azula))
+    assert same_schedule(copy.deepcopy(teacher).schedule, teacher.schedule)
+    assert not same_schedule(teacher.schedule, VP())
 
 
 def test_known_schedules_are_this_library_s() -> None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from operator_counter import OperatorCounter
 from vardistill.denoisers import Empirical, GaussianMixture, mixture, reschedule
+from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.diffusion import DensityDenoiser, score
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
@@ -325,3 +327,12 @@ def test_empirical_keeps_single_precision_at_small_noise(sigma: float, rng: torc
     exact = Empirical(data.double(), schedule=VE())(x_t.double(), t)
     single = Empirical(data, schedule=VE())(x_t, t.float())
     assert ((single - exact).abs().max() / sigma) < 0.02
+
+
+@pytest.mark.parametrize(("device", "blocks"), [("cpu", 16), ("meta", 1)])
+def test_blocks_fill_the_device(device: str, blocks: int, rng: torch.Generator) -> None:
+    """2²¹ pairs are 16 blocks of a processor's cache, and one of an accelerator (the meta device)."""
+    x_t, points = (torch.randn(n, 5, generator=rng).to(device) for n in (2**11, 2**10))
+    with OperatorCounter("aten.amax") as operators:
+        mixture_of_points(x_t, points, torch.ones_like(x_t[:, 0]), torch.ones_like(x_t[:, 0]))
+    assert operators.count == blocks

@@ -150,14 +150,20 @@ def test_check_accepts_a_teacher() -> None:
     check_denoiser(from_module(Network(), VP()), (3,), torch.zeros((), dtype=torch.float64))
 
 
+class Double:
+    """A denoiser that returns another precision than it was given."""
+
+    schedule = VP()
+
+    def __call__(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return x_t.double()
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
         (from_module(lambda x_t, t: x_t[:, :1], VP()), r"\(2, 3\).*returns \(2, 1\)"),
-        (
-            from_module(lambda x_t, t: x_t.double(), VP()),
-            "torch.float32 the teacher returns .* of torch.float64",
-        ),
+        (Double(), "torch.float32 the teacher returns .* of torch.float64"),
         (from_module(Network(), VP()), "does not take the generator's samples.*float32"),
         (from_module(Network(2).float(), VP()), r"does not take the generator's samples, \(2, 3\)"),
         (GaussianMixture(torch.zeros(1, 2), std=1.0, schedule=VP()), r"\(2, 3\)"),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from vardistill.denoisers import GaussianMixture, Preconditioned, dsm_loss, reschedule
 from vardistill.diffusion import Denoiser, score
 from vardistill.diffusion.levels import LogNormal
-from vardistill.diffusion.noise import Noise, NoiseLevels, named_weight
+from vardistill.diffusion.noise import Noise, NoiseLevels
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
+from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError
 
 SCHEDULES = [VE(0.05, 20.0), VP(), Cosine(), Rectified()]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vardistill.diffusion.levels import EDM, LevelDistribution, LogNormal, PowerLaw, UniformTime, normal_quantile
-from vardistill.diffusion.noise import Draw, Noise, NoiseLevels, named_weight, weights
+from vardistill.diffusion.noise import Draw, Noise, NoiseLevels
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
+from vardistill.diffusion.weights import named_weight, weights
 from vardistill.errors import UsageError
 
 SCHEDULES = [VE(1e-4, 1e3), VP(), Cosine(), Rectified()]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vardistill.denoisers import GaussianMixture, from_module
-from vardistill.diffusion import PREDICTIONS, from_x, score, to_x
+from vardistill.diffusion import PREDICTIONS, from_x, score, to_x, unit_weight
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
 from vardistill.errors import UsageError
 
@@ -59,6 +59,17 @@ def test_round_trip(predicts: str, prediction: float, x_t: float, alpha: float, 
     torch.testing.assert_close(there_and_back, start, rtol=1e-8, atol=1e-8)
 
 
+@every_prediction
+@given(x=values, other=values, x_t=values, alpha=scales, sigma=scales)
+def test_unit_weight(predicts: str, x: float, other: float, x_t: float, alpha: float, sigma: float) -> None:
+    """w |x − x′|² is the squared difference of the predictions that stand for x and x′; of σ s for a score."""
+    point = torch.tensor([x_t, alpha, sigma], dtype=torch.float64)
+    a, b = (from_x(predicts)(torch.tensor(v, dtype=torch.float64), *point) for v in (x, other))
+    scale = sigma if predicts == "score" else 1.0
+    weight = unit_weight(predicts)(*point[1:])
+    torch.testing.assert_close(weight * (x - other) ** 2, (scale * (a - b)) ** 2, rtol=1e-8, atol=1e-8)
+
+
 @every_schedule
 @every_prediction
 def test_the_exact_denoiser_through_any_prediction(predicts: str, schedule: Schedule) -> None:
@@ -101,7 +112,7 @@ def test_v_is_the_slope_of_x_t_in_the_angle(schedule: Schedule) -> None:
     torch.testing.assert_close(v, slope, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("convert", [to_x, from_x])
+@pytest.mark.parametrize("convert", [to_x, from_x, unit_weight])
 def test_unknown_prediction(convert: object) -> None:
     with pytest.raises(UsageError, match="unknown prediction 'epsilom': did you mean epsilon"):
         convert("epsilom")  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vardistill.diffusion.schedules import SCHEDULES, VE, VP, Cosine, Rectified, Schedule, Table, check_range, expand
+from vardistill.diffusion.schedules import (
+    SCHEDULES,
+    VE,
+    VP,
+    Cosine,
+    Rectified,
+    Schedule,
+    Table,
+    check_range,
+    expand,
+    same_schedule,
+)
 from vardistill.errors import UsageError
 
 
@@ -210,3 +222,39 @@ def test_table_is_a_value() -> None:
 def test_refused_tables(refused: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="at least two numbers"):
         Table(refused)
+
+
+class Own:
+    """A user's schedule, without `__eq__`: a rectified flow whose times are bent."""
+
+    def __init__(self, power: float) -> None:
+        self.power = torch.tensor(power)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t**self.power, t**self.power
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return (ratio / (1 + ratio)) ** (1 / self.power)
+
+
+def test_schedules_are_the_same_where_their_scales_are() -> None:
+    """By value and not by object; σ = 0 at t = 0 and α = 0 at t = 1 are no hindrance."""
+    own = Own(2.0)
+    assert same_schedule(own, copy.deepcopy(own))
+    assert same_schedule(Own(1.0), Rectified())
+    assert same_schedule(Rectified(), Own(1.0))
+    assert not same_schedule(own, Own(2.0001))
+    examples = [*EXAMPLES, Table(linear_betas(1000)), Table(linear_betas(999)), Table((0.9, 0.5, 0.0)), own]
+    for i, a in enumerate(examples):
+        assert [same_schedule(a, b) for b in examples] == [i == j for j in range(len(examples))]
+    assert not same_schedule(VE(0.01, 100.0), VE(0.01, 100.001))
+    assert not same_schedule(VE(1e-5, 100.0), VE(2e-5, 100.0))
+
+
+def test_schedules_that_are_not_finite_at_an_end() -> None:
+    class Infinite(Own):
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.ones_like(t), (t / (1 - t)) ** self.power
+
+    assert same_schedule(Infinite(1.0), Infinite(1.0))
+    assert not same_schedule(Infinite(1.0), Infinite(2.0))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from operator_counter import OperatorCounter
 from vardistill.denoisers import GaussianMixture
 from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
@@ -258,3 +259,14 @@ def test_bad_input_is_refused(rng: torch.Generator) -> None:
         bound_gap(objective, case.generator, RATIOS, rng, batches=0)
     with pytest.raises(UsageError, match=r"nodes\^1 must be at most 16777216"):
         bound_gap(objective, case.generator, RATIOS, rng, nodes=2**25)
+
+
+@pytest.mark.parametrize(("device", "blocks"), [("cpu", 16), ("meta", 1)])
+def test_blocks_fill_the_device(device: str, blocks: int) -> None:
+    """1024 samples × 2048 nodes: 4 × 4 blocks of a processor's cache, one of an accelerator (the meta device)."""
+    generator = Linear(torch.ones(2, 1), torch.zeros(2)).to(device)
+    quadrature = Quadrature(generator, 2048, torch.device(device))
+    x_t, one = torch.zeros(1024, 2, device=device), torch.ones(1024, device=device)
+    with OperatorCounter("aten.amax") as operators:
+        quadrature.log_density(x_t, one, one)
+    assert operators.count == blocks

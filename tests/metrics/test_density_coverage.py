@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vardistill.errors import UsageError
 from vardistill.metrics import density_coverage, precision_recall
-from vardistill.metrics.precision_recall import ROWS
+from vardistill.metrics.manifolds import ROWS
 
 
 def by_definition(samples: Tensor, truth: Tensor, k: int) -> tuple[float, float]:

@@ -99,3 +99,11 @@ def test_bad_arguments_are_refused() -> None:
         frechet_distance(x, torch.full((10, 2), math.nan))
     with pytest.raises(UsageError, match="2 and 3"):
         gaussian_distance(moments(x), moments(torch.zeros(10, 3)))
+
+
+def test_not_a_number_stays_one() -> None:
+    """Rounding below 0 is 0, but moments that overflowed are no perfect score."""
+    a = moments(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
+    assert gaussian_distance(a, a) == pytest.approx(0, abs=1e-12)
+    assert gaussian_distance(a, a) >= 0
+    assert math.isnan(gaussian_distance(a._replace(mean=a.mean * math.nan), a))

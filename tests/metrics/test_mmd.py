@@ -173,3 +173,10 @@ def test_memory_is_bounded_at_a_hundred_thousand_samples(rng: torch.Generator) -
     assert mmd_statistics(x, y).biased > 0
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 200 * 1024
+
+
+def test_not_a_number_has_no_p_value(rng: torch.Generator) -> None:
+    """Squares that overflow: it would otherwise be the smallest there is."""
+    x, y = 1e25 * torch.randn(20, 2, generator=rng), torch.randn(20, 2, generator=rng)
+    statistics = mmd_statistics(x, y, permutations=20, rng=rng)
+    assert [math.isnan(v) for v in (statistics.biased, statistics.unbiased, statistics.p_value)] == [True] * 3

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from operator_counter import OperatorCounter
 from vardistill.errors import UsageError
 from vardistill.metrics.pairwise import BLOCK, pool, quadratic_forms, sample_matrix
 
@@ -80,3 +81,12 @@ def test_bad_samples_are_refused_in_one_line(samples: Tensor, message: str) -> N
 def test_samples_of_different_shape_are_refused() -> None:
     with pytest.raises(UsageError, match=r"same data shape, but are \(4, 2\) and \(4, 3\)"):
         pool(torch.zeros(4, 2), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(("device", "blocks"), [("cpu", 3), ("meta", 1)])
+def test_blocks_fill_the_device(device: str, blocks: int, rng: torch.Generator) -> None:
+    """1000² pairs are three blocks of a processor's cache, and one of an accelerator (the meta device)."""
+    w, v = torch.randn(1000, 2, generator=rng).to(device), torch.ones(1, 1000, device=device)
+    with OperatorCounter("aten.exp_") as operators:
+        quadratic_forms(w, v, lambda distance2: distance2.neg_().exp_())
+    assert operators.count == blocks

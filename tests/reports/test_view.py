@@ -23,15 +23,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vardistill.domains.pictures.experiment import draw, even_labels
 
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.cli import main as cli
 from vardistill.denoisers.diffusers import from_diffusers
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures.config import ImagesConfig
-from vardistill.domains.pictures.experiment import draw, even_labels
-from vardistill.errors import UsageError
 from vardistill.domains.pictures.figures import grid
+from vardistill.errors import UsageError
 from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, load_pair, parse_wish
 from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files

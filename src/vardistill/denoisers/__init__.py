@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vardistill.denoisers.module import reschedule as reschedule
     from vardistill.denoisers.network import Preconditioned as Preconditioned
     from vardistill.denoisers.network import dsm_loss as dsm_loss
-    from vardistill.denoisers.network import dsm_weight as dsm_weight
 
 __getattr__, __all__ = attach(
     __name__,
@@ -34,6 +33,6 @@ __getattr__, __all__ = attach(
         "guidance": "Guided unguided",
         "mixed": "Mixed",
         "mixture": "Empirical GaussianMixture",
-        "network": "Preconditioned dsm_loss dsm_weight",
+        "network": "Preconditioned dsm_loss",
     },
 )

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vardistill.diffusion.schedules import VE, Schedule
+from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError
+from vardistill.networks import own_precision
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,14 @@ class FromAzula(nn.Module):
         self.schedule: Schedule = known(denoiser.schedule)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """E[x | x_t] for x_t (B, *data) and t (B,), shape of x_t."""
-        mean: Tensor = self.denoiser(x_t, t, **condition).mean
-        return mean
+        """E[x | x_t] for x_t (B, *data) and t (B,), shape and type of x_t."""
+        with own_precision(self.denoiser, x_t.device):
+            mean: Tensor = self.denoiser(x_t, t, **condition).mean
+        return mean.to(x_t.dtype)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(α/σ)² + 1, (R,): azula's own, EDM's for data of unit variance."""
+        return named_weight("edm", 1.0)(alpha, sigma)
 
 
 def known(schedule: Any) -> Schedule:

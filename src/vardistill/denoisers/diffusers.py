@@ -27,6 +27,7 @@ from vardistill.denoisers.module import FromModule
 from vardistill.denoisers.network import Preconditioned
 from vardistill.diffusion.schedules import VE, Rectified, Schedule, Table
 from vardistill.errors import UsageError, first_line
+from vardistill.networks import own_precision
 
 NETWORKS = {
     "DiTTransformer2DModel": "hidden_states",
@@ -125,6 +126,10 @@ class DiffusersDenoiser(nn.Module):
         x: Tensor = self._denoise(x_t, t, **condition)
         return x
 
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """Of the squared error of what the network predicts, (R,)."""
+        return self._denoise.loss_weight(alpha, sigma)
+
     def init_scale(self, t: float) -> float:
         """The standard deviation of the noise from which a diffusers pipeline would start at time t.
 
@@ -136,7 +141,8 @@ class DiffusersDenoiser(nn.Module):
 
     def _predict(self, x: Tensor, time: Tensor, **condition: Tensor) -> Tensor:
         """The network's prediction, without the variance that some networks return in further channels."""
-        output = self.network(**{self._input: x}, timestep=time, return_dict=False, **condition)
+        with own_precision(self.network, x.device):
+            output = self.network(**{self._input: x}, timestep=time, return_dict=False, **condition)
         prediction: Tensor = output[0][:, : x.shape[1]]
         return prediction
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vardistill.diffusion.schedules import VE
+from vardistill.diffusion.weights import named_weight
+from vardistill.networks import own_precision
 
 
 class FromEDM(nn.Module):
@@ -32,14 +34,22 @@ class FromEDM(nn.Module):
         self.data_shape = None if channels is None or size is None else (int(channels), int(size), int(size))
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """E[x | x_t] for x_t (B, *data), t (B,) and labels (B,) int64, where K is "no class"; shape of x_t.
+        """E[x | x_t] for x_t (B, *data), t (B,) and labels (B,) int64, where K is "no class"; shape and type of x_t.
 
         A module without classes ignores the labels.
         """
         _, sigma = self.schedule(t)
-        if labels is None or not self.classes:
-            return self.module(x_t, sigma, None)
-        return self.module(x_t, sigma, F.one_hot(labels, self.classes + 1)[:, :-1].to(x_t))
+        one_hot = None
+        if labels is not None and self.classes:
+            one_hot = F.one_hot(labels, self.classes + 1)[:, :-1].to(x_t)
+        with own_precision(self.module, x_t.device):
+            x = self.module(x_t, sigma, one_hot)
+        return x.to(x_t.dtype)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """EDM's with the module's `sigma_data`, (R,); None for a module without, which may precondition otherwise."""
+        sigma_data = getattr(self.module, "sigma_data", None)
+        return None if sigma_data is None else named_weight("edm", float(sigma_data))(alpha, sigma)
 
 
 def from_edm(module: Callable[..., Tensor], sigma_min: float = 0.002, sigma_max: float = 80.0) -> FromEDM:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vardistill.denoisers.mixed import Mixed
-from vardistill.diffusion.denoiser import Denoiser
+from vardistill.diffusion.denoiser import Denoiser, loss_weight
 from vardistill.errors import UsageError
 
 
@@ -61,6 +61,10 @@ class Guided(nn.Module):
         both = {name: torch.cat([value, self._without(name, value)]) for name, value in condition.items()}
         conditional, unconditional = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), **both).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """That of the denoiser within."""
+        return loss_weight(self.denoiser, alpha, sigma)
 
     def _without(self, name: str, value: Tensor) -> Tensor:
         """Rows like those of `value` that stand for no condition."""

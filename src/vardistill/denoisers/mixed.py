@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vardistill.diffusion.denoiser import Denoiser
+from vardistill.diffusion.denoiser import Denoiser, loss_weight
 
 
 class Mixed(nn.Module):
@@ -28,3 +28,7 @@ class Mixed(nn.Module):
         with torch.autocast(x_t.device.type, torch.bfloat16):
             x = self.denoiser(x_t, t, **condition)
         return x.to(x_t.dtype)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """That of the denoiser within."""
+        return loss_weight(self.denoiser, alpha, sigma)

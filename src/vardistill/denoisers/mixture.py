@@ -25,6 +25,9 @@ BLOCK_ENTRIES = 2**22
 CACHED_ENTRIES = 2**17
 """Entries of a block of weights: half a megabyte in single precision."""
 
+DEVICE_ENTRIES = 2**24
+"""The same on accelerators, where a block has to keep all cores busy."""
+
 SMALLEST_LOG_WEIGHT = -80.0
 """Weights below e⁻⁸⁰ of the largest are set to it: they are rounding errors, and slow as denormal numbers."""
 
@@ -45,6 +48,7 @@ class GaussianMixture(nn.Module):
 
     means: Tensor
     log_weights: Tensor
+    cumulative: Tensor
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class GaussianMixture(nn.Module):
             raise UsageError(f"weights must be {len(means)} positive numbers, one per component")
         self.register_buffer("means", means)
         self.register_buffer("log_weights", (weights / weights.sum()).log())
+        self.register_buffer("cumulative", (weights.double() / weights.double().sum()).cumsum(0), persistent=False)
         self.components: Isotropic | Full = (
             Isotropic(torch.as_tensor(std, dtype=means.dtype, device=means.device).reshape(-1), len(means))
             if covariances is None
@@ -110,7 +115,8 @@ class GaussianMixture(nn.Module):
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """(n, d) samples of the clean mixture, on its device; `rng` may be on another."""
         device = self.means.device
-        k = torch.multinomial(self.weights.to(rng.device), n, replacement=True, generator=rng).to(device)
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=self.cumulative.dtype).to(device)
+        k = torch.searchsorted(self.cumulative, u, right=True).clamp_(max=len(self.means) - 1)
         eps = torch.randn(n, self.means.shape[1], generator=rng, device=rng.device, dtype=self.means.dtype).to(device)
         return self.means[k] + self.components.colour(eps, k)
 
@@ -247,9 +253,9 @@ class Empirical(GaussianMixture):
 def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """log Σ_k exp(ℓ_k), (R,), and the softmax average of the points, (R, d), for ℓ_k = −‖x_t − α x_k‖²/2σ².
 
-    Blocks of rows that fit a processor's cache; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ − p‖x_k‖², with
-    x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more than a
-    fiftieth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
+    Blocks of rows fit a processor's cache, or fill an accelerator; one product gives the ℓ_k as −p‖x‖² + 2p⟨x, x_k⟩ −
+    p‖x_k‖², with x = x_t/α and p = α²/2σ², and one numerator and denominator. Where the expanded square would lose more
+    than a fiftieth (its error is the machine's precision times p‖x‖²), up to three dimensions take plain differences.
     """
     centre = points.mean(0)
     x, p = x_t / alpha[:, None] - centre, (0.5 * (alpha / sigma) ** 2)[:, None]
@@ -262,7 +268,7 @@ def mixture_of_points(x_t: Tensor, points: Tensor, alpha: Tensor, sigma: Tensor)
     cancels = not on_cpu or float((p * x**2).sum(1).max()) * torch.finfo(x.dtype).eps > 2e-2
     direct = cancels and x.shape[1] <= 3
     log_sum, averages = torch.empty_like(sigma), torch.empty_like(x_t)
-    size = max(8, CACHED_ENTRIES // len(points))
+    size = max(8, (CACHED_ENTRIES if on_cpu else DEVICE_ENTRIES) // len(points))
     for start in range(0, len(x_t), size):
         block = slice(start, start + size)
         if direct:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser
-from vardistill.diffusion.parametrisations import to_x
+from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, loss_weight
+from vardistill.diffusion.parametrisations import to_x, unit_weight
 from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.networks import own_precision
 
 
 class Rescheduled(nn.Module):
@@ -35,6 +36,11 @@ class Rescheduled(nn.Module):
         """E[x | x_t], shape of x_t."""
         native_x_t, native_t, _ = self._native(x_t, t)
         return self.denoiser(native_x_t, native_t, **condition)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """That of the denoiser within, at its own scales of the same ratio."""
+        native = self.denoiser.schedule
+        return loss_weight(self.denoiser, *native(native.time(sigma / alpha)))
 
 
 class RescheduledDensity(Rescheduled):
@@ -68,14 +74,15 @@ class FromModule(nn.Module):
         super().__init__()
         self.module = module
         self.schedule = schedule
-        self.to_x = to_x(predicts)
+        self.to_x, self.loss_weight = to_x(predicts), unit_weight(predicts)
         self.time = time
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """E[x | x_t], shape of x_t."""
+        """E[x | x_t], shape and type of x_t."""
         alpha, sigma = self.schedule(t)
-        prediction = self.module(x_t, t if self.time is None else self.time(t), **condition)
-        return self.to_x(prediction, x_t, expand(alpha, x_t), expand(sigma, x_t))
+        with own_precision(self.module, x_t.device):
+            prediction = self.module(x_t, t if self.time is None else self.time(t), **condition)
+        return self.to_x(prediction.to(x_t.dtype), x_t, expand(alpha, x_t), expand(sigma, x_t))
 
 
 def from_module(
@@ -87,7 +94,8 @@ def from_module(
     """Make a teacher of a user's own network.
 
     Args:
-        module: called as `module(x_t, time(t), **condition)`; returns a tensor of the shape of x_t.
+        module: called as `module(x_t, time(t), **condition)`; returns a tensor of the shape of x_t. Where its weights
+            are in half precision it runs under autocast, and x_t stays in single precision.
         schedule: the forward process under which the module was trained.
         predicts: `x`, `epsilon`, `v` (α ε − σ x), `velocity` (ε − x, rectified flow) or `score`.
         time: what the module takes as its time, from t ∈ [0, 1]; default t itself. A DDPM of 1000 steps takes

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.noise import Noise
 from vardistill.diffusion.schedules import VE, Schedule, expand
+from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError
+from vardistill.networks import own_precision
 
 
 class Preconditioned(nn.Module):
@@ -40,14 +42,19 @@ class Preconditioned(nn.Module):
         self.schedule: Schedule = VE() if schedule is None else schedule
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """E[x | x_t], shape of x_t."""
+        """E[x | x_t], shape and type of x_t."""
         alpha, sigma = self.schedule(t)
         ratio = sigma / alpha
         total = (ratio**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (self.sigma_data / total) ** 2, ratio * self.sigma_data / total, 1 / total
         x = x_t / expand(alpha, x_t)
-        prediction = self.network(expand(c_in, x) * x, 0.25 * ratio.log(), **condition)
-        return expand(c_skip, x) * x + expand(c_out, x) * prediction
+        with own_precision(self.network, x.device):
+            prediction = self.network(expand(c_in, x) * x, 0.25 * ratio.log(), **condition)
+        return expand(c_skip, x) * x + expand(c_out, x) * prediction.to(x.dtype)
+
+    def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """1/c_out² = (r² + σ_d²)/(r σ_d)², EDM's weight, (R,)."""
+        return named_weight("edm", self.sigma_data)(alpha, sigma)
 
 
 def dsm_loss(denoiser: Denoiser, x: Tensor, noise: Noise, **condition: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class LevelsConfig:
 
     def build(self, schedule: Schedule, data_std: float) -> NoiseLevels:
         """How steps draw their noise, under this schedule, for data of this standard deviation."""
-        from vardistill.diffusion.noise import NoiseLevels, named_weight
+        from vardistill.diffusion.noise import NoiseLevels
+        from vardistill.diffusion.weights import named_weight
 
         sigma_max = getattr(self.distribution, "sigma_max", 1.0)
         weight = named_weight(self.weight, data_std, sigma_max)

@@ -6,13 +6,14 @@ score is Tweedie's s(x_t, t) = (α_t D(x_t, t) − x_t)/σ_t².
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError, first_line
 
 
@@ -42,6 +43,27 @@ def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Te
     return (expand(alpha, x_t) * denoiser(x_t, t, **condition) - x_t) / expand(sigma, x_t) ** 2
 
 
+def loss_weight(denoiser: object, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+    """The denoiser's own `loss_weight(alpha, sigma)`; None for one that has none, an exact one for example."""
+    own: Callable[[Tensor, Tensor], Tensor | None] | None = getattr(denoiser, "loss_weight", None)
+    return None if own is None else own(alpha, sigma)
+
+
+def dsm_weight(denoiser: Denoiser, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """The w(t) under which w ‖D(x_t, t) − x‖² is the squared error of what the denoiser's network predicts, (R,).
+
+    For a denoiser that does not tell (by a method `loss_weight(alpha, sigma)`) it is EDM's (arXiv 2206.00364, table 1).
+
+    Args:
+        denoiser: D.
+        alpha: (R,) α_t.
+        sigma: (R,) σ_t.
+        sigma_data: σ_d of EDM's weight, where the denoiser does not tell.
+    """
+    own = loss_weight(denoiser, alpha, sigma)
+    return named_weight("edm", sigma_data)(alpha, sigma) if own is None else own
+
+
 def require_denoiser(denoiser: object, name: str) -> None:
     """Raise UsageError for what is no `Denoiser`, a bare network for example."""
     if not (callable(denoiser) and hasattr(denoiser, "schedule")):  # isinstance does not see what wrappers pass on
@@ -59,7 +81,9 @@ def check_denoiser(
     name: str = "teacher",
     trained: bool = False,
 ) -> None:
-    """Call the denoiser at two points of `data_shape`, under conditions of two rows; raise UsageError unless shape and dtype come back, finite.
+    """Call the denoiser at two points of `data_shape`, under conditions of two rows.
+
+    Raises UsageError unless shape and dtype come back, finite.
 
     Of one that is `trained`, gradient has to reach the parameters.
     """

@@ -8,13 +8,15 @@ With x_t = α x + σ ε, each prediction stands for a conditional mean given x_t
     velocity   ε − x                   (rectified flow, dx_t/dt)
     score      −ε/σ = ∇ log p_t(x_t)
 
-All are affine in x given x_t; `to_x` and `from_x` are inverse to each other.
+All are affine in x given x_t; `to_x` and `from_x` are inverse to each other. An error of x is so an error of the
+prediction, times a factor of the level alone, whose square is `unit_weight`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vardistill.errors import unknown
@@ -38,6 +40,14 @@ _FROM_EPSILON_AND_X: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor
     "score": lambda eps, x, alpha, sigma: -eps / sigma,
 }
 
+_UNIT_WEIGHT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "x": lambda alpha, sigma: torch.ones_like(sigma),
+    "epsilon": lambda alpha, sigma: (alpha / sigma) ** 2,
+    "v": lambda alpha, sigma: ((alpha**2 + sigma**2) / sigma) ** 2,
+    "velocity": lambda alpha, sigma: ((alpha + sigma) / sigma) ** 2,
+    "score": lambda alpha, sigma: (alpha / sigma) ** 2,
+}
+
 PREDICTIONS = tuple(_TO_X)
 
 
@@ -54,3 +64,13 @@ def from_x(predicts: str) -> Conversion:
         raise unknown("prediction", predicts, PREDICTIONS)
     convert = _FROM_EPSILON_AND_X[predicts]
     return lambda x, x_t, alpha, sigma: convert((x_t - alpha * x) / sigma, x, alpha, sigma)
+
+
+def unit_weight(predicts: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The w(α, σ) with w ‖D − x‖² = the squared error of the prediction; raises UsageError for an unknown prediction.
+
+    Of a score it is that of σ s, which is −ε: the error of s itself would leave all levels but the lowest unseen.
+    """
+    if predicts not in _UNIT_WEIGHT:
+        raise unknown("prediction", predicts, PREDICTIONS)
+    return _UNIT_WEIGHT[predicts]

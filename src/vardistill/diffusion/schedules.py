@@ -39,6 +39,33 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
     return v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
 
 
+GRID = 1001
+"""Times at which two schedules are compared."""
+
+
+def same_schedule(a: Schedule, b: Schedule, device: torch.device | str = "cpu") -> bool:
+    """Whether two schedules have the same α_t and σ_t, to a millionth, at times that cover [0, 1].
+
+    A schedule needs no `__eq__`, and a copy's may be another object.
+
+    Args:
+        a: a schedule.
+        b: another.
+        device: where schedules that hold tensors have them.
+    """
+    if a is b:
+        return True
+    import torch
+
+    from vardistill.devices import WITHOUT_DOUBLES
+
+    dtype = torch.float32 if torch.device(device).type in WITHOUT_DOUBLES else torch.float64
+    t = torch.linspace(0, 1, GRID, dtype=dtype, device=device)
+    with torch.no_grad():
+        pairs = zip(a(t), b(t), strict=True)
+        return all(torch.allclose(v, w.to(v), rtol=1e-6, atol=1e-12, equal_nan=True) for v, w in pairs)
+
+
 @dataclass(frozen=True)
 class VE:
     """Variance exploding: α_t = 1, σ_t = σ_min (σ_max/σ_min)^t (Song et al. 2021, arXiv 2011.13456, eq. 30).

@@ -8,6 +8,7 @@ from vardistill.metrics.energy_distance import energy_distance
 from vardistill.metrics.evaluate import evaluate
 from vardistill.metrics.frechet import frechet_distance
 from vardistill.metrics.kernel_distance import kernel_distance
+from vardistill.metrics.manifolds import ManifoldMetrics, manifold_metrics
 from vardistill.metrics.memorisation import Nearest, memorised_share, nearest
 from vardistill.metrics.mmd import MMD, log_mmd, mmd2, mmd_statistics, mmd_test
 from vardistill.metrics.modes import ModeStatistics, mode_radius, mode_statistics
@@ -18,6 +19,7 @@ __all__ = [
     "BoundGap",
     "CriticBias",
     "DensityCoverage",
+    "ManifoldMetrics",
     "ModeStatistics",
     "Nearest",
     "PrecisionRecall",
@@ -31,6 +33,7 @@ __all__ = [
     "kernel_distance",
     "log_density",
     "log_mmd",
+    "manifold_metrics",
     "memorised_share",
     "mmd2",
     "mmd_statistics",

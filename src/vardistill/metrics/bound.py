@@ -48,6 +48,9 @@ GRID_ROWS = 2**16
 ROWS, COLUMNS = 256, 512
 """Samples × nodes of a block."""
 
+DEVICE_ROWS, DEVICE_COLUMNS = 2048, 4096
+"""The same on accelerators, where a block has to keep all cores busy."""
+
 SMALLEST_TERM = -80.0
 """Logarithm, relative to a block's largest term, that stands for all smaller ones."""
 
@@ -244,12 +247,13 @@ class Quadrature:
     def _sums(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,), and the mean of x_m with these weights, (R, d)."""
         rows = torch.cat([alpha / sigma**2 * x_t, -0.5 * (alpha / sigma) ** 2, torch.ones_like(sigma)], 1)
-        parts = [self._block_sums(part) for part in torch.split(rows, ROWS)]
+        size = ROWS if rows.device.type == "cpu" else DEVICE_ROWS
+        parts = [self._block_sums(part) for part in torch.split(rows, size)]
         return torch.cat([log_sum for log_sum, _ in parts]), torch.cat([mean for _, mean in parts])
 
     def _block_sums(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         logs, means = [], []
-        for nodes in torch.split(self.nodes, COLUMNS):
+        for nodes in torch.split(self.nodes, COLUMNS if rows.device.type == "cpu" else DEVICE_COLUMNS):
             terms = rows @ nodes.T
             largest = terms.amax(1)
             relative = terms.sub_(largest[:, None]).clamp_(min=SMALLEST_TERM).exp_()

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from vardistill.metrics.precision_recall import comparable, distances, radii
+from vardistill.metrics.manifolds import manifold_metrics
 
 
 class DensityCoverage(NamedTuple):
@@ -33,7 +32,6 @@ class DensityCoverage(NamedTuple):
     coverage: float
 
 
-@torch.no_grad()
 def density_coverage(samples: Tensor, truth: Tensor, k: int = 5) -> DensityCoverage:
     """Density and coverage of the samples.
 
@@ -45,11 +43,5 @@ def density_coverage(samples: Tensor, truth: Tensor, k: int = 5) -> DensityCover
     Raises:
         UsageError: for k out of range, or samples that are not finite or of different shape.
     """
-    y, x = comparable(samples, truth, k)
-    radius = radii(x, k)
-    balls, covered = 0, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for rows in distances(y, x):
-        within = rows <= radius
-        balls += int(within.sum())
-        covered |= within.any(0)
-    return DensityCoverage(density=balls / (k * len(y)), coverage=float(covered.double().mean()))
+    metrics = manifold_metrics(samples, truth, k)
+    return DensityCoverage(metrics.density, metrics.coverage)

@@ -56,7 +56,7 @@ def gaussian_distance(a: Moments, b: Moments) -> float:
         raise UsageError(f"moments must have the same dimension, but have {len(a.mean)} and {len(b.mean)}")
     overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
     distance = (a.mean - b.mean).square().sum() + a.root.square().sum() + b.root.square().sum() - 2 * overlap
-    return max(0.0, float(distance))
+    return float(distance.clamp_min(0))  # which keeps NaN, as Python's max does not
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

@@ -44,7 +44,7 @@ class MMD:
     Attributes:
         biased: V-statistic of MMD², ≥ 0 up to rounding.
         unbiased: U-statistic of MMD², of either sign.
-        p_value: of the permutation test, in (0, 1]; NaN without permutations.
+        p_value: of the permutation test, in (0, 1]; NaN without permutations, or for a biased estimate of NaN.
     """
 
     biased: float
@@ -81,7 +81,7 @@ def mmd_statistics(
         v = torch.cat([v, v[2, torch.stack(orders).to(v.device)]])
     forms = quadratic_forms(w, v, gaussian_kernel(bandwidths))
     xx, yy, biased = forms[:3].tolist()
-    exceeding = int((forms[3:] >= biased - TIE * (xx + yy)).sum())
+    exceeding = int((forms[3:] >= biased - TIE * (xx + yy)).sum()) if math.isfinite(biased) else math.nan
     return MMD(
         biased=biased,
         unbiased=(n * xx - 1) / (n - 1) + (m * yy - 1) / (m - 1) - (xx + yy - biased),

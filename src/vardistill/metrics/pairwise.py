@@ -25,6 +25,9 @@ from vardistill.errors import UsageError
 BLOCK = 512
 """Rows and columns of a block: 1 MiB in float32, which stays in a core's cache."""
 
+DEVICE_BLOCK = 4096
+"""The same on accelerators, where a block has to keep all cores busy."""
+
 Kernel = Callable[[Tensor], Tensor]
 """k from squared distances, shape of its argument, which it may overwrite."""
 
@@ -61,18 +64,19 @@ def pool(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def quadratic_forms(w: Tensor, v: Tensor, kernel: Kernel, block: int = BLOCK) -> Tensor:
+def quadratic_forms(w: Tensor, v: Tensor, kernel: Kernel, block: int | None = None) -> Tensor:
     """v_pᵀ K v_p for every row of v.
 
     Args:
         w: (N, d) points, centred for precision.
         v: (P, N) coefficients.
         kernel: k, of squared distances.
-        block: rows and columns of a block.
+        block: rows and columns of a block; default by the device.
 
     Returns:
         (P,) in float64. Time is O(N² (d + P)), memory O(N (d + P) + block²).
     """
+    block = block or (BLOCK if w.device.type == "cpu" else DEVICE_BLOCK)
     square, one = (w**2).sum(1, keepdim=True), torch.ones_like(w[:, :1])
     left, right = torch.cat([-2 * w, square, one], 1), torch.cat([w, one, square], 1)
     total = torch.zeros(len(v), dtype=torch.float64, device=w.device)

@@ -7,23 +7,16 @@ The manifold of a set Φ is the union of the balls around its points that reach 
     precision = mean over φ ∈ samples of f(φ, truth),   recall = mean over φ ∈ truth of f(φ, samples).
 
 Precision falls with samples that are unlike the truth, recall with truth that the samples leave out. Balls shrink as
-sets grow, so both depend on n and m: compare values of equal sizes alone. Distances are those of the data themselves,
-not of a network's features; they are computed in blocks, as differences, so that both directions of a pair agree.
+sets grow, so both depend on n and m: compare values of equal sizes alone. `manifolds` has the distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from vardistill.errors import UsageError
-from vardistill.metrics.pairwise import sample_matrix
-
-ROWS = 2**10
-"""Points whose distances to a whole set are computed at once."""
+from vardistill.metrics.manifolds import manifold_metrics
 
 
 class PrecisionRecall(NamedTuple):
@@ -38,7 +31,6 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-@torch.no_grad()
 def precision_recall(samples: Tensor, truth: Tensor, k: int = 5) -> PrecisionRecall:
     """Precision and recall of the samples.
 
@@ -50,39 +42,5 @@ def precision_recall(samples: Tensor, truth: Tensor, k: int = 5) -> PrecisionRec
     Raises:
         UsageError: for k out of range, or samples that are not finite or of different shape.
     """
-    x, y = comparable(samples, truth, k)
-    return PrecisionRecall(precision=_share_within(x, y, k), recall=_share_within(y, x, k))
-
-
-def comparable(samples: Tensor, truth: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Samples and truth as matrices (n, d) and (m, d).
-
-    Raises:
-        UsageError: for k out of range, or samples that are not finite or of different shape.
-    """
-    if samples.shape[1:] != truth.shape[1:]:
-        shapes = f"{tuple(samples.shape)} and {tuple(truth.shape)}"
-        raise UsageError(f"samples and truth must have the same data shape, but are {shapes}")
-    dtype = torch.promote_types(samples.dtype, torch.float32)
-    x, y = (sample_matrix(v, name).to(samples.device, dtype) for v, name in ((samples, "samples"), (truth, "truth")))
-    if not 1 <= k < min(len(x), len(y)):
-        raise UsageError(f"k must be at least 1 and less than both sets' sizes, {len(x)} and {len(y)}, but is {k}")
-    return x, y
-
-
-def radii(points: Tensor, k: int) -> Tensor:
-    """Distances (n,) of points (n, d) to their k-th nearest neighbours among them."""
-    return torch.cat([rows.kthvalue(k + 1).values for rows in distances(points, points)])  # itself is the first
-
-
-def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """‖x_i − y_j‖, (rows, m) at a time."""
-    for rows in torch.split(x, ROWS):
-        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
-    """The share of the points that are within the manifold."""
-    radius = radii(manifold, k)
-    within = torch.cat([(rows <= radius).any(1) for rows in distances(points, manifold)])
-    return float(within.double().mean())
+    metrics = manifold_metrics(samples, truth, k)
+    return PrecisionRecall(metrics.precision, metrics.recall)

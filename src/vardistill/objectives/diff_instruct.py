@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vardistill import denoisers, diffusion
+from vardistill import diffusion
 from vardistill.choices import check_choices
 from vardistill.errors import UsageError, require
 from vardistill.lazy import Later
@@ -123,7 +123,7 @@ class DiffInstruct(Objective):
         return self._denoising_loss(self.critic(noise.x_t(x), noise.t, **draw.batch), draw)
 
     def _denoising_loss(self, denoised: Tensor, draw: Draw) -> Tensor:
-        weight = denoisers.dsm_weight(self.critic, draw.noise.alpha, draw.noise.sigma, self.sigma_data)
+        weight = diffusion.dsm_weight(self.critic, draw.noise.alpha, draw.noise.sigma, self.sigma_data)
         error = denoised - draw.x.detach()
         return weight * inner(error, error)
 

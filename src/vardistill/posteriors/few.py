@@ -67,7 +67,7 @@ class Posterior(nn.Module):
 
 
 def check_posterior(posterior: Posterior, student: Student, condition: Mapping[str, Tensor]) -> None:
-    """Ask for the density of two latents of the generator, under conditions of two rows; raise UsageError unless it has one for each."""
+    """Ask for the density of two latents, under conditions of two rows; raise UsageError unless it has one for each."""
     like, latent = next(student.parameters()), math.prod(student.latent_shape)
     own = getattr(posterior, "latent", None)
     if isinstance(own, int) and own != latent:

@@ -158,10 +158,10 @@ class TrainingConfig:
     """Skipped steps (NaN or infinite gradients) after which the run stops."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the generator's forward pass; where a run is built from its configuration, of perceptrons as
-    posteriors, of critics and of the teachers of pictures, too. In Python, wrap a network teacher in
-    `denoisers.Mixed`."""
+    precision: Literal["auto", "bf16", "no"] = "no"
+    """Mixed precision of the student's forward pass, in bfloat16; where a run is built from its configuration, of
+    posteriors of points, of critics and of the teachers of pictures, too. In Python, wrap a network teacher in
+    `denoisers.Mixed`. auto: where the processor or accelerator has instructions for it."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

@@ -11,8 +11,9 @@ from torch import nn
 from vardistill.denoisers import unguided
 from vardistill.diffusion.denoiser import Denoiser, require_denoiser
 from vardistill.diffusion.levels import LogNormal
-from vardistill.diffusion.noise import NoiseLevels, named_weight
+from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.schedules import VE, Schedule
+from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, Objective, VarDiU, WeightedSum
 from vardistill.posteriors.few import Prior

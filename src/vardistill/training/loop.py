@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vardistill.denoisers import unguided
-from vardistill.devices import find_device
+from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Denoiser, Draw, NoiseLevels
 from vardistill.errors import UsageError
 from vardistill.objectives import Objective, Update
@@ -184,6 +184,7 @@ class Trainer:
         self.config, self.evaluate, self.folder = training, evaluate, folder
         self.accelerator = _accelerator(training, folder)
         device = find_device(training.device, self.accelerator.device)
+        self.mixed = computes_in_bf16(training.precision, device)
         self.student, self.objective = student.to(device), objective.to(device)
         self.networks: dict[str, nn.Module] = {STUDENT: student, **objective.networks}
         silence(*self.networks.values())
@@ -345,7 +346,7 @@ class Trainer:
         return x.to(u.dtype)
 
     def _mixed(self) -> torch.autocast:
-        return torch.autocast(self.skipped.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.skipped.device.type, torch.bfloat16, enabled=self.mixed)
 
     def _not_finite(self, *values: Tensor) -> Tensor:
         """1 where one of the scalars is NaN or infinite on any process, else 0."""

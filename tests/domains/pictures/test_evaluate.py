@@ -19,8 +19,10 @@ class Pixels(Features):
 
     def __init__(self) -> None:
         self.network, self.name = nn.Linear(1, 1), "pixels"
+        self.seen = 0
 
     def _features(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
         return x.flatten(1)
 
 
@@ -41,6 +43,18 @@ def everything(images: StoredImages) -> Tensor:
 def test_the_floor_is_the_held_out_set_s_distance(reference: Reference) -> None:
     train, held_out = everything(noise(300, 0)), everything(noise(60, 1))
     assert reference.fd_held_out == pytest.approx(frechet_distance(held_out, train), rel=1e-9)
+
+
+def test_features_are_computed_when_they_are_asked_for_and_once(reference: Reference, rng: torch.Generator) -> None:
+    """So that of several processes those that do not evaluate compute none."""
+    features = reference.features
+    assert isinstance(features, Pixels)
+    assert features.seen == 0
+    for expected in (360 + 40, 360 + 80):
+        evaluate_images(everything(noise(40, 2)), reference, rng)
+        assert features.seen == expected
+    assert (reference.train_features.shape, reference.held_out_features.shape) == ((300, 6), (60, 6))
+    assert features.seen == 360 + 80
 
 
 def test_the_held_out_set_as_samples(reference: Reference, rng: torch.Generator) -> None:
@@ -92,8 +106,9 @@ def test_bad_samples_are_refused(reference: Reference, rng: torch.Generator) -> 
     for shape in ((5, 1, 2, 3), (50, 3, 2, 3)):
         with pytest.raises(UsageError, match=r"must be \(n, 1, 2, 3\) with n at least 6"):
             evaluate_images(torch.zeros(shape), reference, rng)
-    with pytest.raises(UsageError, match="finite"):
-        evaluate_images(torch.full((9, 1, 2, 3), torch.nan), reference, rng)
+    for value in (torch.nan, torch.inf, -torch.inf):  # which clipping would make a number
+        with pytest.raises(UsageError, match="samples must be finite"):
+            evaluate_images(torch.full((9, 1, 2, 3), value), reference, rng)
 
 
 def test_labels_have_the_frequencies_of_the_data() -> None:

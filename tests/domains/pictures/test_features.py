@@ -110,3 +110,14 @@ def test_a_folders_own_code_is_never_run(tmp_path: Path, monkeypatch: pytest.Mon
         load_features(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_pictures_go_where_the_network_is() -> None:
+    """The device of tensors without data stands for an accelerator."""
+    features = ClassifierFeatures(Classifier((1, 8, 8), ("a", "b")))
+    assert features.device == torch.device("cpu")
+    assert features.to("meta") is features
+    assert features.device == torch.device("meta")
+    x = torch.zeros(3, 1, 8, 8)
+    assert features(x).device == features.predict(x).device == torch.device("meta")
+    assert features(x).shape == (3, 64)

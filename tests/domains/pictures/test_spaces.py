@@ -67,6 +67,34 @@ def test_the_encoders_space_is_what_the_middle_block_returns() -> None:
     assert not torch.allclose(space(x_t, t), space(x_t, 1 - t), atol=1e-3)
 
 
+def test_what_follows_the_middle_block_is_not_run() -> None:
+    """Nor are its gradients taken: a network whose last layers fail has the same features."""
+    space, broken = encoder_space(), encoder_space()
+
+    def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise AssertionError("ran")
+
+    for module in (*broken.denoiser.network.up_blocks, broken.denoiser.network.conv_out):
+        module.register_forward_pre_hook(fail)
+    x_t, t = noisy()
+    assert torch.equal(broken(x_t, t), space(x_t, t))
+
+
+def test_bfloat16_by_name_by_autocast_and_by_the_weights() -> None:
+    """Features come back in the type of x_t, within some roundings of 2⁻⁹ of those in single precision."""
+    x_t, t = noisy()
+    exact = encoder_space()(x_t, t)
+    by_name = EncoderSpace(encoder_space().denoiser, mixed=True)(x_t, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_autocast = encoder_space()(x_t, t)
+    half = encoder_space()
+    half.bfloat16()
+    assert torch.equal(by_name, by_autocast)
+    for features in (by_name, half(x_t, t)):
+        assert features.dtype == torch.float32
+        assert 0 < (features - exact).abs().max() < 8 * 2**-9 * exact.abs().max()
+
+
 def test_a_conditional_encoder_is_told_the_label() -> None:
     x_t, t = noisy()
     told = []

@@ -14,6 +14,7 @@ All pictures are clipped to [−1, 1] first, as saving them would.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ from vardistill.domains.pictures.classifier import BLOCK
 from vardistill.domains.pictures.data import ImageData, Images
 from vardistill.domains.pictures.features import ClassifierFeatures, Features
 from vardistill.errors import UsageError
-from vardistill.metrics.density_coverage import density_coverage
-from vardistill.metrics.frechet import gaussian_distance, moments
+from vardistill.metrics.frechet import Moments, gaussian_distance, moments
 from vardistill.metrics.kernel_distance import kernel_distance
+from vardistill.metrics.manifolds import manifold_metrics
 from vardistill.metrics.memorisation import memorised_share, nearest
-from vardistill.metrics.precision_recall import precision_recall
+from vardistill.metrics.pairwise import sample_matrix
 
 MOST_TRAINING = 50_000
 """Training pictures whose features samples are compared with, at most."""
@@ -45,7 +46,9 @@ Table = dict[str, float]
 
 
 class Reference:
-    """What samples are compared with: features of the data, computed once.
+    """What samples are compared with: features of the data, on the features' device.
+
+    Each is computed when it is first asked for, and once: a process that does not evaluate computes none.
 
     Args:
         data: training and held-out pictures.
@@ -55,11 +58,6 @@ class Reference:
     Attributes:
         train: indices of the training pictures that are used, at most 50,000.
         held_out: indices of the held-out ones, at most 50,000.
-        train_features: φ of the former, (N, f).
-        held_out_features: φ of the latter, (M, f).
-        moments: of `train_features`.
-        fd_held_out: Fréchet distance of the held-out pictures to the training set. It is what a perfect generator has
-            with as many samples, but for what a classifier fitted to the training set makes of the difference.
     """
 
     def __init__(self, data: ImageData, features: Features, rng: torch.Generator) -> None:
@@ -67,10 +65,30 @@ class Reference:
         self.train, self.held_out = (
             torch.randperm(len(images), generator=rng)[:MOST_TRAINING] for images in (data.train, data.held_out)
         )
-        self.train_features = _features(features, blocks(data.train, self.train))
-        self.held_out_features = _features(features, blocks(data.held_out, self.held_out))
-        self.moments = moments(self.train_features)
-        self.fd_held_out = gaussian_distance(moments(self.held_out_features), self.moments)
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        """φ of the training pictures that are used, (N, f)."""
+        return _features(self.features, blocks(self.data.train, self.train))
+
+    @cached_property
+    def held_out_features(self) -> Tensor:
+        """φ of the held-out pictures that are used, (M, f)."""
+        return _features(self.features, blocks(self.data.held_out, self.held_out))
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of `train_features`."""
+        return moments(self.train_features)
+
+    @cached_property
+    def fd_held_out(self) -> float:
+        """Fréchet distance of the held-out pictures to the training set.
+
+        It is what a perfect generator has with as many samples, but for what a classifier fitted to the training set
+        makes of the difference.
+        """
+        return gaussian_distance(moments(self.held_out_features), self.moments)
 
 
 def labels_like(data: ImageData | None, n: int, classes: int) -> Tensor | None:
@@ -110,7 +128,7 @@ def evaluate_images(
     """Compare samples with the data.
 
     Args:
-        samples: (n, C, H, W) on the CPU, independent draws.
+        samples: (n, C, H, W), independent draws; on the CPU as well as elsewhere.
         reference: the data and their features.
         rng: on the CPU; draws subsets of the samples, for the metrics of pairs.
         labels: (n,) the classes that the samples were asked for.
@@ -134,6 +152,7 @@ def evaluate_images(
     if tuple(samples.shape[1:]) != data.shape or len(samples) <= NEIGHBOURS:
         needed = f"(n, {', '.join(map(str, data.shape))}) with n at least {NEIGHBOURS + 1}"
         raise UsageError(f"samples must be {needed}, but are {tuple(samples.shape)}")
+    sample_matrix(samples, "samples")  # for clipping makes infinity a number
     samples = samples.clamp(-1, 1)
     order = torch.randperm(len(samples), generator=rng)
     own = _features(features, samples.split(BLOCK))
@@ -144,10 +163,9 @@ def evaluate_images(
     }
     n = min(paired, len(reference.held_out))
     mine, truth = own[order[:n]], reference.held_out_features[:n]
-    table |= precision_recall(mine, truth, NEIGHBOURS)._asdict()
-    table |= density_coverage(mine, truth, NEIGHBOURS)._asdict()
+    table |= manifold_metrics(mine, truth, NEIGHBOURS)._asdict()
     if copies:
-        table["memorisation"] = memorisation(samples[order[:MOST_COPIES]], data)
+        table["memorisation"] = memorisation(samples[order[:MOST_COPIES]].to(features.device), data)
     if labels is not None and isinstance(features, ClassifierFeatures):
         table["label_accuracy"] = label_accuracy(features, samples, labels)
     return table
@@ -173,9 +191,8 @@ def label_accuracy(features: ClassifierFeatures, samples: Tensor, labels: Tensor
     """
     if labels.shape != samples.shape[:1]:
         raise UsageError(f"there must be one label for each of {len(samples)} samples, not {tuple(labels.shape)}")
-    classifier = features.classifier
-    seen = classifier.predict(samples.to(next(classifier.parameters())))
-    return float((seen.cpu() == labels.cpu()).double().mean())
+    seen = torch.cat([features.predict(part).cpu() for part in samples.split(BLOCK)])
+    return float((seen == labels.cpu()).double().mean())
 
 
 def blocks(images: Images, index: Tensor) -> Iterator[Tensor]:
@@ -184,4 +201,4 @@ def blocks(images: Images, index: Tensor) -> Iterator[Tensor]:
 
 
 def _features(features: Features, parts: Iterator[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([features(part).cpu() for part in parts])
+    return torch.cat([features(part) for part in parts])

@@ -32,6 +32,16 @@ class Features(ABC):
     name: str
     network: nn.Module
 
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are read, and where features are."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Features:
+        """Move the network; returns these features."""
+        self.network.to(device)
+        return self
+
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x) (B, f), float32, on the network's device; x (B, C, H, W) in [−1, 1]."""
@@ -51,6 +61,10 @@ class ClassifierFeatures(Features):
 
     def _features(self, x: Tensor) -> Tensor:
         return self.classifier.features(x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The likeliest class of x (B, C, H, W), (B,) int64, on the network's device."""
+        return self.classifier.predict(x.to(next(self.classifier.parameters())))
 
 
 class VisionModelFeatures(Features):

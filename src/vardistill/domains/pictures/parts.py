@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.denoisers.diffusers import network_name
-from vardistill.devices import find_device
+from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Denoiser, Schedule, sample
 from vardistill.domains.base import Finished
 from vardistill.domains.pictures.classifier import Classifier
@@ -151,10 +151,12 @@ class Pictures:
 
     def __init__(self, config: PicturesConfig, training: TrainingConfig) -> None:
         self.config, self.training, self.seed = config, training, training.seed
+        self.device = find_device(training.device)
+        self.mixed = computes_in_bf16(training.precision, self.device)
         if not config.teacher and config.data is None:
             raise UsageError(
-                "no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline, or --data, to which "
-                "one is fitted first"
+                "no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline, or --data, to "
+                "which one is fitted first"
             )
 
     @property
@@ -168,11 +170,12 @@ class Pictures:
         self._load_source(folder)
         self.schedule: Schedule = self.source.denoiser.schedule
         self.guided = self._guided()
-        self.teacher = Mixed(self.guided) if self.training.precision == "bf16" else self.guided
+        self.teacher = Mixed(self.guided) if self.mixed else self.guided
         self.student = self._build_student()
         self.features = self._features(folder)
         if folder is not None:  # the teacher may draw samples
-            self.source.denoiser.to(find_device(self.training.device))
+            self.source.denoiser.to(self.device)
+            self.features = self.features and self.features.to(self.device)
 
     def _load_source(self, folder: RunFolder | None) -> None:
         config = self.config
@@ -205,7 +208,6 @@ class Pictures:
 
     def check(self) -> None:
         """Raise the UsageError that metrics would end with, before anything is fitted."""
-        find_device(self.training.device)
         if self.data is not None and self.features is not None:
             check_measurable(self.data, self.training.eval_samples)
             self.features(self.data.train.take(torch.arange(1)))
@@ -290,7 +292,7 @@ class Pictures:
             with initial_weights(self.seed + 1):
                 fresh = NetworkStudent(**NetworkStudent.from_teacher(critic, data_std=self.data_std).configuration())
             critic.network.load_state_dict(fresh.denoiser.network.state_dict())
-        return Mixed(critic) if self.training.precision == "bf16" else critic
+        return Mixed(critic) if self.mixed else critic
 
     def space(self, name: str) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Pictures themselves, or features of the classifier or of the teacher's encoder."""
@@ -302,7 +304,8 @@ class Pictures:
             return ClassifierSpace(deepcopy(self.features.classifier))
         denoiser = self.source.denoiser
         last = denoiser.classes - 1 if denoiser.classes else None
-        return EncoderSpace(denoiser, last if denoiser.null_label is None else denoiser.null_label)
+        label = last if denoiser.null_label is None else denoiser.null_label
+        return EncoderSpace(denoiser, label, mixed=self.mixed)
 
     def real(self, source: Literal["teacher", "data"], n: int, steps: int) -> Samples:
         """The data's training pictures, or a set of the teacher's own."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
+
+import torch
 from torch import Tensor, nn
 
 from vardistill.denoisers.diffusers import DiffusersDenoiser
@@ -21,31 +24,41 @@ class ClassifierSpace(nn.Module):
         return self.classifier.features(x_t)
 
 
+class _Reached(Exception):
+    """The middle block has returned: what follows it is not needed."""
+
+
 class EncoderSpace(nn.Module):
-    """φ(x_t, t), what the middle block of the teacher's U-Net returns, flat.
+    """φ(x_t, t), what the middle block of the teacher's U-Net returns, flat; the blocks after it are not run.
 
     Args:
         denoiser: with a network that has a `mid_block`.
         label: what a conditional network is told, the label for no class if it has one; None for an unconditional one.
+        mixed: whether it runs in bfloat16, as it also does within autocast.
 
     Raises:
         UsageError: for a network without a middle block.
     """
 
-    def __init__(self, denoiser: DiffusersDenoiser, label: int | None = None) -> None:
+    def __init__(self, denoiser: DiffusersDenoiser, label: int | None = None, mixed: bool = False) -> None:
         super().__init__()
         if not isinstance(getattr(denoiser.network, "mid_block", None), nn.Module):
             raise UsageError(f"{type(denoiser.network).__name__} has no middle block to take features from")
-        self.denoiser, self.label = denoiser, label
+        self.denoiser, self.label, self.mixed = denoiser, label, mixed
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(R, f) of x_t (R, C, H, W) at t (R,)."""
+        """(R, f) of x_t (R, C, H, W) at t (R,), in the type of x_t."""
         seen: list[Tensor] = []
-        middle: nn.Module = self.denoiser.network.get_submodule("mid_block")
-        hook = middle.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+        def reached(module: nn.Module, inputs: object, output: Tensor) -> None:
+            seen.append(output)
+            raise _Reached
+
+        hook = self.denoiser.network.get_submodule("mid_block").register_forward_hook(reached)
         labels = None if self.label is None else x_t.new_full((len(x_t),), self.label).long()
         try:
-            self.denoiser(x_t, t, labels=labels)
+            with torch.autocast(x_t.device.type, torch.bfloat16) if self.mixed else nullcontext(), suppress(_Reached):
+                self.denoiser(x_t, t, labels=labels)
         finally:
             hook.remove()
-        return seen[0].flatten(1)
+        return seen[0].flatten(1).to(x_t.dtype)

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 from vardistill.denoisers import dsm_loss
 from vardistill.denoisers.diffusers import DiffusersDenoiser
 from vardistill.devices import find_device
-from vardistill.diffusion.noise import NoiseLevels, named_weight
+from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.samplers import sample
+from vardistill.diffusion.weights import named_weight
 from vardistill.domains.pictures.classifier import fit_classifier
 from vardistill.domains.pictures.config import PicturesTeachConfig
 from vardistill.domains.pictures.data import ImageData, load_images
@@ -77,7 +78,8 @@ def evaluate_teacher(
     reference = None
     if has_classes(data):
         kept_classifier(data, folder.path / "classifier", seed)
-        reference = build_reference(data, load_features(folder.path / "classifier"))
+        features = load_features(folder.path / "classifier").to(next(teacher.parameters()).device)
+        reference = build_reference(data, features)
     table, shown = {}, {}
     for steps in STEPS:
         pictures, spent = drawn(teacher, n, labels, steps, seed + 1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vardistill.denoisers import Empirical, GaussianMixture, reschedule
+from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import SCHEDULES, Denoiser, DensityDenoiser, Schedule
 from vardistill.domains.base import Finished
 from vardistill.domains.points.config import PointsConfig, PointsTeachConfig
@@ -91,7 +92,7 @@ class Points:
         self.problem: Problem = PROBLEMS[config.problem](self.schedule)  # stays on the CPU; the teacher moves
         self.data_std = self.problem.data_std
         (self.dimension,) = self.problem.data_shape
-        self.mixed = training.precision == "bf16"
+        self.mixed = computes_in_bf16(training.precision, find_device(training.device))
 
     def load(self, folder: RunFolder | None) -> None:
         """Build teacher and student."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from vardistill.denoisers import Preconditioned, dsm_loss
 from vardistill.devices import find_device
 from vardistill.diffusion.denoiser import Denoiser, score
-from vardistill.diffusion.noise import NoiseLevels, named_weight
+from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.schedules import SCHEDULES
+from vardistill.diffusion.weights import named_weight
 from vardistill.domains.points.config import PointsTeachConfig
 from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.errors import UsageError

@@ -29,7 +29,7 @@ TRAINING = TrainingConfig(
     eval_every=100,
     checkpoint_every=500,
     eval_samples=1000,
-    precision="bf16",
+    precision="auto",
 )
 
 PICTURES_VARFLOW = VarFlowConfig(real="data", real_samples=2000, real_steps=18)
