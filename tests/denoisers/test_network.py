@@ -94,7 +94,7 @@ def test_every_parameter_and_the_input_get_a_gradient(schedule: Schedule) -> Non
 
 
 def test_dsm_loss() -> None:
-    """w ‖D(x_t) − x‖², summed over all but the batch axis; the condition reaches the denoiser."""
+    """w ‖D(x_t) − x‖², meaned over all but the batch axis; the condition reaches the denoiser."""
 
     class Shift:
         schedule = VP()
@@ -107,7 +107,7 @@ def test_dsm_loss() -> None:
     loss = dsm_loss(Shift(), x, noise, label=label)
     x_t = noise.alpha[:, None, None] * x + noise.sigma[:, None, None] * noise.eps
     for r in range(6):
-        expected = noise.weight[r] * ((0.5 * x_t[r] + label[r] - x[r]) ** 2).sum()
+        expected = noise.weight[r] * ((0.5 * x_t[r] + label[r] - x[r]) ** 2).mean()
         torch.testing.assert_close(loss[r], expected)
 
 
@@ -124,7 +124,7 @@ def test_dsm_loss_exceeds_its_minimum_by_the_denoisers_distance(schedule: Schedu
     x = exact.sample(n, generator(1))
     with torch.no_grad():
         x_t = noise.x_t(x)
-        distance = noise.weight * (other(x_t, noise.t) - exact(x_t, noise.t)).square().sum(1)
+        distance = noise.weight * (other(x_t, noise.t) - exact(x_t, noise.t)).square().mean(1)
         excess = dsm_loss(other, x, noise) - dsm_loss(exact, x, noise)
     assert distance.mean() > 0.01
     assert (excess - distance).mean().abs() < 5 * (excess - distance).std() / math.sqrt(n)
@@ -226,7 +226,7 @@ def test_edm_weight_makes_the_loss_that_of_the_network(schedule: Schedule) -> No
     target = (x.flatten(1) - c_skip[:, None] * x_hat) / c_out[:, None]
     loss = dsm_loss(denoiser, x, noise)
     assert loss.shape == (len(t),)
-    torch.testing.assert_close(loss, (0.3 - target).pow(2).sum(1))
+    torch.testing.assert_close(loss, (0.3 - target).pow(2).mean(1))
 
 
 class Affine(nn.Module):

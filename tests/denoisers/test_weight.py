@@ -62,7 +62,7 @@ def weighted(denoiser: Denoiser, x: Tensor, noise: Noise, **condition: Tensor) -
 
 
 def squared(error: Tensor) -> Tensor:
-    return error.flatten(1).pow(2).sum(1)
+    return error.flatten(1).pow(2).mean(1)
 
 
 @every_schedule

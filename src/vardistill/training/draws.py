@@ -226,8 +226,8 @@ class Draws:
         return rows
 
     def _latents(self, k: int, n: int, rng: torch.Generator) -> dict[str, Tensor]:
-        z, renoise = self.student.latents(n, rng), self._normal(rng, n, k - 1, *self.student.data_shape)
-        return {"z": z, "renoise": renoise}
+        z = self._normal(rng, n, *self.student.latent_shape)
+        return {"z": z, "renoise": self._normal(rng, n, k - 1, *self.student.data_shape)}
 
     def _normal(self, rng: torch.Generator, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, device=rng.device, dtype=self.dtype)
