@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import small_runs
+from operator_counter import OperatorCounter
 from vardistill.errors import UsageError
 from vardistill.students.perceptron import MLP
 from vardistill.training import checkpoints
@@ -48,6 +49,22 @@ class TestKeeping:
             for name, v in part.items():
                 assert kept.tensors[section][name].dtype == v.dtype
                 assert torch.equal(kept.tensors[section][name], v)
+
+    def test_tensors_are_copied_straight_to_the_host(self) -> None:
+        """One copy into memory of the host, and nothing beside it, of whatever strides the tensor is."""
+        for name, v in state().tensors["generator"].items():
+            with OperatorCounter() as operators:
+                copied = checkpoints._copy(v.requires_grad_() if name == "weight" else v)
+            assert [operator for operator in operators.names if "detach" not in operator] == [
+                "aten.empty.memory_format",
+                "aten.copy_.default",
+            ]
+            assert copied.device.type == "cpu"
+            assert copied.is_contiguous()
+            assert not copied.requires_grad
+            assert copied.untyped_storage().nbytes() == v.numel() * v.element_size()
+            assert copied.data_ptr() != v.data_ptr()
+            assert torch.equal(copied, v)
 
     def test_the_latest_are_kept(self, tmp_path: Path) -> None:
         for step in (5, 99_999_999, 100_000_000, 7_000_000_000):

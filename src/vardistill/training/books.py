@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import sys
 import threading
@@ -57,13 +58,17 @@ class Books:
             self.watch = Watch(self.history)
 
     @contextmanager
-    def opened(self, step: int, steps: int) -> Iterator[None]:
+    def opened(self, step: int, steps: int | None) -> Iterator[None]:
         """Show the progress bar and start the trackers, and write out what they hold however the run ends.
 
         Where the bar ends in a file it has few lines.
+
+        Args:
+            step: finished steps.
+            steps: of the whole run; None where a budget ends it, until `advance` tells.
         """
-        if self.folder is not None:
-            self.accelerator.init_trackers("logs")
+        if self.folder is not None and self.accelerator.log_with:
+            self._start_tracker(self.folder, step)
         hidden = not self.accelerator.is_local_main_process
         interval = 0.5 if sys.stderr.isatty() else 30.0
         try:
@@ -72,6 +77,34 @@ class Books:
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+
+    def advance(self, step: int, progress: float) -> None:
+        """Move the progress bar to `step`; its total is the steps that the run will have at this pace.
+
+        Args:
+            step: finished steps.
+            progress: of the run, in [0, 1]: steps done or time spent.
+        """
+        if progress > 0:
+            self.bar.total = max(round(step / progress), step)
+        self.bar.update(step - self.bar.n)
+
+    def _start_tracker(self, folder: RunFolder, step: int) -> None:
+        """Start the run's tracker, where a resumed run goes on with the curves that it had.
+
+        TensorBoard's points after the step are dropped, as its event files only grow. wandb knows the run by an id that
+        is kept in the folder, trackio by its name.
+        """
+        name = str(self.accelerator.log_with[0])
+        if name == "tensorboard":
+            self.accelerator.init_trackers("logs", init_kwargs={name: {"purge_step": step + 1}})
+            return
+        options: dict[str, str] = {}
+        if self.accelerator.is_main_process:
+            run, known = folder.path.resolve().name, tracker_id(folder)
+            own = {"name": run, "id": known} if name == "wandb" else {"name": f"{run}-{known}"}
+            options = own | {"resume": "allow"}
+        self.accelerator.init_trackers("vardistill", init_kwargs={name: options})
 
     def record(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """Add a line of metrics, "train" or "eval"."""
@@ -92,6 +125,14 @@ class Books:
         self.live.pop("sign", None)
         if signs := self.watch.signs:
             self.live["sign"] = ",".join(sign.name for sign in signs)
+
+
+def tracker_id(folder: RunFolder) -> str:
+    """What a tracker knows the run by: drawn once, and kept in the folder."""
+    path = folder.path / "tracker_id.txt"
+    if not path.exists():
+        write_whole(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()
 
 
 class StopRequest:

@@ -136,8 +136,11 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _copy(v: Tensor) -> Tensor:
-    """A tensor of its own storage, as the file format asks for (tied weights share theirs)."""
-    return v.detach().clone(memory_format=torch.contiguous_format)
+    """The tensor on the host, of its own storage, as the file format asks for (tied weights share theirs).
+
+    It is copied straight there: an accelerator has no room for a second state.
+    """
+    return torch.empty(v.shape, dtype=v.dtype).copy_(v.detach())
 
 
 def _flush(path: Path) -> None:

@@ -20,8 +20,8 @@ class ClassifierSpace(nn.Module):
         self.classifier = classifier
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(R, 64) of x_t (R, C, H, W); t (R,) is left out."""
-        return self.classifier.features(x_t)
+        """(R, 64) of x_t (R, C, H, W), in its type; t (R,) is left out."""
+        return self.classifier.features(x_t).to(x_t.dtype)
 
 
 class _Reached(Exception):
