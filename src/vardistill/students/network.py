@@ -88,7 +88,8 @@ class NetworkStudent(
         classes = teacher.classes if classes is None else classes
         student = cls(describe(teacher.network), describe(teacher.scheduler), list(times), classes, data_std)
         parameter = next(teacher.network.parameters())
-        student.to(parameter.device, parameter.dtype)
+        half = parameter.dtype in (torch.bfloat16, torch.float16)  # in which steps of training would be lost
+        student.to(parameter.device, torch.float32 if half else parameter.dtype)
         student.denoiser.network.load_state_dict(teacher.network.state_dict())
         return student
 

@@ -65,6 +65,11 @@ class Clock:
             self.cpu_started += time.process_time() - self.pause_began
             self.pause_began = None
 
+    @property
+    def planned(self) -> int | None:
+        """Steps of the run; None under a budget, which says how long they go on."""
+        return self.config.steps if self.config.max_minutes is None else None
+
     def progress(self, step: int) -> float:
         """In [0, 1]; the same on every process."""
         by_steps = step / self.config.steps

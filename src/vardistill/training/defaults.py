@@ -46,7 +46,11 @@ def default_objective(teacher: Denoiser, generator: Student) -> Objective:
             "start from: if yours is a function around a network, give the torch module itself; else give objective=, "
             "e.g. VarFlow with data, or DiffInstruct with a critic"
         )
-    return DiffInstruct(teacher, copy.deepcopy(unguided(teacher)), sigma_data=generator.data_std)
+    critic = copy.deepcopy(unguided(teacher))
+    assert isinstance(critic, nn.Module)
+    if next(critic.parameters()).dtype in (torch.bfloat16, torch.float16):  # in which steps of training would be lost
+        critic.float()
+    return DiffInstruct(teacher, critic, sigma_data=generator.data_std)
 
 
 def with_default_levels(objective: Objective, generator: Student, shared: int) -> tuple[Objective, NoiseLevels]:

@@ -106,7 +106,8 @@ class Fit(Generic[D]):
     def _progress(self) -> Iterator[float]:
         """The run's progress before each step, until the steps or the budget are spent."""
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        with tqdm(total=self.config.steps, initial=self.step, desc="teacher", unit="step", mininterval=interval) as bar:
+        total = self.config.steps if self.config.max_minutes is None else None
+        with tqdm(total=total, initial=self.step, desc="teacher", unit="step", mininterval=interval) as bar:
             while True:
                 progress = self.step / self.config.steps
                 if self.config.max_minutes is not None:
@@ -114,6 +115,8 @@ class Fit(Generic[D]):
                 if progress >= 1:
                     return
                 yield progress
+                if self.config.max_minutes is not None and progress > 0:
+                    bar.total = max(round(self.step / progress), self.step)
                 bar.update()
 
     def advance(self, progress: float) -> Tensor:

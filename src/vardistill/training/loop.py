@@ -236,7 +236,7 @@ class Trainer:
         else:
             self.books.begin()
         self.clock.start()
-        with self.stop.heeded(), self.books.opened(self.step, self.config.steps):
+        with self.stop.heeded(), self.books.opened(self.step, self.clock.planned):
             progress = self.clock.progress(self.step)
             while progress < 1:
                 self.advance(*phase(self.config, progress))
@@ -245,7 +245,7 @@ class Trainer:
                 if milestone or self._due():
                     with self.clock.paused():
                         self._keep_books(progress, milestone)
-                self.books.bar.update()
+                self.books.advance(self.step, progress)
         return self._finish()
 
     def advance(self, progress: float, head_start: bool = False) -> None:
