@@ -23,12 +23,12 @@ from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.diffusion.schedules import VE
 from vardistill.networks import LevelMLP
-from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.objectives import DiffInstruct, Objective, Part, Update, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
-from vardistill.runs.config import TrainingConfig
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
 from vardistill.training import checkpoints
+from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Labels, Samples
 from vardistill.training.folder import RunFolder
 from vardistill.training.loop import Diverged, Interrupted, Run, Trainer, distill
@@ -281,10 +281,15 @@ Loss = Callable[[Draw], Tensor]
 
 
 def in_training(objective: Objective, change: Callable[[Loss], Loss]) -> None:
-    """Put `change(loss)` in the generator's loss's place, but for the books, which take that loss, too."""
-    loss = objective.generator_loss
-    changed = change(loss)
-    objective.generator_loss = lambda draw: (changed if objective.training else loss)(draw)
+    """Put `change(loss)` in the place of the loss of the student's update, which the books do not take."""
+    updates = objective.updates
+    changed = change(updates()[-1].loss)
+
+    def with_change(progress: float = 0.0) -> list[Update]:
+        *others, student = updates(progress)
+        return [*others, dataclasses.replace(student, loss=changed)]
+
+    objective.updates = with_change
 
 
 def kill_in_step(objective: Objective, at: int) -> None:
