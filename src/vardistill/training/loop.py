@@ -186,8 +186,8 @@ class Trainer:
         device = find_device(training.device, self.accelerator.device)
         self.student, self.objective = student.to(device), objective.to(device)
         self.networks: dict[str, nn.Module] = {STUDENT: student, **objective.networks}
-        silence(*self.networks.values())
-        check_networks(student, objective, conditions)
+        with evaluation_mode(*self.networks.values()):  # a check has no part in a batch's statistics
+            check_networks(student, objective, conditions)
         parameter = next(student.parameters())
         self.dtype = parameter.dtype
         self.draws = Draws(
