@@ -1,11 +1,11 @@
-"""A step: against a bare loop, in a head start, in parts, under conditions, and what has to fit for it."""
+"""Updates: against a bare loop, apart from each other, in a head start, in parts, and by each network's own settings."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,114 +14,175 @@ import torch
 from torch import Tensor, nn
 
 import small_runs
-from linear_gaussian import Linears, labelled_drawn
+from linear_gaussian import complete
 from small_runs import run_small, small_distill, state
 from vardistill.diffusion.noise import Draw
-from vardistill.diffusion.schedules import VE
 from vardistill.errors import UsageError
-from vardistill.objectives import Part, VarDiU, VarFlow, WeightedSum
-from vardistill.posteriors.few import Prior
+from vardistill.objectives import Objective, Part, Update, VarFlow, WeightedSum
+from vardistill.objectives.base import inner
 from vardistill.students.perceptron import MLP
 from vardistill.training.clock import phase
-from vardistill.training.data import Labels, StoredSamples
-from vardistill.training.loop import distill, learning_rate
-from vardistill.training.step import Drawn
+from vardistill.training.config import NetworkConfig
+from vardistill.training.draws import Drawn, Draws
+from vardistill.training.loop import Trainer, learning_rate
+
+EVERY = (*small_runs.KINDS, *small_runs.CONDITIONAL, *small_runs.FEW)
+
+
+def networks_of(trainer: Trainer, before: dict[str, Tensor]) -> set[str]:
+    """The networks and sections of which something has changed."""
+    moved = {name.split("/")[0] for name, v in state(trainer).items() if not torch.equal(v, before[name])}
+    return {section.removeprefix("network.") for section in moved if not section.startswith("optimizer.")}
+
+
+class Bare:
+    """An objective's loop written out: plain optimisers, gradients by autograd of what each update trains."""
+
+    def __init__(self, kind: str, **settings: Any) -> None:
+        self.config = small_runs.config(**settings)
+        self.student, self.objective = small_runs.generator_of(kind), small_runs.objective(kind)
+        self.average = copy.deepcopy(self.student)
+        self.networks = {"student": self.student, **self.objective.networks}
+        self.adams = {
+            name: torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=self.config.weight_decay)
+            for name, network in self.networks.items()
+        }
+        self.draws = Draws(
+            self.student, small_runs.levels(kind), small_runs.data(kind), small_runs.conditions(kind),
+            self.config.batch, self.config.seed, torch.device("cpu"), torch.float64,
+        )  # fmt: skip
+
+    def step(self, n: int) -> None:
+        config, number = self.config, 0
+        progress = n / config.steps
+        for update in self.objective.updates(progress):
+            for _ in range(update.repeats):
+                self.update(update, progress, n, number)
+                number += 1
+        d = min(config.ema, (1 + n) / (10 + n))
+        for a, p in zip(self.average.parameters(), self.student.parameters(), strict=True):
+            a.data = d * a.data + (1 - d) * p.data
+
+    def update(self, update: Update, progress: float, n: int, number: int) -> None:
+        loss = update.loss(complete(self.draws(update.needs, progress, n, number), self.student)).mean()
+        for name in update.trains:
+            own = list(self.networks[name].parameters())
+            gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+            norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
+            for p, g in zip(own, gradients, strict=True):
+                p.grad = None if g is None else g * min(1.0, self.config.clip / (norm + 1e-6))
+        for name in update.trains:
+            self.adams[name].param_groups[0]["lr"] = self.rate(name, progress)
+            self.adams[name].step()
+            self.adams[name].zero_grad()
+
+    def rate(self, name: str, progress: float) -> float:
+        """A warm-up of 0.3 that counts the step itself, and half a cosine down to 0.1."""
+        peak = self.config.lr if name == "student" else self.config.auxiliary_lr
+        end = progress + 1 / self.config.steps
+        decayed = 0.1 + 0.9 * (1 + math.cos(math.pi * max(0, progress - 0.3) / 0.7)) / 2
+        return peak * (end / 0.3 if end < 0.3 else decayed)
+
+
+class ThroughCritic(Objective):
+    """‖D_ψ(x_t, t)‖²/d, whose gradient passes through the critic; D_ψ learns the opposite."""
+
+    def __init__(self) -> None:
+        diff_instruct = small_runs.objective("diff-instruct")
+        super().__init__(diff_instruct.teacher, diff_instruct.networks)
+
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        critic = Update("critic", ("critic",), lambda draw: -self.generator_loss(draw))
+        return [critic, Update("student", ("student",), self.generator_loss)]
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        denoised = self.networks["critic"](draw.x_t, draw.noise.t)
+        return inner(denoised, denoised)
 
 
 class TestStep:
-    @pytest.mark.parametrize("kind", [*small_runs.KINDS, *small_runs.CONDITIONAL])
+    @pytest.mark.parametrize("kind", EVERY)
     def test_it_is_that_of_a_bare_loop(self, kind: str) -> None:
-        config = small_runs.config(
-            steps=12, lr=3e-2, auxiliary_lr=1e-2, clip=0.5, ema=0.9, warmup=0.3, lr_final=0.1, weight_decay=0.1
-        )
-        g, objective, levels = small_runs.generator_of(kind), small_runs.objective(kind), small_runs.levels(kind)
-        conditions = small_runs.conditions(kind) or (lambda n, rng: {})
-        average = copy.deepcopy(g)
-        groups = [list(g.parameters()), objective.auxiliary_parameters()]
-        adams = [torch.optim.AdamW(group or [torch.zeros(())], betas=(0.9, 0.99), weight_decay=0.1) for group in groups]
-        rng = torch.Generator().manual_seed(config.seed)
-
-        def update(progress: float, critic: bool) -> None:
-            z = g.latents(config.batch, rng)
-            noise, *others = [
-                some.draw((2,), config.batch, progress, rng, torch.float64, real=objective.needs_real)
-                for some in (levels, *objective.other_levels)
-            ]
-            eta = pool = real = None
-            batch = {name: torch.cat([v, v]) for name, v in conditions(config.batch, rng).items()}
-            if objective.needs_real:
-                of_latents = {name: v[: config.batch] for name, v in batch.items()}
-                real = noise.rows(small_runs.data(kind)(config.batch, rng, **of_latents))
-            if k := objective.fresh_latents:
-                eta = torch.randn(k, 2 * config.batch, 2, generator=rng, dtype=torch.float64)
-            if m := objective.pool_latents:
-                pool = g.latents(m, rng)
-
-            def generate(z: Tensor) -> Tensor:
-                return g(z, **{name: torch.cat([v] * (len(z) // len(v))) for name, v in batch.items()})
-
-            z = noise.rows(z)
-            draw = Draw(
-                z, generate(z), noise, generate, eta, pool, batch, real, progress, other_noise=tuple(others)
-            )  # fmt: skip
-            loss = objective.critic_loss(draw) if critic else objective.generator_loss(draw)
-            loss.mean().backward()
-            for group, adam in list(zip(groups, adams, strict=True))[critic:]:
-                reached = [p for p in group if p.grad is not None]
-                norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reached))
-                for p in reached:
-                    p.grad *= min(1.0, 0.5 / (norm + 1e-6))
-                adam.step()
-            for p in [*groups[0], *groups[1]]:
-                p.grad = None
-
-        for n in range(config.steps):
-            progress = n / config.steps
-            decayed = 0.1 + 0.9 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
-            rate = progress / 0.3 if progress < 0.3 else decayed
-            adams[0].param_groups[0]["lr"], adams[1].param_groups[0]["lr"] = 3e-2 * rate, 1e-2 * rate
-            for _ in range(objective.critic_steps):
-                update(progress, critic=True)
-            update(progress, critic=False)
-            d = min(0.9, (1 + n) / (10 + n))
-            for a, p in zip(average.parameters(), g.parameters(), strict=True):
-                a.data = d * a.data + (1 - d) * p.data
-
-        trainer = small_runs.trainer(kind, **{f: getattr(config, f) for f in vars(config)})
+        settings: dict[str, Any] = {"steps": 12, "lr": 3e-2, "auxiliary_lr": 1e-2, "clip": 0.05, "ema": 0.9}
+        settings |= {"warmup": 0.3, "lr_final": 0.1, "weight_decay": 0.1}
+        bare = Bare(kind, **settings)
+        for n in range(12):
+            bare.step(n)
+        trainer = small_runs.trainer(kind, **settings)
         trainer.run()
-        for ours, theirs in ((trainer.generator, g), (trainer.average, average), (trainer.objective, objective)):
+        pairs = [(trainer.average, bare.average)]
+        pairs += [(network, bare.networks[name]) for name, network in trainer.networks.items()]
+        for ours, theirs in pairs:
             for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
 
-    def test_the_critic_is_updated_posterior_steps_minus_one_times_and_alone(self) -> None:
-        trainer = small_runs.trainer("learned")
-        calls = []
-        critic_loss = trainer.objective.critic_loss
-
-        def counted(draw: Draw) -> Tensor:
-            calls.append(draw.x.requires_grad)
-            return critic_loss(draw)
-
-        trainer.objective.critic_loss = counted
-        trainer.run()
-        assert calls == [False] * 20
-
-        trainer = small_runs.trainer("drawn", warmup=0.0)
-        trainer.objective.critic_loss = trainer.objective.generator_loss
-        trainer.advance(0.0)
-        before = state(trainer)
-        trainer.update(0.0, critic=True)
-        moved = {name for name, v in state(trainer).items() if not torch.equal(v, before[name])}
-        assert {name.split("/")[0] for name in moved} == {"objective", "optimizer.objective", "random", "counters"}
-
-    @pytest.mark.parametrize("kind", ["diff-instruct", "learned"])
-    def test_the_critics_figures_are_those_of_the_last_update_that_reached_it(self, kind: str) -> None:
+    @pytest.mark.parametrize("kind", EVERY)
+    def test_an_update_moves_what_it_trains_and_nothing_else(self, kind: str) -> None:
+        """Bit for bit: no other network, no other optimiser's state, not the teacher."""
         trainer = small_runs.trainer(kind, warmup=0.0)
-        losses, norms = [], []
-        critic_loss, optimizer = trainer.objective.critic_loss, trainer.optimizers["objective"]
+        teacher = copy.deepcopy(trainer.objective.teacher)
+        for step in range(3):
+            number = 0
+            for update in trainer.objective.updates(0.5):
+                for _ in range(update.repeats):
+                    before = state(trainer)
+                    trainer.update(update, 0.5, number)
+                    assert networks_of(trainer, before) - {"counters"} == set(update.trains)
+                    after = state(trainer)
+                    of_optimisers = {
+                        name.split("/")[0]
+                        for name, v in after.items()
+                        if name.startswith("optimizer.") and not torch.equal(v, before[name])
+                    }
+                    assert of_optimisers == {f"optimizer.{name}" for name in update.trains}
+                    assert all(p.grad is None for n in trainer.networks.values() for p in n.parameters())
+                    number += 1
+            trainer.step = step
+        if isinstance(teacher, nn.Module):
+            for v, w in zip(teacher.state_dict().values(), trainer.objective.teacher.state_dict().values(), strict=True):
+                assert torch.equal(v, w)
+
+    def test_gradients_pass_through_what_is_not_trained(self) -> None:
+        """Frozen for parameters, not for inputs: the critic has no gradient, and the student's is through it."""
+        objective = ThroughCritic()
+        trainer = Trainer(small_runs.generator(), objective, small_runs.levels(), small_runs.config(warmup=0.0))
+        critic, student = objective.networks["critic"], trainer.student
+        of_critic, of_student = objective.updates()
+        drawn = trainer.draw(of_student, 0.5, 0)
+        trainer.backward(of_student, drawn)
+        assert all(p.grad is None and not p.requires_grad for p in critic.parameters())
+        gradients = [p.grad for p in student.parameters()]
+        loss = objective.generator_loss(complete(drawn, student)).mean()
+        for g, expected in zip(gradients, torch.autograd.grad(loss, list(student.parameters())), strict=True):
+            torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-12)
+            assert expected.abs().max() > 0
+        before = state(trainer)
+        trainer.update(of_student, 0.5, 0)
+        assert networks_of(trainer, before) - {"counters"} == {"student"}
+        before = state(trainer)
+        trainer.update(of_critic, 0.5, 1)
+        assert networks_of(trainer, before) - {"counters"} == {"critic"}
+
+    def test_target_copies_have_a_hook(self) -> None:
+        """After every step, those of a head start among them, with its progress."""
+        trainer, seen = small_runs.trainer("learned", steps=4, head_start=0.5), []
+        trainer.objective.after_step = seen.append
+        trainer.run()
+        assert seen == [0.0, 0.5, 0.0, 0.5]
+        both = WeightedSum([Part(small_runs.objective("varflow"))])
+        both.parts[0].after_step = seen.append
+        both.after_step(0.7)
+        assert seen[-1] == 0.7
+
+    @pytest.mark.parametrize(("kind", "network"), [("diff-instruct", "critic"), ("learned", "posterior")])
+    def test_figures_are_those_of_the_last_update_of_their_name(self, kind: str, network: str) -> None:
+        trainer = small_runs.trainer(kind, warmup=0.0)
+        losses: list[float] = []
+        norms: list[float] = []
+        (own, student), optimizer = trainer.objective.updates(0.5), trainer.optimizers[network]
 
         def recorded(draw: Draw) -> Tensor:
-            loss = critic_loss(draw)
+            loss = own.loss(draw)
             losses.append(float(loss.detach().mean()))
             return loss
 
@@ -129,23 +190,25 @@ class TestStep:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norms.append(float(nn.utils.get_total_norm(gradients)))
 
-        trainer.objective.critic_loss = recorded
+        trainer.objective.updates = lambda progress=0.0: [replace(own, loss=recorded), student]
         optimizer.register_step_pre_hook(measure)
         for _ in range(3):
             trainer.advance(0.5)
-        assert len(norms) == 6  # two a step: of the critic, or of the critic and of all together
-        assert float(trainer.figures["critic_loss"]) == pytest.approx(losses[-1])
-        assert float(trainer.figures["grad_norm_objective"]) == pytest.approx(norms[-1]) != 0
+        assert len(norms) == 6  # two a step: two of the critic, or of the posterior and of both
+        assert float(trainer.figures[f"{network}_loss"]) == pytest.approx(losses[-1])
+        assert float(trainer.figures[f"grad_norm_{network}"]) == pytest.approx(norms[-1]) != 0
 
-    def test_rates_are_the_groups_own(self) -> None:
+    def test_rates_are_the_networks_own(self) -> None:
+        """Of 20 steps, at progress 0.1 the third: three quarters of a warm-up of four."""
         trainer = small_runs.trainer("learned", lr=1e-2, auxiliary_lr=3e-3, lr_schedule="constant", warmup=0.2)
-        for progress, share in ((0.1, 0.5), (0.7, 1.0)):
+        for progress, share in ((0.1, 0.75), (0.7, 1.0)):
             trainer.advance(progress)
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
-            assert rates == pytest.approx({"generator": 1e-2 * share, "objective": 3e-3 * share})
+            assert rates == pytest.approx({"student": 1e-2 * share, "posterior": 3e-3 * share})
 
-    def test_gradients_are_clipped_by_group(self) -> None:
-        trainer = small_runs.trainer("learned", clip=1e-3)
+    def test_gradients_are_clipped_by_network(self) -> None:
+        own = (NetworkConfig("posterior", clip=2e-4),)
+        trainer = small_runs.trainer("learned", clip=1e-3, networks=own)
         norms: dict[str, float] = {}
 
         def watch(name: str, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -158,8 +221,28 @@ class TestStep:
         for name, optimizer in trainer.optimizers.items():
             optimizer.step = watch(name, optimizer)
         trainer.advance(0.5)
-        assert norms == pytest.approx({"generator": 1e-3, "objective": 1e-3}, rel=1e-3)
-        assert float(trainer.figures["grad_norm_generator"]) > 1e-3
+        assert norms == pytest.approx({"student": 1e-3, "posterior": 2e-4}, rel=1e-2)
+        assert float(trainer.figures["grad_norm_student"]) > 1e-3
+
+    def test_settings_of_a_network_reach_its_optimiser(self) -> None:
+        own = (NetworkConfig("critic", lr=5e-4, beta1=0.0, beta2=0.9, weight_decay=0.3), NetworkConfig("student", lr=7e-3))
+        options: dict[str, Any] = {"beta1": 0.5, "beta2": 0.95, "weight_decay": 0.1, "warmup": 0.0}
+        trainer = small_runs.trainer("diff-instruct", networks=own, lr_schedule="constant", **options)
+        trainer.advance(0.0)
+        found = {
+            name: [optimizer.param_groups[0][key] for key in ("lr", "betas", "weight_decay")]
+            for name, optimizer in trainer.optimizers.items()
+        }
+        assert found == {"critic": [5e-4, (0.0, 0.9), 0.3], "student": [7e-3, (0.5, 0.95), 0.1]}
+
+    def test_of_a_sum_settings_go_by_the_networks_name_with_or_without_the_part(self) -> None:
+        first, second = small_runs.objective("learned"), small_runs.objective("learned")
+        second.teacher = first.teacher
+        both = WeightedSum([Part(first, name="a"), Part(second, name="b")])
+        config = small_runs.config(networks=(NetworkConfig("posterior", lr=2e-3), NetworkConfig("b.posterior", beta1=0.1)))
+        trainer = Trainer(small_runs.generator(), both, small_runs.levels(), config)
+        assert trainer.settings["a.posterior"].lr == trainer.settings["b.posterior"].lr == 2e-3
+        assert (trainer.settings["a.posterior"].beta1, trainer.settings["b.posterior"].beta1) == (0.9, 0.1)
 
     def test_an_objective_must_return_a_value_per_row(self) -> None:
         objective = small_runs.objective()
@@ -196,29 +279,28 @@ class TestHeadStart:
     def test_only_the_objectives_networks_learn_in_it(self, kind: str) -> None:
         trainer = small_runs.trainer(kind, head_start=0.4, warmup=0.0)
         rows = []
-        trainer.generator.register_forward_hook(lambda module, inputs, x: rows.append(x.requires_grad))
+        trainer.student.register_forward_hook(lambda module, inputs, x: rows.append(x.requires_grad))
         before = state(trainer)
+        expected = {*trainer.objective.networks, "counters"}
         for n in range(20):
             trainer.advance(*phase(trainer.config, n / 20))
-            own = {name.split("/")[0] for name, v in state(trainer).items() if not torch.equal(v, before[name])}
-            expected = {"objective", "optimizer.objective", "random", "counters"}
-            assert own == (expected if n < 8 else expected | {"generator", "average", "optimizer.generator"})
-        steps = trainer.objective.critic_steps
-        assert rows == [False] * 8 * steps + ([False] * steps + [True]) * 12
+            assert networks_of(trainer, before) == (expected if n < 8 else expected | {"student", "average"})
+        repeats = trainer.objective.updates()[0].repeats
+        assert rows == [False] * 8 * repeats + ([False] * repeats + [True]) * 12
 
     def test_levels_and_rates_go_through_both_parts(self) -> None:
         trainer = small_runs.trainer("learned", head_start=0.4, lr_schedule="cosine", warmup=0.1)
         seen, draw = [], trainer.draw
 
-        def watched(progress: float) -> Drawn:
+        def watched(update: Update, progress: float, number: int) -> Drawn:
             seen.append(progress)
-            return draw(progress)
+            return draw(update, progress, number)
 
         trainer.draw = watched
         rates = []
         for n in range(20):
             trainer.advance(*phase(trainer.config, n / 20))
-            rates.append(trainer.optimizers["objective"].param_groups[0]["lr"] / trainer.config.auxiliary_lr)
+            rates.append(trainer.optimizers["posterior"].param_groups[0]["lr"] / trainer.config.auxiliary_lr)
         expected = [n / 8 for n in range(8)] + [n / 12 for n in range(12)]
         assert seen[:8] + seen[8::2] == pytest.approx(expected)
         assert rates == pytest.approx([learning_rate(trainer.config, progress) for progress in expected])
@@ -229,7 +311,7 @@ class TestHeadStart:
         for n in range(20):
             before = [p.clone() for p in trainer.average.parameters()]
             with torch.no_grad():
-                for p in trainer.generator.parameters():
+                for p in trainer.student.parameters():
                     p.fill_(float(n))
             trainer.advance(*phase(trainer.config, n / 20))
             share = {18: 0.1, 19: 2 / 11}.get(n, 1.0)
@@ -269,134 +351,84 @@ class TestHeadStart:
             small_runs.config(head_start=share)
 
 
+class Sorted(Objective):
+    """A critic whose loss couples rows, too: squared distances of its values at neighbours, ordered by them."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            super().__init__(None, {"critic": nn.Linear(2, 1).double()})
+
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        loss = self.generator_loss
+        return [
+            Update("critic", ("critic",), lambda draw: -loss(draw), couples_rows=True),
+            Update("student", ("student",), loss, couples_rows=True),
+        ]
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        values = self.networks["critic"](draw.x_t).flatten()
+        return (values - values[values.argsort().roll(1)].roll(1)).pow(2)
+
+
 class TestAccumulation:
-    @pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct", "labels", "labels-diff-instruct"])
     @pytest.mark.parametrize("parts", [2, 4])
+    @pytest.mark.parametrize("kind", EVERY)
     def test_the_parts_of_a_batch_do_what_the_whole_does(self, kind: str, parts: int) -> None:
-        whole, _ = run_small(kind, clip=0.5)
-        in_parts, trainer = run_small(kind, clip=0.5, accumulate=parts)
+        """Where rows are coupled (groups, the batch's candidates and a pool, their sums) the loss is cut at x."""
+        whole, _ = run_small(kind, clip=0.05, batch=16)
+        in_parts, trainer = run_small(kind, clip=0.05, batch=16, accumulate=parts)
         for name, v in whole.items():
             torch.testing.assert_close(in_parts[name], v, rtol=1e-10, atol=1e-10)
         losses = [line["loss"] for line in trainer.history if line["kind"] == "train"]
         assert all(math.isfinite(loss) for loss in losses)
 
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_candidates_from_a_posterior_beside_a_loss_of_groups(self, parts: int) -> None:
+        """The student's gradient is through x, which is cut, and through its candidates, which are not."""
+
+        def trained(parts: int) -> dict[str, Tensor]:
+            both = WeightedSum([Part(small_runs.objective("drawn")), Part(VarFlow(), 0.5)])
+            training = small_runs.config(batch=16, steps=6, accumulate=parts)
+            trainer = Trainer(
+                small_runs.generator(), both, small_runs.levels("varflow"), training, data=small_runs.data()
+            )
+            trainer.run()
+            return state(trainer)
+
+        whole = trained(1)
+        for name, v in trained(parts).items():
+            torch.testing.assert_close(v, whole[name], rtol=1e-10, atol=1e-10)
+
+    def test_a_critics_loss_may_couple_rows_too(self) -> None:
+        def trained(parts: int) -> dict[str, Tensor]:
+            training = small_runs.config(batch=16, steps=6, accumulate=parts)
+            trainer = Trainer(small_runs.generator(), Sorted(), small_runs.levels(), training)
+            trainer.run()
+            return state(trainer)
+
+        whole = trained(1)
+        for name, v in trained(4).items():
+            torch.testing.assert_close(v, whole[name], rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("kind", ["varflow", "pool", "few-sum"])
+    def test_cut_at_x_the_student_sees_a_part_at_a_time(self, kind: str) -> None:
+        """With gradient: first without, then with the loss's gradient in x; a pool's forward pass has none."""
+        trainer = small_runs.trainer(kind, batch=16, accumulate=4)
+        rows: list[tuple[int, bool]] = []
+        trainer.student.register_forward_hook(lambda module, inputs, x: rows.append((len(x), x.requires_grad)))
+        *_, update = trainer.objective.updates(0.5)
+        trainer.backward(update, trainer.draw(update, 0.5, 0, student_step=trainer.student.steps))
+        assert [n for n, with_gradient in rows if with_gradient] == [4] * 4
+        assert max(n for n, _ in rows) <= 6
+
     def test_the_networks_see_a_part_at_a_time(self) -> None:
         trainer = small_runs.trainer("learned", accumulate=4)
         rows = []
-        trainer.generator.register_forward_hook(lambda module, inputs, x: rows.append(len(x)))
+        trainer.student.register_forward_hook(lambda module, inputs, x: rows.append(len(x)))
         trainer.advance(0.5)
         assert rows == [2] * 4 * 2
-
-    @pytest.mark.parametrize("kind", ["batch", "pool", "varflow", "sum"])
-    def test_losses_that_compare_rows_refuse_it(self, kind: str) -> None:
-        name = type(small_runs.objective(kind)).__name__
-        with pytest.raises(UsageError, match=f"{name} compares the rows of a batch, which accumulate=2 would part"):
-            small_runs.trainer(kind, accumulate=2)
 
     def test_a_batch_that_does_not_split_is_refused(self) -> None:
         with pytest.raises(UsageError, match="batch must be divisible by 3, accumulate times processes, but is 8"):
             small_runs.trainer("learned", accumulate=3)
-
-
-class TestConditions:
-    def drawn(self, rng: torch.Generator, **options: Any) -> tuple[Linears, Drawn]:
-        generator = small_runs.labelled_generator()
-        levels = {"draws": 2, "antithetic": True} | options
-        return generator, labelled_drawn(generator, VE(), (0.3, 0.6), 6, rng, data=small_runs.labelled_data, **levels)
-
-    def test_rows_and_candidates_have_the_labels_of_their_latents(self, rng: torch.Generator) -> None:
-        generator, drawn = self.drawn(rng)
-        draw, labels = drawn.complete(generator), drawn.condition["labels"]
-        assert labels.unique().tolist() == [0, 1]
-        assert draw.batch["labels"].tolist() == labels.tolist() * 2
-        for row in range(12):
-            alone = generator.of(int(labels[row % 6]))
-            torch.testing.assert_close(draw.x[row], alone(drawn.z[row % 6][None])[0])
-        candidates = torch.randn(3, 12, 2, generator=rng, dtype=torch.float64)
-        x = draw.generator(candidates.flatten(0, 1)).unflatten(0, (3, 12))
-        for k, row in itertools.product(range(3), range(12)):
-            alone = generator.of(int(labels[row % 6]))
-            torch.testing.assert_close(x[k, row], alone(candidates[k, row][None])[0])
-
-    def test_conditions_may_have_further_axes(self, rng: torch.Generator) -> None:
-        """A shift of every sample, (N, 2)."""
-        _, drawn = self.drawn(rng)
-        shift = torch.randn(6, 2, generator=rng, dtype=torch.float64)
-        draw = drawn._replace(condition={"shift": shift}).complete(lambda z, shift: z + shift)
-        torch.testing.assert_close(draw.x, (drawn.z + shift).repeat(2, 1))
-        torch.testing.assert_close(draw.generator(torch.zeros(36, 2)), shift.repeat(6, 1))
-
-    @pytest.mark.parametrize("parts", [2, 3])
-    def test_parts_of_a_step_keep_them_with_their_rows(self, parts: int, rng: torch.Generator) -> None:
-        generator, drawn = self.drawn(rng)
-        whole, n = drawn.complete(generator), 6 // parts
-        for part in range(parts):
-            share = drawn.shard(part, parts).complete(generator)
-            rows = torch.arange(12).view(2, 6)[:, part * n : (part + 1) * n].flatten()
-            for name in ("z", "x", "x_t", "real_t"):
-                assert torch.equal(getattr(share, name), getattr(whole, name)[rows]), name
-            assert torch.equal(share.batch["labels"], whole.batch["labels"][rows])
-            z = torch.zeros(2 * len(rows), 2, dtype=torch.float64)
-            torch.testing.assert_close(share.generator(z), generator.b[whole.batch["labels"][rows]].repeat(2, 1))
-
-    def refuses(self, match: str, kind: str = "labels", **options: Any) -> None:
-        arguments: dict[str, Any] = {
-            "generator": small_runs.labelled_generator(),
-            "objective": small_runs.objective(kind),
-            "conditions": small_runs.conditions(),
-            "data": small_runs.labelled_data,
-            "training": small_runs.config(steps=1),
-        }
-        arguments |= options
-        with pytest.raises(UsageError, match=match) as caught:
-            distill(**arguments)
-        assert "\n" not in str(caught.value)
-
-    def test_generator_and_conditions_have_to_fit(self) -> None:
-        self.refuses(r"the generator is conditional: give conditions, e.g. vardistill.data.Labels", conditions=None)
-        unconditional = {"generator": small_runs.generator(), "objective": small_runs.objective("drawn")}
-        self.refuses("conditions are for a conditional generator, but this one takes no labels", **unconditional)
-        self.refuses("the conditions are 3 labels, but the generator takes 2", conditions=Labels(torch.ones(3)))
-
-    def test_the_objective_has_to_take_them(self) -> None:
-        shared = VarDiU(small_runs.labelled_teacher(), Prior(), candidates="batch")
-        for objective in (shared, WeightedSum([Part(VarFlow(classes=2)), Part(shared)])):
-            levels = small_runs.levels("varflow")
-            self.refuses("candidates of the batch have other labels", objective=objective, levels=levels)
-        for objective in (VarFlow(), VarFlow(classes=1)):
-            self.refuses("the generator takes 2 labels: tell VarFlow, classes=2", objective=objective)
-
-    def test_the_teacher_has_to_take_them(self) -> None:
-        class Deaf(nn.Module):
-            schedule = VE()
-
-            def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-                return x_t
-
-        self.refuses(
-            r"the teacher does not take the generator's samples, .* with labels: .*'labels'",
-            objective=VarDiU(Deaf(), Prior(), candidates=1),
-        )
-        of_labels = VarDiU(small_runs.labelled_teacher(), Prior(), candidates=1)
-        self.refuses(
-            r"the teacher does not take the generator's samples, .*float64: .*'labels'",
-            generator=small_runs.generator(), objective=of_labels, conditions=None,
-        )  # fmt: skip
-
-    def test_the_data_have_to_have_them(self) -> None:
-        points = torch.zeros(4, 2)
-        self.refuses("the data have no labels, but the generator is conditional", "labels-varflow", data=points)
-        alike = StoredSamples(points, torch.zeros(4, dtype=torch.int64))
-        self.refuses("the data have samples of 1 labels, but the generator takes 2", "labels-varflow", data=alike)
-        self.refuses(
-            r"the data are no function of \(n, rng, labels\)", "labels-varflow", data=small_runs.teacher().sample
-        )
-
-    def test_stored_data_are_left_as_they_were(self) -> None:
-        stored = StoredSamples(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
-        run = distill(
-            small_runs.labelled_generator(), objective=small_runs.objective("labels-varflow"), data=stored,
-            conditions=small_runs.conditions(), training=small_runs.config(steps=2),
-        )  # fmt: skip
-        assert stored.data.dtype == torch.float32
-        assert all(p.dtype == torch.float64 for p in run.generator.parameters())
