@@ -7,7 +7,7 @@ any polynomial without Monte-Carlo error. Where draws are random, z-scores are h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -23,7 +23,7 @@ from vardistill.diffusion.schedules import Schedule
 from vardistill.objectives import Objective
 from vardistill.students.student import Student
 from vardistill.training.data import Labels, Samples
-from vardistill.training.step import Drawn
+from vardistill.training.draws import Drawn
 
 
 class Linear(Student):
@@ -185,7 +185,20 @@ def labelled_drawn(
     shape = candidates, of_levels.draws, latents, *generator.latent_shape
     eta = torch.randn(shape, generator=rng) if candidates else None
     real = None if data is None else data(latents, rng, **condition)
-    return Drawn(generator.latents(latents, rng), noise, eta, None, real, 0.0, (), condition)
+    renoise = torch.empty(0, latents, *generator.data_shape)
+    return Drawn(generator.latents(latents, rng), renoise, noise, eta, None, real, 0.0, (), condition)
+
+
+def complete(drawn: Drawn, generator: Student) -> Draw:
+    """The draw with the generator's samples, as a trainer makes it."""
+
+    def generate(z: Tensor, step: int, condition: Mapping[str, Tensor]) -> Tensor:
+        which = {} if step == 1 else {"step": step}
+        x: Tensor = generator(z, **which, **condition)
+        return x
+
+    u = drawn.latents(generator)
+    return drawn.complete(generator, u, generate(u, drawn.step, drawn.condition), generate)
 
 
 def of_label(draw: Draw, label: int, generator: Linear) -> tuple[Draw, Tensor]:

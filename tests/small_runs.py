@@ -23,12 +23,13 @@ from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.diffusion.schedules import VE
 from vardistill.networks import LevelMLP
-from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.objectives import DiffInstruct, Objective, Part, Update, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
-from vardistill.runs.config import TrainingConfig
+from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
 from vardistill.training import checkpoints
+from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Labels, Samples
 from vardistill.training.folder import RunFolder
 from vardistill.training.loop import Diverged, Interrupted, Run, Trainer, distill
@@ -37,10 +38,23 @@ MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float6
 KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")
 CONDITIONAL = ("labels", "labels-varflow", "labels-paired-varflow", "labels-diff-instruct")
 """Kinds whose generator and teacher take labels."""
+FEW = ("few-pool", "few-learned", "few-varflow", "few-diff-instruct", "few-sum")
+"""Kinds whose student has `STEPS` steps."""
+STEPS = 3
 
 
 def generator_of(kind: str) -> Student:
+    if kind in FEW:
+        return few_steps(STEPS)
     return labelled_generator() if kind in CONDITIONAL else generator()
+
+
+def few_steps(steps: int) -> DenoisingStudent:
+    """A small learned denoiser at a few times."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double()
+    return DenoisingStudent(denoiser, (2,), 2.0, default_times(VE(), steps, 2.0))
 
 
 def labelled_generator() -> Linears:
@@ -67,43 +81,48 @@ def teacher() -> GaussianMixture:
     return GaussianMixture(MEANS, std=0.5, schedule=VE())
 
 
-def objective(kind: str = "batch") -> Any:
+def objective(kind: str = "batch", steps: int | None = None) -> Any:
     """VarDiU with the batch's candidates, alone and with a pool; with a posterior that has steps of its own, and with
     candidates drawn from one; and the other objectives. A sum's second part has levels of its own; `CONDITIONAL` ones
-    take labels.
+    take labels; learned posteriors are for students of so many `steps`, default the kind's.
     """
+    steps = steps or (STEPS if kind in FEW else 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return OBJECTIVES[kind]()
+        return OBJECTIVES[kind.removeprefix("few-")](steps)
 
 
-def diff_instruct() -> DiffInstruct:
+def learned(steps: int) -> VarDiU:
+    posteriors = [FullGaussian(2, 2, 2.0, depth=1, width=8).double() for _ in range(steps)]
+    return VarDiU(teacher(), posteriors, posterior_steps=2)
+
+
+def diff_instruct(steps: int) -> DiffInstruct:
     critic = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double()
     return DiffInstruct(teacher(), critic, critic_steps=2, sigma_data=2.0)
 
 
-def labelled_diff_instruct() -> DiffInstruct:
+def labelled_diff_instruct(steps: int) -> DiffInstruct:
     critics = [Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double() for _ in range(2)]
     return DiffInstruct(labelled_teacher(), ByLabel(critics), critic_steps=2, sigma_data=2.0)
 
 
-def weighted_sum() -> WeightedSum:
+def weighted_sum(steps: int) -> WeightedSum:
     own = levels(draws=1, antithetic=False, stratified=True, shared=4)
-    vardiu = VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2)
-    return WeightedSum([Part(vardiu), Part(VarFlow(beta=0.7), lambda progress: 2 - progress, own)])
+    return WeightedSum([Part(learned(steps)), Part(VarFlow(beta=0.7), lambda progress: 2 - progress, own)])
 
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "batch": lambda: VarDiU(teacher(), Prior(), candidates="batch"),
-    "pool": lambda: VarDiU(teacher(), Prior(), candidates="batch", pool=6),
-    "learned": lambda: VarDiU(teacher(), FullGaussian(2, 2, 2.0, depth=1, width=8).double(), posterior_steps=2),
-    "drawn": lambda: VarDiU(teacher(), DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double(), candidates=3),
-    "varflow": VarFlow,
+OBJECTIVES: dict[str, Callable[[int], Objective]] = {
+    "batch": lambda steps: VarDiU(teacher(), Prior(), candidates="batch"),
+    "pool": lambda steps: VarDiU(teacher(), Prior(), candidates="batch", pool=6),
+    "learned": learned,
+    "drawn": lambda steps: VarDiU(teacher(), DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double(), candidates=3),
+    "varflow": lambda steps: VarFlow(),
     "diff-instruct": diff_instruct,
     "sum": weighted_sum,
-    "labels": lambda: VarDiU(labelled_teacher(), Prior(), candidates=3),
-    "labels-varflow": lambda: VarFlow(classes=2, label_distance=0.5),
-    "labels-paired-varflow": lambda: VarFlow(cross="paired", classes=2),
+    "labels": lambda steps: VarDiU(labelled_teacher(), Prior(), candidates=3),
+    "labels-varflow": lambda steps: VarFlow(classes=2, label_distance=0.5),
+    "labels-paired-varflow": lambda steps: VarFlow(cross="paired", classes=2),
     "labels-diff-instruct": labelled_diff_instruct,
 }
 
@@ -281,10 +300,15 @@ Loss = Callable[[Draw], Tensor]
 
 
 def in_training(objective: Objective, change: Callable[[Loss], Loss]) -> None:
-    """Put `change(loss)` in the generator's loss's place, but for the books, which take that loss, too."""
-    loss = objective.generator_loss
-    changed = change(loss)
-    objective.generator_loss = lambda draw: (changed if objective.training else loss)(draw)
+    """Put `change(loss)` in the place of the loss of the student's update, which the books do not take."""
+    updates = objective.updates
+    changed = change(updates()[-1].loss)
+
+    def with_change(progress: float = 0.0) -> list[Update]:
+        *others, student = updates(progress)
+        return [*others, dataclasses.replace(student, loss=changed)]
+
+    objective.updates = with_change
 
 
 def kill_in_step(objective: Objective, at: int) -> None:

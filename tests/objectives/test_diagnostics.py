@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from statistics import median
 
@@ -158,7 +157,7 @@ class TestCriticLag:
         x, eps = torch.randn(2, n, 2, generator=rng)
         noise = Noise(*(torch.full((n,), v) for v in (0.0, 1.0, ratio, 1.0)), eps, n)
         noise = Noise(critic.schedule.time(noise.sigma), *(noise.alpha, noise.sigma, noise.weight), eps, n)
-        return float(objective.diagnostics(Draw(x, x, noise, lambda z: z))["critic_lag"])
+        return float(objective.measure(Draw(x, x, noise, lambda z: z))["critic_lag"])
 
     def test_it_compares_the_denoising_errors(self, rng: torch.Generator) -> None:
         def error(std: float) -> float:
@@ -206,7 +205,7 @@ class TestLowLevelShare:
         eta = torch.randn(3, 8, 2, generator=rng, dtype=torch.float64)
         share = low_level_share(objective.generator_loss, Draw(z, g(z), noise, g, eta))
         assert 0 < float(share) < 1
-        assert all(p.grad is None for p in [*g.parameters(), *objective.parameters()])
+        assert all(p.grad is None for p in [*g.parameters(), *objective.networks["posterior"].parameters()])
 
     def test_a_sum_has_one_for_every_part(self) -> None:
         first, second = small_runs.objective("batch"), small_runs.objective("learned")
@@ -219,32 +218,25 @@ class TestLowLevelShare:
         assert "low_level_share" not in line
 
 
-@pytest.mark.parametrize("kind", small_runs.KINDS)
+@pytest.mark.parametrize("kind", [*small_runs.KINDS, *small_runs.FEW])
 def test_they_do_not_change_a_run(kind: str) -> None:
     watched, plain = (small_runs.trainer(kind, steps=6, log_every=n, eval_every=0) for n in (1, 1000))
     for trainer in (watched, plain):
         trainer.run()
     expected = {"diversity", "diversity_target"}
-    expected |= {f"{prefix}low_level_share" for prefix, _, _ in watched.objective.draws(watched._diagnostic_draw(0.0))}
-    expected |= {"posterior_information", "posterior_capacity"} if kind in ("learned", "drawn") else set()
+    expected |= {f"{term.prefix}low_level_share" for term in watched.objective.terms(watched.diagnostic_draw(0.0))}
+    information = {"posterior_information", "posterior_capacity"}
+    expected |= information if any(name in kind for name in ("learned", "drawn", "sum")) else set()
     assert expected <= watched.history[0].keys()
     assert all(math.isfinite(watched.history[0][name]) for name in expected)
-    for (name, a), (_, b) in zip(state(watched), state(plain), strict=True):
-        assert torch.equal(a, b), name
+    small_runs.assert_equal(small_runs.state(watched), small_runs.state(plain))
 
 
-@pytest.mark.parametrize("kind", small_runs.KINDS)
+@pytest.mark.parametrize("kind", [*small_runs.KINDS, *small_runs.FEW])
 def test_a_generator_that_overflows_ends_its_run_as_diverged(kind: str) -> None:
     trainer = small_runs.trainer(kind, lr=1e200, warmup=0.0, max_skipped=3)
     with pytest.raises(Diverged, match="gradients that are not finite"):
         trainer.run()
-    assert not trainer.generator.sample(8, seed=0).isfinite().all()
+    assert not trainer.student.sample(8, seed=0).isfinite().all()
     assert trainer.history[-1]["kind"] == "train"
     assert trainer.history[-1]["skipped"] > 3
-
-
-def state(trainer: Trainer) -> list[tuple[str, Tensor]]:
-    """Weights, moments and random state."""
-    sections = copy.copy(trainer._tensors())
-    sections.pop("counters")
-    return [(f"{section}/{name}", v) for section, part in sections.items() for name, v in part.items()]

@@ -1,7 +1,7 @@
 """Diff-Instruct where everything is closed form: a linear generator, a Gaussian target and affine critics.
 
 The generator's loss is then a polynomial in (z, ε) of degree two, and the critic's, too: a Gauss–Hermite rule gives
-their expectations, and those of their gradients, without Monte-Carlo error.
+their expectations, and those of their gradients, without Monte-Carlo error. Losses are means over the `DATA` axes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from linear_gaussian import (
     ByLabel,
     GaussianDenoiser,
     Linear,
+    complete,
     diffusive_kl,
     exact_critic,
     gradients,
@@ -43,9 +44,11 @@ from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Part, WeightedSum
 from vardistill.students.perceptron import MLP
-from vardistill.training.loop import Trainer
+from vardistill.training.loop import Trainer, evaluation_mode
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+DATA = 3
 
 every_level = pytest.mark.parametrize(
     ("schedule", "t"), [(schedule, t) for schedule in (VE(), VP()) for t in (0.1, 0.3, 0.6)]
@@ -71,14 +74,14 @@ class WithDropout(nn.Module):
 
 
 def test_a_critic_with_dropout_is_not_random(generator: Linear, rng: torch.Generator) -> None:
-    """As a run in training mode asks it, alone and in a sum."""
-    draw = random_draw(generator, VE(), (0.3,), 8, rng)
-    objective = DiffInstruct(target(VE()), WithDropout())
-    WeightedSum([Part(objective)]).train()
-    assert objective.training
+    """As a run asks it, alone and in a sum."""
+    objective = DiffInstruct(target(VE()), WithDropout().train())
+    for asked in (objective, WeightedSum([Part(DiffInstruct(target(VE()), WithDropout()))])):
+        Trainer(generator, asked, replace(small_runs.levels(), schedule=VE()), small_runs.config(steps=1))
     state = torch.get_rng_state()
     for ask in (objective.score_difference, objective.generator_loss, objective.critic_loss):
-        assert torch.equal(ask(draw), ask(draw))
+        draws = [random_draw(generator, VE(), (0.3,), 8, rng.manual_seed(0)) for _ in range(2)]
+        assert torch.equal(ask(draws[0]), ask(draws[1]))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -90,7 +93,7 @@ class TestGenerator:
         objective = DiffInstruct(target(schedule), exact_critic(generator, schedule))
         parameters = list(generator.parameters())
         actual = gradients(objective.generator_loss(quadrature(generator, schedule, t)), *parameters)
-        expected = gradients(diffusive_kl(*parameters, objective.teacher, t), *parameters)
+        expected = gradients(diffusive_kl(*parameters, objective.teacher, t) / DATA, *parameters)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
     @every_level
@@ -102,22 +105,20 @@ class TestGenerator:
         objective = DiffInstruct(target(schedule), critic)
         parameters = list(generator.parameters())
         actual = gradients(objective.generator_loss(quadrature(generator, schedule, t)), *parameters)
-        exact = gradients(diffusive_kl(*parameters, objective.teacher, t), *parameters)
-        bias = predicted_bias(generator, critic, t)
+        exact = gradients(diffusive_kl(*parameters, objective.teacher, t) / DATA, *parameters)
+        bias = predicted_bias(generator, critic, t) / DATA
         assert bias.norm() > 1e-3 * exact.norm()
         torch.testing.assert_close(actual - exact, bias, rtol=1e-8, atol=1e-9)
 
     def test_it_reaches_neither_critic_nor_teacher(self, generator: Linear, rng: torch.Generator) -> None:
         teacher = learned()
-        objective = DiffInstruct(teacher, copy.deepcopy(teacher)).train()
+        objective = DiffInstruct(teacher, copy.deepcopy(teacher))
         objective.generator_loss(random_draw(generator, VE(), (0.5,), 8, rng)).sum().backward()
         assert generator.A.grad is not None
-        assert all(p.grad is None for p in objective.parameters())
+        assert all(p.grad is None for p in (*teacher.parameters(), *objective.critic.parameters()))
         assert not any(p.requires_grad for p in teacher.parameters())
         assert not any(module.training for module in teacher.modules())
-        assert not any(module.training for module in objective.critic.modules())
-        assert objective.auxiliary_parameters() == list(objective.critic.parameters())
-        assert all(name.startswith("critic.") for name in objective.auxiliary_state())
+        assert objective.networks == {"critic": objective.critic}
 
     def test_a_row_has_its_weight(self, generator: Linear, rng: torch.Generator) -> None:
         objective = DiffInstruct(target(VE()), wrong_critic(generator, VE()))
@@ -128,11 +129,11 @@ class TestGenerator:
         torch.testing.assert_close(objective.critic_loss(weighted), objective.critic_loss(draw))
 
     def test_the_fisher_divergence_is_logged(self, generator: Linear) -> None:
-        """E ‖s_θ − s_T‖² of two Gaussians: tr(H C Hᵀ) + ‖P_T α (b − m)‖², H = P_θ − P_T, P the precisions."""
+        """d E ‖s_θ − s_T‖² of two Gaussians: tr(H C Hᵀ) + |P_T α (b − m)|², H = P_θ − P_T, P the precisions."""
         schedule, t = VP(), 0.4
         objective = DiffInstruct(target(schedule), exact_critic(generator, schedule))
         draw = quadrature(generator, schedule, t)
-        logged = objective.diagnostics(draw)["fisher"] * len(draw.z)
+        logged = objective.measure(draw)["fisher"] * len(draw.z) * DATA
         scales = schedule(torch.tensor(t))
         own, data = student_marginal(generator.A, generator.b, *scales), target_marginal(objective.teacher, *scales)
         H = own.precision_matrix - data.precision_matrix
@@ -166,7 +167,7 @@ class TestCritic:
         draw = random_draw(generator, schedule, (0.2, 0.7), 8, rng)
         ratio = draw.noise.sigma / draw.noise.alpha
         weight = (ratio**2 + std**2) / (ratio * std) ** 2
-        expected = weight * (critic(draw.x_t, draw.noise.t) - draw.x).pow(2).sum(1)
+        expected = weight * (critic(draw.x_t, draw.noise.t) - draw.x).pow(2).mean(1)
         actual = DiffInstruct(target(schedule), critic, sigma_data=std).critic_loss(draw)
         torch.testing.assert_close(actual, expected)
 
@@ -185,9 +186,8 @@ class TestCritic:
         def watched(loss: small_runs.Loss) -> small_runs.Loss:
             def take(draw: Draw) -> Tensor:
                 z = draw.z[: draw.noise.latents]
-                trainer.generator.eval()
-                seen.append((z, draw.x[: len(z)], trainer.generator(z)))
-                trainer.generator.train()
+                with evaluation_mode(trainer.student):
+                    seen.append((z, draw.x[: len(z)], trainer.student(z)))
                 return loss(draw)
 
             return take
@@ -205,7 +205,7 @@ def test_under_labels_losses_and_gradients_are_those_of_each_class_alone(rng: to
     schedule, generator, teacher = VP(), students(), targets(VP())
     critics = [wrong_critic(generator.of(c), schedule, shift=0.1 + c) for c in range(2)]
     both = DiffInstruct(teacher, ByLabel(critics))
-    draw = labelled_drawn(generator, schedule, (0.2, 0.6), 16, rng, draws=2).complete(generator)
+    draw = complete(labelled_drawn(generator, schedule, (0.2, 0.6), 16, rng, draws=2), generator)
     loss, critic_loss = both.generator_loss(draw), both.critic_loss(draw)
     of_A, of_b = torch.autograd.grad(loss.sum(), list(generator.parameters()))
     for c, (critic, denoiser) in enumerate(zip(critics, teacher.of_label, strict=True)):
@@ -250,7 +250,7 @@ class TestMistakes:
 
         critic = Cut(LevelMLP(3, 3, depth=1, width=8), 1.0, VE())
         with pytest.raises(UsageError, match="no gradient reaches the critic's parameters"):
-            DiffInstruct(learned(), critic).check(MLP(latent=3, data=3))
+            DiffInstruct(learned(), critic).check(MLP(latent=3, data=3), {})
 
     def test_a_critic_of_the_teachers_own_weights(self) -> None:
         teacher = learned()

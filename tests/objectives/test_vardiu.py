@@ -1,6 +1,7 @@
 """VarDiU where everything is closed form: a linear generator x = A z + b and a Gaussian target N(m, S).
 
 The student's posterior p(z | x_t) is Gaussian, and bound and gradient are polynomials in (z, ε): see `linear_gaussian`.
+Losses are 1/d of the bound's terms, d = `DATA`, and the bound itself is in nats.
 Where draws are random, z-scores are held against `z_limit`: a right implementation fails with probability 1e-4 at most
 (per test and parameter set, over all its comparisons together). The seeds are fixed.
 """
@@ -18,6 +19,7 @@ from torch.distributions import MultivariateNormal
 
 from linear_gaussian import (
     Linear,
+    complete,
     diffusive_kl,
     gauss_hermite,
     gradient_rows,
@@ -193,7 +195,7 @@ class TestGradient:
         objective = VarDiU(target(schedule), LinearPosterior(generator), control_variate=control_variate)
         loss = objective.generator_loss(quadrature(generator, schedule, t))
         parameters = list(generator.parameters())
-        expected = gradients(diffusive_kl(*parameters, objective.teacher, t), *parameters)
+        expected = gradients(diffusive_kl(*parameters, objective.teacher, t) / DATA, *parameters)
         torch.testing.assert_close(gradients(loss, *parameters), expected, rtol=1e-9, atol=1e-9)
 
     @every_schedule
@@ -203,7 +205,7 @@ class TestGradient:
         posterior, draw = wrong_posterior(generator), quadrature(generator, schedule, 0.4)
         objective = VarDiU(target(schedule), posterior)
         parameters = [*generator.parameters(), posterior.shift]
-        expected = gradients(draw.noise.weight * objective.bound(draw), *parameters)
+        expected = gradients(draw.noise.weight * objective.bound(draw) / DATA, *parameters)
         actual = gradients(objective.generator_loss(draw), *parameters)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
@@ -220,7 +222,7 @@ class TestGradient:
         c = {"zero": 0.0, "one": 1.0, "gaussian": sigma**2 / (sigma**2 + (1.3 * alpha) ** 2)}[control_variate]
         (of_bound,) = torch.autograd.grad(objective.bound(draw).sum(), draw.x, retain_graph=True)
         (actual,) = torch.autograd.grad(objective.generator_loss(draw).sum(), draw.x)
-        expected = of_bound - alpha * c * draw.noise.eps / sigma
+        expected = (of_bound - alpha * c * draw.noise.eps / sigma) / DATA
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
     @every_control_variate
@@ -232,7 +234,7 @@ class TestGradient:
         draw = random_draw(generator, schedule, (t,), latents, rng, draws=draws, antithetic=antithetic)
         objective = VarDiU(target(schedule), LinearPosterior(generator), control_variate=control_variate)
         parameters = list(generator.parameters())
-        expected = gradients(diffusive_kl(*parameters, objective.teacher, t), *parameters)
+        expected = gradients(diffusive_kl(*parameters, objective.teacher, t) / DATA, *parameters)
         means = gradient_rows(objective, draw).unflatten(0, (draws, latents)).mean(0)
         z = z_scores(means, expected)
         assert z.abs().max() < z_limit(z.numel())
@@ -278,7 +280,7 @@ class TestGradient:
         teacher = GaussianMixture(mean[None], std=std, schedule=schedule)
         draw = random_draw(generator, schedule, (0.1, 0.5, 0.9), 64, rng)
         alpha, sigma = draw.noise.alpha[:, None], draw.noise.sigma[:, None]
-        noiseless = alpha**2 * (draw.x - mean) / (alpha**2 * std**2 + sigma**2)
+        noiseless = alpha**2 * (draw.x - mean) / (alpha**2 * std**2 + sigma**2) / DATA
 
         def of_teacher(control_variate: str) -> Tensor:
             objective = VarDiU(teacher, Prior(), control_variate=control_variate, sigma_data=std)
@@ -339,7 +341,7 @@ class TestDrawnCandidates:
         torch.testing.assert_close(objective.bound(draw), expected, rtol=1e-9, atol=1e-9)
         parameters = [*generator.parameters(), posterior.shift]
         actual = gradients(objective.generator_loss(draw), *parameters)
-        torch.testing.assert_close(actual, gradients(expected, *parameters), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(actual, gradients(expected / DATA, *parameters), rtol=1e-8, atol=1e-8)
 
     @every_control_variate
     @pytest.mark.parametrize("antithetic", [False, True])
@@ -352,7 +354,7 @@ class TestDrawnCandidates:
         levels = {"draws": 2, "antithetic": antithetic}
         draws = [random_draw(generator, schedule, (t,), 64, rng, 3, **levels) for _ in range(250)]
         samples = torch.stack([gradients(objective.generator_loss(d), *parameters) / 128 for d in draws])
-        expected = gradients(diffusive_kl(*parameters, objective.teacher, t), *parameters)
+        expected = gradients(diffusive_kl(*parameters, objective.teacher, t) / DATA, *parameters)
         z = z_scores(samples, expected)
         assert z.abs().max() < z_limit(z.numel())
 
@@ -416,7 +418,7 @@ class TestSharedCandidates:
     ) -> None:
         draw = random_draw(generator, schedule, (0.2, 0.6, 0.9), 7, rng, draws=draws, antithetic=antithetic)
         objective = VarDiU(target(schedule), Prior(), "batch")
-        expected = shared_bound(draw, objective.teacher, objective.posterior)
+        expected = shared_bound(draw, objective.teacher, Prior())
         torch.testing.assert_close(objective.bound(draw), expected, rtol=1e-9, atol=1e-9)
 
     def test_expected_gradient_is_that_of_the_bound_candidates_included(self) -> None:
@@ -456,7 +458,7 @@ class TestSharedCandidates:
         samples = []
         for _ in range(400):
             draw = random_draw(generator, schedule, (0.3, 0.5), 6, rng, draws=draws, antithetic=antithetic)
-            full = gradients(shared_bound(draw, objective.teacher, objective.posterior), *parameters)
+            full = gradients(shared_bound(draw, objective.teacher, Prior()) / DATA, *parameters)
             samples.append(gradients(objective.generator_loss(draw), *parameters) - full)
         z = z_scores(torch.stack(samples), 0.0)
         assert z.abs().max() < z_limit(z.numel())
@@ -476,7 +478,8 @@ class TestSharedCandidates:
             difference = student.log_prob(row[None], t[None]) - teacher.log_prob(row[None], t[None])
             (g,) = torch.autograd.grad(difference.sum(), x_t)
             expected.append(g.sum(0))
-        torch.testing.assert_close(actual, draw.noise.alpha[:, None] * torch.stack(expected), rtol=1e-8, atol=1e-8)
+        expected = draw.noise.alpha[:, None] * torch.stack(expected) / DATA
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
 
     def test_bound_falls_with_the_batch_to_the_kl(self, generator: Linear, rng: torch.Generator) -> None:
         """64 latents without candidates, in eight batches, and in one: paired differences over independent draws."""
@@ -566,17 +569,17 @@ def test_latents_of_any_shape_give_what_flat_ones_give(
 
 
 @pytest.mark.parametrize("candidates", [0, 3, "batch"])
-def test_one_loss_a_row_of_the_generator_times_its_weight(
+def test_one_loss_a_row_times_its_weight(
     generator: Linear, candidates: int | str, rng: torch.Generator
 ) -> None:
     posterior = Prior() if candidates == "batch" else wrong_posterior(generator)
     objective = VarDiU(target(VE()), posterior, candidates)
-    draw = random_draw(generator, VE(), (0.5,), 4, rng, objective.fresh_latents, draws=2)
+    draw = random_draw(generator, VE(), (0.5,), 4, rng, objective.needs.eta, draws=2)
     weight = torch.rand(8, generator=rng)
     weighted = replace(draw, noise=replace(draw.noise, weight=weight))
-    assert objective.generator_loss(draw).shape == objective.critic_loss(draw).shape == (8,)
-    torch.testing.assert_close(objective.generator_loss(weighted), weight * objective.generator_loss(draw))
-    torch.testing.assert_close(objective.critic_loss(weighted), objective.critic_loss(draw))  # best at every level
+    for loss in (objective.generator_loss, objective.posterior_loss):
+        assert loss(draw).shape == (8,)
+        torch.testing.assert_close(loss(weighted), weight * loss(draw))
 
 
 class PosteriorOfLabels(Posterior):
@@ -599,9 +602,8 @@ def test_under_labels_losses_and_gradients_are_those_of_each_class_alone(
     generator, teacher = students(), targets(schedule)
     posteriors = [wrong_posterior(generator.of(c)) for c in range(2)]
     both = VarDiU(teacher, PosteriorOfLabels(posteriors), candidates)
-    draw = labelled_drawn(generator, schedule, (0.2, 0.6), 12, rng, candidates, draws=2, antithetic=True).complete(
-        generator
-    )
+    drawn = labelled_drawn(generator, schedule, (0.2, 0.6), 12, rng, candidates, draws=2, antithetic=True)
+    draw = complete(drawn, generator)
     loss, bound = both.generator_loss(draw), both.bound(draw)
     of_A, of_b = torch.autograd.grad(loss.sum(), list(generator.parameters()), retain_graph=True)
     for c, (posterior, denoiser) in enumerate(zip(posteriors, teacher.of_label, strict=True)):
@@ -621,7 +623,7 @@ def test_loss_is_the_formula_of_the_paper(generator: Linear, rng: torch.Generato
     posterior, teacher = wrong_posterior(generator), target(schedule)
     alpha, sigma, x_t = draw.noise.alpha, draw.noise.sigma, draw.x_t.detach().requires_grad_()
     (s_t,) = torch.autograd.grad(target_marginal(teacher, alpha, sigma).log_prob(x_t).sum(), x_t)
-    expected = -posterior(x_t, alpha, sigma).log_prob(draw.z) - (s_t * x_t).sum(1)
+    expected = (-posterior(x_t, alpha, sigma).log_prob(draw.z) - (s_t * x_t).sum(1)) / DATA
     actual = VarDiU(teacher, posterior, control_variate="zero").generator_loss(draw)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
@@ -632,32 +634,48 @@ def test_every_learned_posterior_reaches_generator_and_itself(
 ) -> None:
     q = posterior(DATA, LATENT, 1.0, depth=2, width=8)  # type: ignore[call-arg]
     objective = VarDiU(target(VE()), q, 2 if q.reparameterised else 0)
-    draw = random_draw(generator, VE(), (0.5,), 4, rng, objective.fresh_latents)
+    draw = random_draw(generator, VE(), (0.5,), 4, rng, objective.needs.eta)
     objective.generator_loss(draw).sum().backward()
-    for parameter in (*generator.parameters(), *objective.auxiliary_parameters()):
+    for parameter in (*generator.parameters(), *objective.networks["posterior"].parameters()):
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
 
 
-def test_critic_loss_trains_the_posterior_alone(generator: Linear, rng: torch.Generator) -> None:
+def test_posterior_loss_trains_the_posterior_alone(generator: Linear, rng: torch.Generator) -> None:
     posterior = wrong_posterior(generator)
     objective = VarDiU(target(VE()), posterior, posterior_steps=3)
-    assert objective.critic_steps == 2
+    assert [(update.name, update.trains, update.repeats) for update in objective.updates()] == [
+        ("posterior", ("posterior",), 2),
+        ("student", ("student", "posterior"), 1),
+    ]
     draw = random_draw(generator, VE(), (0.5,), 16, rng)
     of_both = gradients(objective.generator_loss(draw), posterior.shift)
-    objective.critic_loss(draw).sum().backward()
+    objective.posterior_loss(draw).sum().backward()
     torch.testing.assert_close(posterior.shift.grad, of_both)
     assert all(p.grad is None for p in generator.parameters())
 
 
-def test_critic_loss_with_candidates_has_the_posterior_gradient_of_the_bound(
+@pytest.mark.parametrize("candidates", [0, 4])
+def test_one_weighting_for_the_posterior(candidates: int, generator: Linear, rng: torch.Generator) -> None:
+    """In φ the gradients of its own updates and of the joint one are the same for a draw, at any w(t)."""
+    posterior = wrong_posterior(generator)
+    objective = VarDiU(target(VP()), posterior, candidates, posterior_steps=2)
+    draw = random_draw(generator, VP(), (0.1, 0.5, 0.9), 16, rng, candidates)
+    draw = replace(draw, noise=replace(draw.noise, weight=draw.noise.sigma**2 / draw.noise.alpha))
+    of_joint, of_own = (
+        gradients(loss(draw), posterior.shift) for loss in (objective.generator_loss, objective.posterior_loss)
+    )
+    torch.testing.assert_close(of_own, of_joint, rtol=1e-12, atol=1e-12)
+
+
+def test_posterior_loss_with_candidates_has_the_posterior_gradient_of_the_bound(
     generator: Linear, rng: torch.Generator
 ) -> None:
     posterior = wrong_posterior(generator)
     objective = VarDiU(target(VE()), posterior, 4, posterior_steps=2)
     draw = random_draw(generator, VE(), (0.5,), 16, rng, 4)
-    expected = gradients(objective.bound(draw), posterior.shift)
-    torch.testing.assert_close(gradients(objective.critic_loss(draw), posterior.shift), expected)
+    expected = gradients(objective.bound(draw) / DATA, posterior.shift)
+    torch.testing.assert_close(gradients(objective.posterior_loss(draw), posterior.shift), expected)
 
 
 class Recording(nn.Module):
@@ -680,17 +698,14 @@ class TestTeacher:
         teacher = Recording(VE()).train()
         objective = VarDiU(teacher, wrong_posterior(generator))
         draw = random_draw(generator, VE(), (0.5,), 4, rng)
-        for prepare in (lambda: objective, objective.train, objective.eval, objective.train):
-            prepare()
-            assert not any(module.training for module in teacher.modules())
-        assert objective.posterior.training
+        assert not any(module.training for module in teacher.modules())
         objective.generator_loss(draw).sum().backward()
         assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
-    def test_its_parameters_are_neither_trained_nor_kept(self, generator: Linear) -> None:
-        objective = VarDiU(Recording(VE()), wrong_posterior(generator))
-        assert objective.auxiliary_parameters() == [objective.posterior.shift]
-        assert list(objective.auxiliary_state()) == ["posterior.shift"]
+    def test_it_is_none_of_the_networks_that_are_trained_and_kept(self, generator: Linear) -> None:
+        posterior = wrong_posterior(generator)
+        assert VarDiU(Recording(VE()), posterior).networks == {"posterior": posterior}
+        assert VarDiU(Recording(VE()), Prior(), candidates="batch").networks == {}
 
     def test_it_receives_the_conditions_of_the_batch(self, generator: Linear, rng: torch.Generator) -> None:
         teacher = Recording(VE())
@@ -703,14 +718,14 @@ class TestTeacher:
     def test_without_a_density_there_is_no_bound_to_log(self, generator: Linear, rng: torch.Generator) -> None:
         objective = VarDiU(Recording(VE()), Prior())
         draw = random_draw(generator, VE(), (0.5,), 4, rng)
-        assert objective.diagnostics(draw) == {}
+        assert objective.measure(draw) == {}
         with pytest.raises(UsageError, match="needs a teacher with log_prob, but Recording has none"):
             objective.bound(draw)
 
     def test_with_a_density_the_bound_is_logged_in_nats(self, generator: Linear, rng: torch.Generator) -> None:
         objective = VarDiU(target(VE()), LinearPosterior(generator))
         draw = random_draw(generator, VE(), (0.5,), 4, rng)
-        diagnostics = objective.diagnostics(draw)
+        diagnostics = objective.measure(draw)
         assert not diagnostics["bound"].requires_grad
         torch.testing.assert_close(diagnostics["bound"], objective.bound(draw).mean().detach())
 

@@ -21,6 +21,7 @@ import small_runs
 from linear_gaussian import (
     Linear,
     Linears,
+    complete,
     gradient_rows,
     gradients,
     labelled_drawn,
@@ -63,12 +64,12 @@ def expected_power(offset2: Tensor, variance: Tensor, d: int, beta: float) -> Te
 
 
 def closed_form(std: Tensor, mean: Tensor, schedule: Schedule, beta: float) -> Tensor:
-    """E‖x_t − y_t‖^β − ½ E‖x_t − x_t′‖^β for x ~ N(mean, std² I) and the data, differentiable."""
+    """E‖x_t − y_t‖^β − ½ E‖x_t − x_t′‖^β for x ~ N(mean, std² I) and the data, differentiable; ‖·‖² a mean over d."""
     alpha, sigma = schedule(torch.tensor(T))
     student, data = alpha**2 * std**2 + sigma**2, alpha**2 * STD**2 + sigma**2
     offset2, d = alpha**2 * (mean - MEAN).pow(2).sum(), len(mean)
     cross = expected_power(offset2, student + data, d, beta)
-    return cross - 0.5 * expected_power(torch.zeros(()), 2 * student, d, beta)
+    return (cross - 0.5 * expected_power(torch.zeros(()), 2 * student, d, beta)) / d ** (beta / 2)
 
 
 def data(d: int) -> Any:
@@ -87,7 +88,7 @@ def isotropic(d: int, std: float = 1.1, mean: float = -0.2) -> Linear:
 
 def plain(draw: Draw, beta: float, cross: Cross) -> Tensor:
     """The loss written out, (R,), group by group."""
-    x, y = draw.noise.groups(draw.x_t), draw.noise.groups(draw.real_t)
+    x, y = (draw.noise.groups(v) / math.sqrt(v.shape[1]) for v in (draw.x_t, draw.real_t))
     K = x.shape[1]
     between = (x[:, :, None] - y[:, None]).norm(dim=3) ** beta
     mean_between = between.mean(2) if cross == "all" else between.diagonal(dim1=1, dim2=2)
@@ -203,7 +204,10 @@ class TestGradient:
 
 class TestFeatures:
     def test_distances_are_taken_between_them(self, rng: torch.Generator) -> None:
-        """A linear map of the samples is VarFlow of the mapped samples; the identity changes nothing."""
+        """A linear map of the samples is VarFlow of the mapped samples; the identity changes nothing.
+
+        Both are root mean squares over their own axes.
+        """
         draw = random_draw(isotropic(3), VE(), (0.5,), 8, rng, data=data(3), shared=2)
         M = torch.randn(3, 5, generator=rng)
         assert draw.real is not None
@@ -230,20 +234,19 @@ class TestFeatures:
     )
     def test_a_map_that_does_not_fit_is_refused(self, features: Any, match: str) -> None:
         with pytest.raises(UsageError, match=match) as caught:
-            VarFlow(features=features).check(small_runs.generator())
+            VarFlow(features=features).check(small_runs.generator(), {})
         assert "\n" not in str(caught.value)
-        VarFlow(features=lambda x_t, t: x_t.abs().log()).check(small_runs.generator())  # noisy samples are never 0
+        VarFlow(features=lambda x_t, t: x_t.abs().log()).check(small_runs.generator(), {})  # noisy samples are never 0
 
     def test_their_map_is_frozen_and_not_kept(self, rng: torch.Generator) -> None:
         features = small_runs.OfSamples(nn.Linear(3, 4), nn.Dropout(0.5))
-        objective = VarFlow(features=features).train()
+        objective = VarFlow(features=features)
         generator = isotropic(3)
         draw = random_draw(generator, VE(), (0.5,), 8, rng, data=data(3), shared=2)
         objective.generator_loss(draw).sum().backward()
         assert not any(module.training for module in features.modules())
         assert all(p.grad is None and not p.requires_grad for p in features.parameters())
-        assert objective.auxiliary_parameters() == []
-        assert objective.auxiliary_state() == {}
+        assert objective.networks == {}
         assert generator.A.grad is not None
 
 
@@ -276,7 +279,7 @@ class TestLabels:
 
     def draw(self, generator: Linears, rng: torch.Generator, groups: int = 4000, size: int = 3) -> Draw:
         data = self.data(len(generator.b[0]))
-        return labelled_drawn(generator, VE(), (T,), groups * size, rng, data=data, shared=groups).complete(generator)
+        return complete(labelled_drawn(generator, VE(), (T,), groups * size, rng, data=data, shared=groups), generator)
 
     @staticmethod
     def objective(beta: float = 1.0, cross: Cross = "all") -> VarFlow:
@@ -302,9 +305,9 @@ class TestLabels:
         drawn = labelled_drawn(
             generator, VE(), (0.3, 0.6), 20, rng, data=self.data(2), shared=4, draws=2, antithetic=True
         )
-        draw = drawn.complete(generator)
+        draw = complete(drawn, generator)
         corner = corners(draw.batch["labels"])
-        x, y = (draw.noise.groups(torch.cat([v, corner], 1)) for v in (draw.x_t, draw.real_t))
+        x, y = (draw.noise.groups(torch.cat([v / math.sqrt(2), corner], 1)) for v in (draw.x_t, draw.real_t))
         expected = self.plain(x, y, beta, cross)
         loss = self.objective(beta, cross).generator_loss(draw)
         torch.testing.assert_close(loss, draw.noise.ungroup(expected), rtol=1e-10, atol=1e-10)
@@ -318,7 +321,7 @@ class TestLabels:
 
         def points(v: Tensor, t: Tensor) -> Tensor:
             assert torch.equal(t, draw.noise.t)
-            return torch.cat([v, corners(draw.batch["labels"])], 1)
+            return 2 * torch.cat([v / math.sqrt(2), corners(draw.batch["labels"])], 1)  # a mean over four axes
 
         of_all, of_pairs = (VarFlow(cross=cross, features=points).generator_loss(made) for cross in get_args(Cross))
         torch.testing.assert_close(self.objective().generator_loss(draw), (5 * of_all - of_pairs) / 4)
@@ -363,7 +366,7 @@ class TestLabels:
 
         def logged(generator: Linears) -> Tensor:
             draws = [self.draw(generator, rng, groups=8, size=6) for _ in range(300)]
-            return torch.stack([self.objective().diagnostics(draw)["half_energy_distance"] for draw in draws])
+            return torch.stack([self.objective().measure(draw)["half_energy_distance"] for draw in draws])
 
         right = self.at_the_data()
         exchanged = Linears(right.A.detach().flip(0), right.b.detach().flip(0))
@@ -386,11 +389,11 @@ def test_the_distance_is_logged_and_vanishes_where_student_and_data_agree(rng: t
 
     def logged(generator: Linear) -> Tensor:
         draws = [draw_groups(generator, VE(), 8, 6, rng) for _ in range(300)]
-        return torch.stack([VarFlow().diagnostics(draw)["half_energy_distance"] for draw in draws])
+        return torch.stack([VarFlow().measure(draw)["half_energy_distance"] for draw in draws])
 
     assert z_scores(logged(isotropic(2, STD, MEAN)), 0.0).abs() < z_limit(2)
     away = isotropic(2, 1.1, -0.2)
-    own = 0.5 * expected_power(torch.zeros(()), 2 * (STD**2 + VE()(torch.tensor(T))[1] ** 2), 2, 1.0)
+    own = 0.5 * expected_power(torch.zeros(()), (STD**2 + VE()(torch.tensor(T))[1] ** 2), 2, 1.0)
     assert z_scores(logged(away), closed_form(away.A[0, 0], away.b, VE(), 1.0).detach() - own).abs() < z_limit(2)
 
 

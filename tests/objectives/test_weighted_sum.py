@@ -20,7 +20,7 @@ from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.diffusion.schedules import VE
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
-from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
+from vardistill.objectives import DiffInstruct, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.objectives.weighted_sum import PartWeight
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
 from vardistill.training.checks import check_batch
@@ -74,7 +74,7 @@ def test_value_and_gradient_are_the_weighted_sums_of_the_parts(
     assert loss.shape == (16,)
     expected = 1.5 * first.mean() + share * second.mean()
     torch.testing.assert_close(loss.mean(), expected)
-    parameters = [*generator.parameters(), *vardiu.posterior.parameters()]
+    parameters = [*generator.parameters(), *vardiu.networks["posterior"].parameters()]
     torch.testing.assert_close(gradients(loss.mean(), *parameters), gradients(expected, *parameters))
     if not own:
         torch.testing.assert_close(loss, 1.5 * first + share * second)
@@ -94,27 +94,32 @@ def test_a_part_sees_the_same_latents_and_real_samples_under_its_own_noise(
     assert (seen.progress, seen.eta, seen.other_noise) == (draw.progress, None, ())
 
 
-@pytest.mark.parametrize("critic_parts", [(0,), (1,), (0, 1)])
-def test_critics_are_trained_by_their_own_losses(
-    critic_parts: tuple[int, ...], generator: Linear, rng: torch.Generator
+def test_its_updates_are_those_of_the_parts_networks_and_one_of_the_student(
+    generator: Linear, rng: torch.Generator
 ) -> None:
-    """A part without critic steps has no share in the critic's loss."""
-    objectives = [
-        VarDiU(TEACHER, posterior(), posterior_steps=3 if 0 in critic_parts else 1),
-        DiffInstruct(TEACHER, critic(), critic_steps=4) if 1 in critic_parts else VarFlow(),
+    """The weight of a part is none of its networks' own losses', and a part's levels are its networks' own."""
+    vardiu, diff_instruct = VarDiU(TEACHER, posterior(), posterior_steps=3), DiffInstruct(TEACHER, critic(), 4)
+    both = WeightedSum([Part(vardiu, 0.1), Part(diff_instruct, 0.1, OWN), Part(VarFlow(), 0.1)])
+    of_posterior, of_critic, of_student = both.updates()
+    assert [(u.name, u.trains, u.repeats, u.needs.levels) for u in (of_posterior, of_critic, of_student)] == [
+        ("posterior", ("posterior",), 2, None),
+        ("critic", ("critic",), 4, OWN),
+        ("student", ("student", "posterior"), 1, None),
     ]
-    both = WeightedSum([Part(o, 0.1) for o in objectives])
+    assert (of_student.couples_rows, of_posterior.couples_rows, of_critic.couples_rows) == (True, False, False)
+    assert of_student.needs.other_levels == (OWN,)
     draw = a_draw(generator, rng)
-    with_critic: list[Objective] = [objectives[i] for i in critic_parts]
-    assert both.critic_steps == max(o.critic_steps for o in objectives)
-    torch.testing.assert_close(both.critic_loss(draw), sum(o.critic_loss(draw) for o in with_critic))
+    torch.testing.assert_close(of_posterior.loss(draw), vardiu.posterior_loss(draw))
+    torch.testing.assert_close(of_critic.loss(draw), diff_instruct.critic_loss(draw))
+    assert not of_critic.needs.real
+    assert of_student.needs.real
 
 
 def test_the_generator_makes_one_pass_for_all_parts() -> None:
     trainer = small_runs.trainer("sum", steps=1, log_every=10, eval_every=0)
     calls = []
-    trainer.generator.register_forward_hook(lambda module, inputs, x: calls.append(len(x)))
-    trainer.update(0.0, critic=False)
+    trainer.student.register_forward_hook(lambda module, inputs, x: calls.append(len(x)))
+    trainer.update(trainer.objective.updates(0.0)[-1], 0.0, 1)
     assert calls == [8]
 
 
@@ -125,13 +130,13 @@ def test_curves_have_the_parts_names(generator: Linear, rng: torch.Generator) ->
         Part(VarFlow(), lambda progress: progress, OWN),
     ])  # fmt: skip
     draw = a_draw(generator, rng, progress=0.25)
-    table = both.diagnostics(draw)
+    table = both.measure(draw)
     names = {f"{part}/{name}" for part in ("first", "second", "varflow") for name in ("loss", "weight")}
     assert table.keys() >= names | {"bound", "second/bound", "half_energy_distance"}
     assert (float(table["first/weight"]), float(table["varflow/weight"])) == (2.0, 0.25)
     first, second, varflow = both.parts
-    torch.testing.assert_close(table["bound"], first.diagnostics(draw)["bound"])
-    torch.testing.assert_close(table["second/bound"], second.diagnostics(draw)["bound"])
+    torch.testing.assert_close(table["bound"], first.measure(draw)["bound"])
+    torch.testing.assert_close(table["second/bound"], second.measure(draw)["bound"])
     torch.testing.assert_close(table["second/loss"], second.generator_loss(draw).mean().detach())
     expected = varflow.generator_loss(draw.under(draw.other_noise[0])).mean().detach()
     torch.testing.assert_close(table["varflow/loss"], expected)
@@ -143,17 +148,28 @@ def test_a_part_without_a_pool_does_not_take_anothers(generator: Linear, rng: to
     draw = a_draw(generator, rng)
     full = replace(draw, pool=generator.latents(6, rng))
     both = WeightedSum([Part(without, name="a"), Part(pooled, name="b")])
-    assert both.pool_latents == 6
+    assert both.needs.pool == 6
     expected = without.generator_loss(draw) + pooled.generator_loss(full)
     torch.testing.assert_close(both.generator_loss(full), expected)
 
 
 class TestState:
-    def test_it_is_that_of_the_parts_under_their_names(self) -> None:
-        both = WeightedSum([Part(VarDiU(TEACHER, posterior())), Part(DiffInstruct(TEACHER, critic()), name="di")])
-        prefixes = {name.split(".")[0] + "." + name.split(".")[1] for name in both.auxiliary_state()}
-        assert prefixes == {"vardiu.posterior", "di.critic"}
-        assert len(both.auxiliary_parameters()) == len(both.auxiliary_state())
+    def test_it_is_that_of_the_parts_networks(self) -> None:
+        vardiu, diff_instruct = VarDiU(TEACHER, posterior()), DiffInstruct(TEACHER, critic())
+        both = WeightedSum([Part(vardiu), Part(diff_instruct, name="di")])
+        assert both.networks == vardiu.networks | diff_instruct.networks
+
+    def test_names_that_several_parts_have_are_with_the_parts(self) -> None:
+        first, second = VarDiU(TEACHER, posterior(), posterior_steps=2), VarDiU(TEACHER, posterior(), posterior_steps=3)
+        both = WeightedSum([Part(first, name="a"), Part(second, name="b"), Part(DiffInstruct(TEACHER, critic()))])
+        assert list(both.networks) == ["a.posterior", "b.posterior", "critic"]
+        assert both.networks["b.posterior"] is second.networks["posterior"]
+        assert [(update.name, update.trains) for update in both.updates()] == [
+            ("a.posterior", ("a.posterior",)),
+            ("b.posterior", ("b.posterior",)),
+            ("critic", ("critic",)),
+            ("student", ("student", "a.posterior", "b.posterior")),
+        ]
 
     def test_it_comes_back_from_a_checkpoint(self, tmp_path: Any) -> None:
         folder = RunFolder(tmp_path)
@@ -163,7 +179,7 @@ class TestState:
         fresh = state(resumed)
         resumed._restore()
         after = state(resumed)
-        names = [name for name in after if name.startswith("objective/vardiu.posterior")]
+        names = [name for name in after if name.startswith("network.posterior")]
         assert names
         assert all(torch.equal(after[name], v) for name, v in state(trained).items())
         assert any(not torch.equal(after[name], fresh[name]) for name in names)
@@ -171,10 +187,11 @@ class TestState:
     def test_the_teacher_stays_frozen_and_the_map_of_features_too(self) -> None:
         teacher = critic()
         features = small_runs.OfSamples(torch.nn.Linear(3, 4))
-        both = WeightedSum([Part(VarDiU(teacher, posterior())), Part(VarFlow(features=features))]).train()
+        both = WeightedSum([Part(VarDiU(teacher, posterior())), Part(VarFlow(features=features))])
         assert not any(module.training for module in (*teacher.modules(), features))
-        assert both.parts[0].posterior.training
-        assert len(both.auxiliary_parameters()) == len(list(posterior().parameters()))
+        assert not any(p.requires_grad for p in (*teacher.parameters(), *features.parameters()))
+        assert list(both.networks) == ["posterior"]
+        assert features in both.frozen
 
 
 def test_by_default_parts_that_compare_groups_have_levels_of_their_own() -> None:
@@ -183,10 +200,10 @@ def test_by_default_parts_that_compare_groups_have_levels_of_their_own() -> None
     vardiu, varflow = VarDiU(teacher, Prior(), candidates="batch"), VarFlow()
     both, levels = with_default_levels(WeightedSum([Part(vardiu), Part(varflow, 0.3)]), g, 4)
     assert levels.shared == 0
-    assert [own.shared for own in both.other_levels] == [4]
+    assert [own.shared for own in both.needs.other_levels] == [4]
     assert both.parts == (vardiu, varflow)
     r = torch.tensor([0.5, 1.0], dtype=torch.float64)
-    assert torch.equal(both.other_levels[0].weight(torch.ones(2), r), torch.ones(2, dtype=torch.float64))
+    assert torch.equal(both.needs.other_levels[0].weight(torch.ones(2), r), torch.ones(2, dtype=torch.float64))
     assert levels.weight(torch.ones(2), r).unique().numel() == 2
     alone, shared = with_default_levels(WeightedSum([Part(VarFlow())]), g, 4)
 
@@ -196,13 +213,13 @@ def test_by_default_parts_that_compare_groups_have_levels_of_their_own() -> None
 
     own, _ = with_default_levels(Doubled([Part(vardiu), Part(varflow, 0.3)]), g, 4)
     assert isinstance(own, Doubled)
-    assert own.other_levels[0].shared == 4
-    assert (shared.shared, alone.other_levels) == (4, ())
+    assert own.needs.other_levels[0].shared == 4
+    assert (shared.shared, alone.needs.other_levels) == (4, ())
     run = distill(
         g, objective=WeightedSum([Part(vardiu), Part(varflow, 0.3)]), data=torch.randn(32, 2, dtype=torch.float64),
         training=small_runs.config(steps=2),
     )  # fmt: skip
-    assert [own.shared for own in run.objective.other_levels] == [4]
+    assert [own.shared for own in run.objective.needs.other_levels] == [4]
 
 
 @pytest.mark.parametrize(
@@ -222,10 +239,10 @@ def test_mistakes_in_its_parts(make: Any, match: str) -> None:
 def counted(trainer: Trainer) -> list[int]:
     """Rows that networks are called with, as hooks see them."""
     rows: list[int] = []
-    networks: list[Any] = [trainer.generator, trainer.objective.teacher]
-    for part in trainer.objective.parts:
-        networks += [getattr(part, name, None) for name in ("posterior", "critic", "features")]
-    for network in {id(n): n for n in networks if isinstance(n, torch.nn.Module) and not isinstance(n, Prior)}.values():
+    networks = [trainer.student.denoiser if trainer.student.times else trainer.student, trainer.objective.teacher]
+    for network in trainer.objective.networks.values():
+        networks += network if isinstance(network, torch.nn.ModuleList) else [network]
+    for network in (n for n in (*networks, *trainer.objective.frozen) if isinstance(n, torch.nn.Module)):
         network.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
     return rows
 
@@ -242,12 +259,13 @@ def with_features() -> WeightedSum:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*small_runs.KINDS, "features"])
+@pytest.mark.parametrize("kind", [*small_runs.KINDS, *small_runs.FEW, "features"])
 def test_network_evaluations_are_counted(kind: str) -> None:
-    """As hooks count them, for every kind of objective."""
+    """As hooks count them, for every kind of objective; also the steps before the one that is trained."""
     training = small_runs.config(steps=3, log_every=100, eval_every=0)
     objective = with_features() if kind == "features" else small_runs.objective(kind)
-    trainer = Trainer(small_runs.generator(), objective, small_runs.levels(kind), training, data=small_runs.data())
+    student, levels = small_runs.generator_of(kind), small_runs.levels(kind)
+    trainer = Trainer(student, objective, levels, training, data=small_runs.data())
     rows = counted(trainer)
     for step in range(3):
         trainer.advance(step / 3)

@@ -231,7 +231,7 @@ def train(posterior: Posterior, draw: Callable[[int], Draw], steps: int = 500) -
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        objective.critic_loss(draw(256)).mean().backward()
+        objective.posterior_loss(draw(256)).mean().backward()
         optimizer.step()
         decay.step()
 

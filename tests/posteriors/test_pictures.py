@@ -433,7 +433,7 @@ class TestVarDiU:
         objective = VarDiU(gaussian_teacher(), posterior, candidates, posterior_steps=2)
         labels = {"labels": torch.arange(6) % 4} if options else {}
         draw = replace(image_draw(6, rng, candidates=candidates), batch=labels)
-        for loss in (objective.generator_loss(draw), objective.critic_loss(draw)):
+        for loss in (objective.generator_loss(draw), objective.posterior_loss(draw)):
             assert loss.shape == (6,)
             gradients = torch.autograd.grad(loss.sum(), [draw.x, posterior.head.layer.weight], allow_unused=True)
             assert all(g is None or (g.isfinite().all() and g.abs().sum() > 0) for g in gradients)

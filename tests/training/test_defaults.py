@@ -30,7 +30,7 @@ class TestObjective:
     def test_few_latents_take_the_batchs_candidates(self, teacher: vd.denoisers.Denoiser) -> None:
         objective = default_objective(teacher, MLP(latent=4, data=4))
         assert isinstance(objective, VarDiU)
-        assert isinstance(objective.posterior, Prior)
+        assert isinstance(objective.posteriors[0], Prior)
         assert objective.candidates == "batch"
 
     def test_above_them_a_trained_teacher_starts_the_critic(self) -> None:
@@ -38,7 +38,7 @@ class TestObjective:
         objective = default_objective(teacher, MLP(latent=5, data=5, data_std=3.0))
         assert isinstance(objective, DiffInstruct)
         assert objective.critic is not teacher
-        for a, b in zip(objective.auxiliary_parameters(), teacher.parameters(), strict=True):
+        for a, b in zip(objective.critic.parameters(), teacher.parameters(), strict=True):
             assert torch.equal(a, b)
 
     def test_labels_part_a_batch_so_its_latents_are_no_candidates(self) -> None:

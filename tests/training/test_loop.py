@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,13 +30,14 @@ from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.posteriors.few import DiagonalGaussian, Posterior, Prior
-from vardistill.runs.config import TrainingConfig
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
 from vardistill.training import checks
 from vardistill.training import clock as clock_module
 from vardistill.training.books import StopRequest
 from vardistill.training.checks import check_batch
+from vardistill.training.clock import phase
+from vardistill.training.config import NetworkConfig, TrainingConfig
 from vardistill.training.folder import RunFolder
 from vardistill.training.loop import Diverged, Interrupted, Trainer, average_of, distill, learning_rate
 from vardistill.training.optimisers import adam_state
@@ -51,7 +54,7 @@ class TestFrozenParameters:
         return Trainer(generator, objective, levels, small_runs.config(**options), small_runs.evaluate, run)
 
     def test_they_are_shared_by_the_average_and_the_others_are_not(self) -> None:
-        generator = self.trainer().generator
+        generator = self.trainer().student
         average = average_of(generator)
         assert not average.training
         for a, p in zip(average.parameters(), generator.parameters(), strict=True):
@@ -63,13 +66,13 @@ class TestFrozenParameters:
 
     def test_the_rest_is_trained_and_averaged(self) -> None:
         trainer = self.trainer(warmup=0.0, ema=0.9)
-        before = [p.detach().clone() for p in trainer.generator.parameters()]
+        before = [p.detach().clone() for p in trainer.student.parameters()]
         trainer.advance(0.5)
         d = 1 / 10
-        for a, p, old in zip(trainer.average.parameters(), trainer.generator.parameters(), before, strict=True):
+        for a, p, old in zip(trainer.average.parameters(), trainer.student.parameters(), before, strict=True):
             assert torch.equal(p, old) == (not p.requires_grad)
             torch.testing.assert_close(a.detach(), d * old + (1 - d) * p.detach(), rtol=1e-12, atol=1e-12)
-        states = {name.split("/")[0] for name in adam_state(trainer.optimizers["generator"])}
+        states = {name.split("/")[0] for name in adam_state(trainer.optimizers["student"])}
         assert states == {"0", "1"}
 
     def test_it_resumes_to_the_bits_of_an_unbroken_run(self, tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ class TestFrozenParameters:
     def test_a_checkpoint_resumes_with_the_same_ones_frozen_only(self, tmp_path: Path) -> None:
         self.trainer(tmp_path, steps=4).run()
         unfrozen = small_runs.trainer("batch", RunFolder(tmp_path))
-        with pytest.raises(UsageError, match="the checkpoint is of another model: .* optimizer.generator"):
+        with pytest.raises(UsageError, match="the checkpoint is of another model: .* optimizer.student"):
             unfrozen.run(resume=True)
 
     def test_a_generator_that_is_frozen_as_a_whole_is_refused(self) -> None:
@@ -104,7 +107,7 @@ class TestNumbers:
         again, _ = run_small("learned", seed=3)
         other, _ = run_small("learned", seed=4)
         assert_equal(first, again)
-        assert not torch.equal(first["generator/layers.0.weight"], other["generator/layers.0.weight"])
+        assert not torch.equal(first["network.student/layers.0.weight"], other["network.student/layers.0.weight"])
 
     def test_books_do_not_change_them(self, tmp_path: Path) -> None:
         plain, _ = run_small("drawn", log_every=1000, eval_every=0, checkpoint_every=1000)
@@ -142,7 +145,7 @@ class TestNumbers:
         assert steps == [("train", 4), ("eval", 5), ("train", 8), ("train", 10), ("eval", 10)]
         assert trainer.folder is not None
         assert trainer.folder.history() == trainer.history
-        expected = {"loss", "bound", "grad_norm_generator", "grad_norm_objective", "lr", "skipped"}
+        expected = {"loss", "bound", "grad_norm_student", "grad_norm_posterior", "posterior_loss", "lr", "skipped"}
         expected |= {"cpu_seconds", "network_evaluations"}
         assert expected <= trainer.history[0].keys()
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -184,15 +187,51 @@ class Normalised(Student):
         return x
 
 
+class Plain(Normalised):
+    """x = A z + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+
+
+class AlwaysDropout(nn.Module):
+    """Dropout in every mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+class WithDropout(Student):
+    """A linear map of z with dropout somewhere in it."""
+
+    latent_shape = data_shape = (2,)
+    data_std = 2.0
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4).double(), nn.Linear(4, 2).double()
+        self.inner: nn.Module = nn.Dropout(0.5)
+        if kind == "attention":
+            self.inner = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True).double()
+        elif kind == "recurrent":
+            self.inner = nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True).double()
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.inner(self.first(z)[:, None])
+        x: Tensor = self.last((h[0] if isinstance(h, tuple) else h)[:, 0])
+        return x
+
+
 class NormalisedDistance(Objective):
     """‖n(x) − z‖² of batch-normalised samples."""
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.norm = nn.BatchNorm1d(2).double()
+        self.networks["norm"] = nn.BatchNorm1d(2).double()
 
     def generator_loss(self, draw: Draw) -> Tensor:
-        distance: Tensor = (self.norm(draw.x) - draw.z).pow(2).sum(1)
+        distance: Tensor = (self.networks["norm"](draw.x) - draw.z).pow(2).mean(1)
         return distance
 
 
@@ -200,13 +239,12 @@ class TestSkipping:
     def spoiled(self, spoil: Callable[[Tensor, Draw], Tensor], at: set[int]) -> Trainer:
         """A trainer whose loss is spoiled at these updates, counted from 1."""
         trainer = small_runs.trainer("drawn", warmup=0.0)
-        loss, calls = trainer.objective.generator_loss, iter(range(1, sys.maxsize))
+        calls = iter(range(1, sys.maxsize))
 
-        def spoiling(draw: Draw) -> Tensor:
-            value = loss(draw)
-            return spoil(value, draw) if next(calls) in at else value
+        def spoiled(loss: small_runs.Loss) -> small_runs.Loss:
+            return lambda draw: spoil(loss(draw), draw) if next(calls) in at else loss(draw)
 
-        trainer.objective.generator_loss = spoiling
+        small_runs.in_training(trainer.objective, spoiled)
         return trainer
 
     @staticmethod
@@ -227,18 +265,18 @@ class TestSkipping:
         trainer = self.spoiled(spoil, at={3})
         for _ in range(2):
             trainer.advance(0.5)
-        before = state(trainer, "random", "counters", "average")
+        before = state(trainer, "counters", "average")
         average = copy.deepcopy(trainer.average)
         trainer.advance(0.5)
-        assert_equal(state(trainer, "random", "counters", "average"), before)
+        assert_equal(state(trainer, "counters", "average"), before)
         assert float(trainer.skipped) == 1
         decay = 3 / 12
         for a, b, p in zip(
-            trainer.average.parameters(), average.parameters(), trainer.generator.parameters(), strict=True
+            trainer.average.parameters(), average.parameters(), trainer.student.parameters(), strict=True
         ):
             torch.testing.assert_close(a, decay * b + (1 - decay) * p, rtol=1e-12, atol=1e-12)
         trainer.advance(0.5)
-        assert not torch.equal(state(trainer)["generator/layers.0.weight"], before["generator/layers.0.weight"])
+        assert not torch.equal(state(trainer)["network.student/layers.0.weight"], before["network.student/layers.0.weight"])
         assert float(trainer.skipped) == 1
         assert all(v.isfinite().all() for v in state(trainer).values())
 
@@ -253,8 +291,9 @@ class TestSkipping:
         trainer.advance(0.5)
         skipped, after = float(trainer.skipped), state(trainer)
         assert skipped == (scale == math.inf)
-        for section in ("generator", "average", "objective") if skipped else ("generator", "average"):
-            names = [name for name in before if name.startswith(tuple(f"{section}/norm.{v}" for v in statistics))]
+        student = "network.student/norm.", "average/norm."
+        for section in (*student, "network.norm/") if skipped else student:
+            names = [name for name in before if name.startswith(tuple(f"{section}{v}" for v in statistics))]
             assert len(names) == (3 if skipped else 1)
             for name in names:
                 assert torch.equal(after[name], before[name]), name
@@ -263,7 +302,7 @@ class TestSkipping:
         assert float(trainer.skipped) == skipped
         last = state(trainer)
         assert all(v.isfinite().all() for v in last.values())
-        assert not torch.equal(last["generator/norm.running_var"], before["generator/norm.running_var"])
+        assert not torch.equal(last["network.student/norm.running_var"], before["network.student/norm.running_var"])
 
     def test_too_many_end_the_run_with_a_state_that_resumes(self, tmp_path: Path) -> None:
         objective = small_runs.objective("learned")
@@ -281,10 +320,27 @@ class TestSkipping:
 
 class TestLearningRate:
     def test_it_warms_up_and_follows_the_cosine(self) -> None:
-        config = TrainingConfig(warmup=0.1, lr_final=0.2)
-        expected = {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.55: 0.6, 1.0: 0.2}
+        """A step is counted in its warm-up: of ten, the first has a tenth of the rate."""
+        config = TrainingConfig(steps=100, warmup=0.1, lr_final=0.2)
+        expected = {0.0: 0.1, 0.04: 0.5, 0.09: 1.0, 0.1: 1.0, 0.55: 0.6, 1.0: 0.2}
         for progress, share in expected.items():
             assert learning_rate(config, progress) == pytest.approx(share)
+
+    @given(
+        steps=st.integers(1, 10**7), warmup=st.floats(0, 0.99), share=st.floats(0, 0.99), cosine=st.booleans(),
+        done=st.floats(0, 1),
+    )  # fmt: skip
+    def test_no_update_is_made_at_0(self, steps: int, warmup: float, share: float, cosine: bool, done: float) -> None:
+        """Neither the first of a run nor that after a head start, whatever the schedule."""
+        schedule = "cosine" if cosine else "constant"
+        config = TrainingConfig(steps=steps, warmup=warmup, head_start=share, lr_schedule=schedule)
+        for step in {0, int(done * (steps - 1)), math.ceil(share * steps), steps - 1} & set(range(steps)):
+            assert 0 < learning_rate(config, phase(config, step / steps).progress) <= 1
+
+    def test_a_single_step_trains(self) -> None:
+        before = small_runs.generator().parameters()
+        run = small_distill(training=TrainingConfig(steps=1, batch=8, device="cpu", tracker="none", ema=0.0))
+        assert all(not torch.equal(p, q) for p, q in zip(run.generator.parameters(), before, strict=True))
 
     def test_it_may_be_constant(self) -> None:
         config = TrainingConfig(warmup=0.0, lr_schedule="constant")
@@ -341,7 +397,7 @@ class TestStopping:
             small_runs.press_ctrl_c()
             raise AssertionError
 
-        trainer.objective.generator_loss = twice
+        small_runs.in_training(trainer.objective, lambda loss: twice)
         with pytest.raises(KeyboardInterrupt):
             trainer.run()
 
@@ -352,8 +408,9 @@ class TestStopping:
 
     def test_sigterm_is_a_stop_too(self) -> None:
         trainer = small_runs.trainer()
-        loss = trainer.objective.generator_loss
-        trainer.objective.generator_loss = lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1]
+        small_runs.in_training(
+            trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1]
+        )
         with pytest.raises(Interrupted, match="step 1"):
             trainer.run()
 
@@ -416,19 +473,38 @@ class TestModes:
         for name, v in plain.items():
             torch.testing.assert_close(compiled[name], v, rtol=1e-8, atol=1e-8)
 
-    def test_dropout_is_silent(self) -> None:
-        """The seed and the checkpoints hold all that a run draws; also after lines of metrics and evaluations."""
+    @pytest.mark.parametrize("kind", ["dropout", "attention", "recurrent"])
+    def test_dropout_is_silent(self, kind: str) -> None:
+        """The seed holds all that a run draws; also after lines of metrics and evaluations."""
 
         def weights(seed: int) -> dict[str, Tensor]:
             torch.manual_seed(0)
-            generator = MLP(latent=2, data=2, depth=1, width=8).double()
-            generator.layers.insert(1, nn.Dropout(0.5))
+            generator = WithDropout(kind)
             torch.manual_seed(seed)
-            return small_distill(generator, training=small_runs.config(steps=5)).generator.state_dict()
+            training = small_runs.config(steps=5, log_every=2, eval_every=2)
+            return small_distill(generator, training=training).generator.state_dict()
 
         with torch.random.fork_rng(devices=[]):
             first, second = weights(1), weights(2)
         assert_equal(first, second)
+
+    @pytest.mark.parametrize("place", ["generator", "teacher", "critic", "posterior"])
+    def test_dropout_that_ignores_evaluation_mode_is_refused(self, place: str) -> None:
+        student, teacher = small_runs.generator(), small_runs.teacher()
+        critic = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, VE()).double()
+        posterior = DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double()
+        if place == "generator":
+            student.layers.insert(1, AlwaysDropout())
+        elif place == "posterior":
+            posterior.network.layers.insert(1, AlwaysDropout())
+        else:
+            critic.network.layers.insert(1, AlwaysDropout())
+        objective: Objective = VarDiU(critic if place == "teacher" else teacher, posterior)
+        if place == "critic":
+            objective = DiffInstruct(teacher, critic)
+        with pytest.raises(UsageError, match=f"the {place} is random beside its (input|latents)") as caught:
+            small_distill(student, teacher=None, objective=objective)
+        assert "\n" not in str(caught.value)
 
     def test_other_layers_see_batches_as_they_are_trained_to(self) -> None:
         """Normalisation by the batch, whose statistics no check has a part in and evaluations leave alone."""
@@ -456,10 +532,27 @@ class TestModes:
                 return VE().time(ratio)
 
         teacher = vd.denoisers.from_module(nn.Identity(), Learned())
-        vd.denoisers.require_denoiser(teacher, "teacher")
+        vd.diffusion.require_denoiser(teacher, "teacher")
 
 
 class TestRefusals:
+    def test_settings_of_a_network_that_is_not_there(self) -> None:
+        training = small_runs.config(networks=(NetworkConfig("posterior", lr=1e-4),))
+        self.refuses("unknown network 'posterior': known: student", training=training)
+
+    @pytest.mark.parametrize("options", [{"accumulate": 2}, {}])
+    def test_batch_normalisation_of_a_parted_batch(
+        self, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By accumulation, or by two processes: its statistics would be those of parts."""
+        if not options:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        match = "has BatchNorm1d, whose statistics are those of a whole batch: set accumulate=1 with one process, or gi"
+        for generator, objective in ((Normalised(), small_runs.objective()), (Plain(), NormalisedDistance())):
+            with pytest.raises(UsageError, match=match) as caught:
+                Trainer(generator, objective, small_runs.levels(), small_runs.config(**options))
+            assert "\n" not in str(caught.value)
+
     def refuses(self, match: str, *, generator: Student | None = None, **options: Any) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             small_distill(generator, **options)

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 import small_runs
-from vardistill.diffusion.noise import Draw
 from vardistill.reports.page import write_report
 from vardistill.training.folder import RunFolder
 from vardistill.training.warning_signs import RULES, WARM_UP, WINDOW, Watch, signs
@@ -26,8 +24,8 @@ HEALTHY = {
     "diversity_target": 2.7,
     "critic_lag": 0.9,
     "low_level_share": 0.2,
-    "grad_norm_generator": 3.0,
-    "grad_norm_objective": 1.0,
+    "grad_norm_student": 3.0,
+    "grad_norm_critic": 1.0,
     "skipped": 0.0,
 }
 
@@ -150,13 +148,12 @@ class TestTrainer:
     def spoiled(self, folder: Path | None = None, **options: Any) -> Any:
         """A run whose third update is not finite."""
         trainer = small_runs.trainer("batch", None if folder is None else RunFolder(folder), **options)
-        loss, calls = trainer.objective.generator_loss, iter(range(1, 1000))
+        calls = iter(range(1, 1000))
 
-        def spoiling(draw: Draw) -> Tensor:
-            factor = math.nan if trainer.objective.training and next(calls) == 3 else 1.0
-            return loss(draw) * factor
+        def spoiled(loss: small_runs.Loss) -> small_runs.Loss:
+            return lambda draw: loss(draw) * (math.nan if next(calls) == 3 else 1.0)
 
-        trainer.objective.generator_loss = spoiling
+        small_runs.in_training(trainer.objective, spoiled)
         return trainer
 
     def test_it_tells_of_a_sign_once_and_names_it_in_the_bar(self, capsys: pytest.CaptureFixture[str]) -> None:

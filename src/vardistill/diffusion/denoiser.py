@@ -81,18 +81,18 @@ def check_denoiser(
     name: str = "teacher",
     trained: bool = False,
 ) -> None:
-    """Call the denoiser at two points of `data_shape`, under conditions of two rows.
+    """Call the denoiser twice at two points of `data_shape`, under conditions of two rows.
 
-    Raises UsageError unless shape and dtype come back, finite.
-
-    Of one that is `trained`, gradient has to reach the parameters.
+    Raises:
+        UsageError: unless shape and dtype come back, finite, the same both times, and of a `trained` one with gradient
+            for its parameters.
     """
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
     condition = condition or {}
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:
         with torch.set_grad_enabled(trained):
-            out = denoiser(x_t, t, **condition)
+            out, again = denoiser(x_t, t, **condition), denoiser(x_t, t, **condition)
     except (RuntimeError, TypeError, UsageError) as error:
         reason, names = first_line(error), "".join(f" with {name}" for name in condition)
         raise UsageError(
@@ -105,6 +105,11 @@ def check_denoiser(
         )
     if not out.isfinite().all():
         raise UsageError(f"the {name} returns NaN or infinity at x_t = 0, t = 0.5")
+    if not torch.equal(out, again):
+        raise UsageError(
+            f"the {name} is random beside its input (dropout that ignores evaluation mode?): neither a seed nor a "
+            "checkpoint would hold its numbers"
+        )
     if trained and not out.requires_grad:
         raise UsageError(
             f"no gradient reaches the {name}'s parameters: its forward cuts the graph (no_grad), or they are frozen"

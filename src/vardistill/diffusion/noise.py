@@ -143,11 +143,12 @@ class Draw:
     def denoised(self, denoiser: Denoiser) -> Tensor:
         """D(x_t, t), shape of x, without gradient; evaluated once, however many losses and diagnostics ask."""
         x = self.x.detach()
-        key = id(denoiser), x.data_ptr()
-        if key not in self.memo:  # the samples stay with it, lest others come to lie at their place
+        seen = denoiser, self.noise, self.batch  # they stay with the result, lest others come to lie at their place
+        key = *map(id, seen), x.data_ptr()
+        if key not in self.memo:
             with torch.no_grad():
-                self.memo[key] = x, denoiser(self.noise.x_t(x), self.noise.t, **self.batch)
-        denoised: Tensor = self.memo[key][1]
+                self.memo[key] = denoiser(self.noise.x_t(x), self.noise.t, **self.batch), x, seen
+        denoised: Tensor = self.memo[key][0]
         return denoised
 
     def score(self, denoiser: Denoiser) -> Tensor:
@@ -158,16 +159,17 @@ class Draw:
 
     def under(self, noise: Noise) -> Draw:
         """The same latents, real samples and conditions under another noise; candidates (eta) stay behind."""
-        if id(noise) not in self.memo:
+        key = id(noise), id(self.x)
+        if key not in self.memo:
             n = noise.latents
             real = None if self.real is None else noise.rows(self.real[:n])
-            z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
+            with torch.enable_grad():  # whoever asks first
+                z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
             batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
-            self.memo[id(noise)] = replace(
-                self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=(), memo={}
-            )
-        own: Draw = self.memo[id(noise)]
-        return own
+            own = replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=(), memo={})
+            self.memo[key] = own, self.x
+        under: Draw = self.memo[key][0]
+        return under
 
 
 @dataclass(frozen=True)

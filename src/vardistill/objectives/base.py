@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vardistill import diffusion
 from vardistill.lazy import Later
@@ -118,7 +118,10 @@ class Objective:
         teacher: as given.
         networks: as given.
         frozen: as given.
+        scores_by_teacher: whether the student's loss evaluates the teacher at x_t, once for all parts of a sum.
     """
+
+    scores_by_teacher: ClassVar[bool] = False
 
     def __init__(
         self,

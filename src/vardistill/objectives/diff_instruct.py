@@ -80,6 +80,7 @@ class DiffInstruct(Objective):
     """
 
     teacher: Denoiser
+    scores_by_teacher: ClassVar[bool] = True
 
     def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
         whole = isinstance(critic_steps, Integral) and critic_steps >= 1

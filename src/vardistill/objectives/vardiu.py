@@ -160,6 +160,7 @@ class VarDiU(Objective):
     """
 
     teacher: Denoiser
+    scores_by_teacher: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -205,11 +205,13 @@ class WeightedSum(Objective):
         return total
 
     def evaluations(self, latents: int, draws: int) -> int:
-        """Those of all parts' losses of the student."""
-        return sum(
+        """Those of all parts' losses of the student; parts under the run's levels share the teacher's."""
+        sharing = sum(part.levels is None and part.objective.scores_by_teacher for part in self.summands)
+        every = sum(
             part.objective.evaluations(latents, draws if part.levels is None else part.levels.draws)
             for part in self.summands
         )
+        return every - max(0, sharing - 1) * latents * draws
 
     def after_step(self, progress: float) -> None:
         """What follows a step in each part."""

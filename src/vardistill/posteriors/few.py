@@ -67,7 +67,11 @@ class Posterior(nn.Module):
 
 
 def check_posterior(posterior: Posterior, student: Student, condition: Mapping[str, Tensor]) -> None:
-    """Ask for the density of two latents, under conditions of two rows; raise UsageError unless it has one for each."""
+    """Ask twice for the density of two latents of the generator, under conditions of two rows.
+
+    Raises:
+        UsageError: unless it has one for each, the same both times.
+    """
     like, latent = next(student.parameters()), math.prod(student.latent_shape)
     own = getattr(posterior, "latent", None)
     if isinstance(own, int) and own != latent:
@@ -75,7 +79,7 @@ def check_posterior(posterior: Posterior, student: Student, condition: Mapping[s
     x_t, z = like.new_zeros(2, *student.data_shape), like.new_zeros(2, latent)
     try:
         with torch.no_grad():
-            log_q = posterior(x_t, like.new_ones(2), like.new_ones(2), **condition).log_prob(z)
+            log_q, again = (posterior(x_t, *like.new_ones(2, 2), **condition).log_prob(z) for _ in range(2))
     except (RuntimeError, TypeError, UsageError) as error:
         reason = first_line(error)
         raise UsageError(
@@ -83,6 +87,11 @@ def check_posterior(posterior: Posterior, student: Student, condition: Mapping[s
         ) from error
     if log_q.shape != (2,):
         raise UsageError(f"a posterior has one log-density per row, (2,), but this one has {tuple(log_q.shape)}")
+    if not torch.equal(log_q, again):
+        raise UsageError(
+            "the posterior is random beside its input (dropout that ignores evaluation mode?): neither a seed nor a "
+            "checkpoint would hold its numbers"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What an update draws: own rows only, from streams of random numbers.
 
-A stream is named by (seed, step, update, place): a generator of random numbers that starts anew. One place is common to
-all rows (the student's step, noise levels: a few numbers, and strata must see all rows), and every chunk of the batch
-has one for latents, noise, conditions and real samples. There are always `CHUNKS` chunks, and a process draws those
+A stream is named by (seed, step, update, place): a generator of random numbers that starts anew. Two places are common
+to all rows (the student's step and noise levels: a few numbers, and strata must see all rows), and every chunk of the
+batch has one for latents, noise, conditions and real samples. There are always `CHUNKS` chunks, and a process draws those
 that hold its rows: so the drawn set does not depend on the number of processes, and no state of a random generator has
 to be kept.
 """
@@ -26,8 +26,8 @@ from vardistill.training.data import Conditions, Samples
 CHUNKS = 8
 """Parts of a batch that are drawn apart."""
 
-COMMON, POOL = CHUNKS, CHUNKS + 1
-"""Places after the chunks of the batch: what all rows share, and the first chunk of the pool."""
+LEVELS, STUDENT_STEP, POOL = CHUNKS, CHUNKS + 1, CHUNKS + 2
+"""Places after the chunks of the batch: noise levels, the student's step, and the first chunk of the pool."""
 
 DIAGNOSTICS = 2**20
 """The update's number for a draw of diagnostics, which is none of training."""
@@ -152,10 +152,10 @@ class Draws:
             processes: as many, that share the batch.
             student_step: k; default uniform on the student's steps.
         """
-        common = stream(self.seed, step, update, COMMON, torch.device("cpu"))
-        k = student_step or int(torch.randint(self.student.steps, (), generator=common)) + 1
+        of_step = stream(self.seed, step, update, STUDENT_STEP, torch.device("cpu"))
+        k = student_step or int(torch.randint(self.student.steps, (), generator=of_step)) + 1
         levels = (self.levels if needs.levels is None else needs.levels, *needs.other_levels)
-        shared = stream(self.seed, step, update, COMMON, self.device)
+        shared = stream(self.seed, step, update, LEVELS, self.device)
         times = [some.times(self.batch, progress, shared, self.dtype) for some in levels]
 
         def chunk(n: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ class Draws:
         """One process's rows of what is drawn by chunks, tensors by name with the rows first."""
         start, stop = total * process // processes, total * (process + 1) // processes
         ends = [total * c // CHUNKS for c in range(CHUNKS + 1)]
-        own = [c for c in range(CHUNKS) if ends[c] < stop and ends[c + 1] > start]
+        own = [c for c in range(CHUNKS) if max(ends[c], start) < min(ends[c + 1], stop)]
         parts = [chunk(ends[c + 1] - ends[c], stream(self.seed, step, update, place + c, self.device)) for c in own]
         offset = start - ends[own[0]]
         return {name: torch.cat([part[name] for part in parts])[offset : offset + stop - start] for name in parts[0]}

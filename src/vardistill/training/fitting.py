@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from vardistill.training import checkpoints, config_files
 from vardistill.training.books import StopRequest
 from vardistill.training.config import TrainingConfig
-from vardistill.training.draws import COMMON, stream
+from vardistill.training.draws import stream
 from vardistill.training.folder import RunFolder, create, environment, open_run, write_whole
 from vardistill.training.loop import Diverged, Interrupted
 from vardistill.training.optimisers import adam, adam_state, clip_gradients, learning_rate, step_unless, update_average
@@ -122,7 +122,7 @@ class Fit(Generic[D]):
     def advance(self, progress: float) -> Tensor:
         """One update; returns its loss."""
         self.optimizer.param_groups[0]["lr"] = self.config.lr * learning_rate(self.config, progress)
-        rng = stream(self.config.seed, self.step, 0, COMMON, self.device)  # of this step alone: no state to keep
+        rng = stream(self.config.seed, self.step, 0, 0, self.device)  # of this step alone: no state to keep
         loss = self.loss(self.denoiser, progress, rng)
         loss.backward()
         norm = clip_gradients(self.optimizer, self.config.clip)

@@ -187,8 +187,8 @@ class Trainer:
         self.mixed = computes_in_bf16(training.precision, device)
         self.student, self.objective = student.to(device), objective.to(device)
         self.networks: dict[str, nn.Module] = {STUDENT: student, **objective.networks}
-        silence(*self.networks.values())
-        check_networks(student, objective, conditions)
+        with evaluation_mode(*self.networks.values()):  # a check has no part in a batch's statistics
+            check_networks(student, objective, conditions)
         parameter = next(student.parameters())
         self.dtype = parameter.dtype
         self.draws = Draws(
@@ -274,7 +274,8 @@ class Trainer:
     def update(self, update: Update, progress: float, number: int) -> None:
         """One update on a fresh draw; `number` is its place in the step."""
         statistics = [b.clone() for b in self.statistics]
-        loss = self.backward(update, self.draw(update, progress, number))
+        drawn = self.draw(update, progress, number)
+        loss = self.backward(update, drawn)
         trained = {name: self.optimizers[name] for name in update.trains if name in self.optimizers}
         if self.accelerator.num_processes > 1:
             for name in trained:
@@ -289,7 +290,8 @@ class Trainer:
                 b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance can overflow alone
         self.skipped += not_finite
         batch, levels = self.config.batch, update.needs.levels or self.draws.levels
-        self.evaluations += batch * self.student.steps + update.evaluations(batch, levels.draws)
+        path = batch * drawn.step + update.needs.pool * (drawn.step - 1)
+        self.evaluations += path + update.evaluations(batch, levels.draws)
         self.figures |= {"loss" if update.name == STUDENT else f"{update.name}_loss": loss}
         self.figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
 
