@@ -1,11 +1,13 @@
 """The page of a bench: one HTML file with its table, curves and samples inside, which opens without a network.
 
-The pages of the single runs are linked, at their places beside it.
+The pages of the single runs are linked, at their places beside it. `results.json` holds everything, `results.csv` a
+line for every cell.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from html import escape
@@ -17,11 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vardistill.bench.cells import Row, load
-from vardistill.bench.results import COSTS, Result, Results, first_few, table
+from vardistill.bench.results import COSTS, Result, Results, first_few, table, to_csv, to_dict
 from vardistill.bench.significance import RULE
 from vardistill.reports import figures
 from vardistill.reports.formats import Metric, metric_of
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table
+from vardistill.training.folder import write_whole
 
 PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
 """Of the objectives; further ones begin anew with dashes."""
@@ -43,6 +46,18 @@ td b { font-weight: 700; } td.number { font-weight: 400; }
 """
 
 FOOTER = "Made by vardistill from the files of the bench; this page loads nothing."
+
+
+def write(results: Results, folder: Path) -> Path:
+    """Write results.json, results.csv and then report.html, each whole or not at all; returns the page's path.
+
+    Raises:
+        UsageError: for a folder that cannot be written.
+    """
+    write_whole(folder / "results.json", json.dumps(to_dict(results), indent=1) + "\n")
+    write_whole(folder / "results.csv", to_csv(results))
+    write_whole(folder / "report.html", page(results, folder))
+    return folder / "report.html"
 
 
 def page(results: Results, folder: Path) -> str:

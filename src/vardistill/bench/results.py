@@ -1,7 +1,4 @@
-"""What a bench's runs reached: as an object, as files, and as a table.
-
-`results.json` holds everything, `results.csv` a line for every cell, `report.html` the page (`bench.page`).
-"""
+"""What a bench's runs reached: as an object, as plain data and lines of a file, and as a table."""
 
 from __future__ import annotations
 
@@ -21,7 +18,9 @@ from rich.text import Text
 
 from vardistill.bench.cells import Bench, Cell, Row, Settings
 from vardistill.bench.significance import DIRECTIONS, RULE, loss, significantly_best
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.reports.contents import metrics_lines
+from vardistill.reports.figures import is_finite
+from vardistill.training.folder import RunFolder
 
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
 """What a cell spent; columns of every table where they are known."""
@@ -150,9 +149,6 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
-    from vardistill.reports.contents import metrics_lines  # imports torch, for which --help does not wait
-    from vardistill.reports.figures import is_finite
-
     curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
     values = {**(curve[-1] if curve else {}), **final}
     finite = {name: v for name, v in values.items() if is_finite(v)}
@@ -180,20 +176,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def write(results: Results, folder: Path) -> Path:
-    """Write results.json, results.csv and then report.html, each whole or not at all; returns the page's path.
-
-    Raises:
-        UsageError: for a folder that cannot be written.
-    """
-    from vardistill.bench.page import page
-
-    write_whole(folder / "results.json", json.dumps(to_dict(results), indent=1) + "\n")
-    write_whole(folder / "results.csv", to_csv(results))
-    write_whole(folder / "report.html", page(results, folder))
-    return folder / "report.html"
 
 
 def to_dict(results: Results) -> dict[str, Any]:
