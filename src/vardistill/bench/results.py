@@ -18,8 +18,6 @@ from rich.text import Text
 
 from vardistill.bench.cells import Bench, Cell, Row, Settings
 from vardistill.bench.significance import DIRECTIONS, RULE, loss, significantly_best
-from vardistill.reports.contents import metrics_lines
-from vardistill.reports.figures import is_finite
 from vardistill.training.folder import RunFolder
 
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
@@ -149,6 +147,9 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
+    from vardistill.reports.contents import metrics_lines  # imports torch, which who runs cells does without
+    from vardistill.reports.figures import is_finite
+
     curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
     values = {**(curve[-1] if curve else {}), **final}
     finite = {name: v for name, v in values.items() if is_finite(v)}

@@ -26,7 +26,6 @@ from typing import IO, Any, get_args
 from tqdm.auto import tqdm
 
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
-from vardistill.bench.page import write
 from vardistill.bench.results import Results, collect, failure_file, read_json
 from vardistill.errors import UsageError, unknown
 from vardistill.runs.config import Config, TeachConfig
@@ -115,6 +114,8 @@ def report(bench: Bench, folder: Path) -> Results:
 
 def _collect_and_write(bench: Bench, cells: Sequence[Cell], settings: Settings, folder: Path) -> Results:
     """The results, written by one process at a time: files and figures of one moment, the latest."""
+    from vardistill.bench.page import write  # imports torch, as reading the results does
+
     with occupied(folder, ".results.lock"):
         results = collect(folder, bench, cells, settings)
         write(results, folder)
