@@ -16,7 +16,7 @@ from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.runs.config import Config
 from vardistill.runs.presets import pictures
-from vardistill.runs.presets.pictures import of_data
+from vardistill.runs.presets.pictures import of_data, with_varflow
 from vardistill.runs.presets.points import (
     DEMO,
     MOG40,
@@ -243,6 +243,22 @@ PICTURES = {
 }
 """What pictures are distilled with."""
 
+CHOICES = {
+    "VarDiU": pictures.VARDIU,
+    "VarDiU, levels to 0.7": with_levels(
+        pictures.VARDIU, distribution=LogNormal(base_start=2.0, base_end=0.7, spread=0.8)
+    ),
+    "VarDiU, no head start": replace(pictures.VARDIU, training=replace(pictures.VARDIU.training, head_start=0.0)),
+    "VarDiU, rank 16": with_objective(pictures.VARDIU, posterior="low-rank", posterior_rank=16),
+    "VarDiU, coupling flow": with_objective(pictures.VARDIU, posterior="coupling"),
+    "VarDiU, 4 candidates": with_objective(pictures.VARDIU, candidates=4),
+    "VarFlow": pictures.VARFLOW,
+    "VarFlow, classifier's features": with_objective(pictures.VARFLOW, space="classifier"),
+    "Diff-Instruct + VarFlow": PICTURES["Diff-Instruct + VarFlow"],
+    "Diff-Instruct + VarFlow, λ = 6": with_varflow(pictures.DIFF_INSTRUCT, 6.0, 6.0),
+}
+"""Recipes for pictures and their neighbours."""
+
 FEW_STEPS = (1, 2, 4, 8)
 """Steps of students that are compared."""
 
@@ -332,6 +348,15 @@ _ALL = (
         "digits",
         "objectives on pictures of digits, 8×8, with one fitted teacher",
         lambda seeds: grid(PICTURES, seeds=seeds),
+        metrics=PICTURE_QUALITY,
+        curves=("fd",),
+        budget=Budget("cpu", 2),
+        one_teacher=True,
+    ),
+    Bench(
+        "digits-choices",
+        "recipes for pictures with one thing changed: the posterior, levels, features, weights",
+        lambda seeds: grid(CHOICES, seeds=seeds),
         metrics=PICTURE_QUALITY,
         curves=("fd",),
         budget=Budget("cpu", 2),

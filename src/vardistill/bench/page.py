@@ -62,8 +62,8 @@ def write(results: Results, folder: Path) -> Path:
 
 def page(results: Results, folder: Path) -> str:
     """The page of these results, which lie in `folder`."""
-    sections = [header(results), quality(results, folder), failures(results), curves(results), extra(results)]
-    sections += [samples(results, folder), settings(results)]
+    sections = [header(results), quality(results, folder), teachers(results), failures(results), curves(results)]
+    sections += [extra(results), samples(results, folder), settings(results)]
     body = "\n".join(section for section in sections if section)
     return document(results.bench.name, body, FOOTER, STYLE)
 
@@ -116,6 +116,26 @@ def link(result: Result, folder: Path) -> str:
     if not (folder / name / "report.html").exists():
         return seed
     return f'<a href="{escape(name)}/report.html">{seed}</a>'
+
+
+def teachers(results: Results) -> str:
+    """What shared teachers reach by their own samplers, in the table's metrics; nothing where that was not measured."""
+    rows = {
+        f"{name}, {sampler}": values
+        for name, evaluation in results.teachers.items()
+        for sampler, values in evaluation.items()
+        if isinstance(values, dict)
+    }
+    known = [name for name in results.bench.metrics if any(figures.is_finite(v.get(name)) for v in rows.values())]
+    if not known:
+        return ""
+    lines = []
+    for label, values in rows.items():
+        texts = [shown(name).show(values[name]) if figures.is_finite(values.get(name)) else "–" for name in known]
+        fields = "".join(f'<td class="number">{escape(text)}</td>' for text in texts)
+        lines.append(f'<tr><th scope="row">{escape(label)}</th>{fields}</tr>')
+    titles = ["teacher", *(shown(name).title for name in known)]
+    return f'<h2>Teachers</h2>\n<div class="card">{scroll_table(lines, titles)}</div>'
 
 
 def failures(results: Results) -> str:

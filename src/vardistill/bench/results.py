@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class Results:
         finished: results, in the order of the cells.
         failures: cells that failed.
         missing: names of cells that were not run, or not to their end.
+        teachers: what the evaluations of shared teachers tell, by their folders' names.
     """
 
     bench: Bench
@@ -83,6 +84,7 @@ class Results:
     finished: list[Result]
     failures: list[Failure]
     missing: list[str]
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[Row, list[Result]]:
@@ -143,7 +145,8 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
         else:
             missing.append(cell.name)
     places = [read_json(RunFolder(folder / result.cell.name).environment) or {} for result in finished]
-    return Results(bench, settings, _common(places), finished, failures, missing)
+    fits = {path.parent.name: read_json(path) or {} for path in sorted(folder.glob("teachers/*/evaluation.json"))}
+    return Results(bench, settings, _common(places), finished, failures, missing, fits)
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
@@ -200,6 +203,7 @@ def to_dict(results: Results) -> dict[str, Any]:
         ],
         "failures": [{"name": f.name, "exit": f.exit, "reason": f.reason} for f in results.failures],
         "missing": results.missing,
+        "teachers": results.teachers,
     }
 
 
