@@ -9,7 +9,7 @@ import json
 
 from measured import HERE
 
-from vardistill.bench import BENCHES, Budget, Cell, Results, dimension, variance
+from vardistill.bench import BENCHES, Budget, Cell, Results, dimension, steps, variance
 from vardistill.bench.cells import Settings
 from vardistill.bench.page import axes_of, curve_figure
 from vardistill.bench.results import Result
@@ -26,7 +26,10 @@ def main() -> None:
     gaps = curve_figure("gap", capacity.rows, [row.objective for row in capacity.rows], axes_of(capacity)[:1])
     (dimensions,) = dimension.figures(results_of("dimension")).values()
     (noise,) = variance.figures(results_of("variance")).values()
-    for name, figure in {"mog40": curves, "capacity": gaps, "dimension": dimensions, "variance": noise}.items():
+    drawn = {"mog40": curves, "capacity": gaps, "dimension": dimensions, "variance": noise}
+    if (HERE / "results" / "bench-steps.json").exists():
+        (drawn["steps"],) = steps.figures(results_of("steps")).values()
+    for name, figure in drawn.items():
         if figure is not None:
             figure.savefig(HERE.parent / "docs" / "_static" / f"bench-{name}.png", dpi=110)
 

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,9 @@ from torch import Tensor
 
 from vardistill.diffusion.levels import EDM
 from vardistill.diffusion.noise import Draw, NoiseLevels
-from vardistill.diffusion.schedules import VE
-from vardistill.domains.points.problems import Problem
+from vardistill.diffusion.schedules import SCHEDULES, VE
+from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.objectives.diagnostics import diversities
-from vardistill.runs.build import build_problem
 from vardistill.runs.config import Config
 from vardistill.training import config_files
 from vardistill.training.warning_signs import WINDOW
@@ -62,7 +62,8 @@ def measured(path: Path) -> dict[str, float | str | bool]:
     table = json.loads((path / "evaluation.json").read_text())
     lost = table["recall"] < 0.5 if "recall" in table else table["mode_tv"] >= 0.2
     samples = torch.from_numpy(np.load(path / "samples.npz")["samples"])
-    short = shortfall(samples, build_problem(config.problem, config.levels.schedule))
+    domain: Any = config.domain
+    short = shortfall(samples, PROBLEMS[domain.problem](SCHEDULES[domain.schedule]()))
     print(f"{path.name}: {short:.3f}{', lost modes' if lost else ''}")
     return {"run": path.name, "shortfall": round(short, 4), "lost": bool(lost)}
 

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from vardistill.denoisers.mixture import mixture_of_points
 from vardistill.diffusion.noise import Draw
-from vardistill.domains.points.presets import PRESETS
-from vardistill.runs.build import build_generator, build_levels, build_objective, build_problem
+from vardistill.objectives import Objective
 from vardistill.runs.config import Config
+from vardistill.runs.experiment import build_domain
+from vardistill.runs.presets import find_preset
 from vardistill.training.loop import Trainer
 
 
@@ -44,11 +45,13 @@ class BareLoop:
     """The step of a preset without the trainer, timed in phases."""
 
     def __init__(self, config: Config) -> None:
-        self.config, problem = config, build_problem(config.problem, config.levels.schedule)
-        self.generator = build_generator(config, problem)
-        self.objective = build_objective(config, problem, problem.denoiser)
+        self.config, domain = config, build_domain(config)
+        domain.load(None)
+        self.generator = domain.student
+        self.objective: Objective = config.objective.build(domain)
+        self.pool = self.objective.needs.pool
         self.average = copy.deepcopy(self.generator)
-        self.levels = build_levels(config.levels, problem)
+        self.levels = config.levels.build(domain.schedule, domain.data_std)
         self.rng = torch.Generator().manual_seed(config.training.seed)
         betas = (config.training.beta1, config.training.beta2)
         self.optimizer = torch.optim.AdamW(
@@ -75,8 +78,7 @@ class BareLoop:
         training = self.config.training
         z = self.generator.latents(training.batch, self.rng)
         noise = self.levels.draw(self.generator.data_shape, training.batch, progress, self.rng)
-        m = self.objective.pool_latents
-        pool = self.generator.latents(m, self.rng) if m else None
+        pool = self.generator.latents(self.pool, self.rng) if self.pool else None
         phase("draws")
         x = self.generate(z)
         phase("generator, forward")
@@ -106,7 +108,7 @@ def choices(bare: BareLoop) -> dict[str, dict[str, float]]:
     """Milliseconds of what the step does and of what it replaced."""
     rng, n = torch.Generator().manual_seed(0), bare.config.training.batch
     z = bare.generator.latents(n, rng)
-    points = bare.generator(bare.generator.latents(n + bare.objective.pool_latents, rng)).detach()
+    points = bare.generator(bare.generator.latents(n + bare.pool, rng)).detach()
     noise = bare.levels.draw((2,), n, 0.5, rng)
     x_t = noise.x_t(points[:n])
     parameters = [torch.nn.Parameter(p.detach().clone()) for p in bare.generator.parameters()]
@@ -143,7 +145,7 @@ def main(arguments: Arguments) -> None:
     """Run, print, and write results/step_overhead.json."""
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    config = PRESETS[arguments.preset].config
+    config = find_preset(arguments.preset)
     bare = BareLoop(config)
 
     def bare_turn() -> None:
@@ -177,10 +179,10 @@ def main(arguments: Arguments) -> None:
 def _trainer(config: Config, steps: int) -> Trainer:
     """A run of `steps` steps that logs as the preset does and evaluates nothing."""
     training = dataclasses.replace(config.training, steps=steps)
-    problem = build_problem(config.problem, config.levels.schedule)
-    generator = build_generator(config, problem)
-    objective = build_objective(config, problem, problem.denoiser)
-    return Trainer(generator, objective, build_levels(config.levels, problem), training)
+    domain = build_domain(config)
+    domain.load(None)
+    levels = config.levels.build(domain.schedule, domain.data_std)
+    return Trainer(domain.student, config.objective.build(domain), levels, training)
 
 
 if __name__ == "__main__":

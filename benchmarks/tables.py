@@ -60,6 +60,17 @@ def overhead() -> str:
     return "\n".join(lines)
 
 
+def speed() -> str:
+    """Steps per second of four presets, of this tree and of others."""
+    result = _load("speed")
+    names = list(next(iter(result["rows"].values())))
+    lines = ["| preset | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [
+        f"| `{p}` | " + " | ".join(f"{median(v):.2f}" for v in r.values()) + " |" for p, r in result["rows"].items()
+    ]
+    return "\n".join([*lines, "", f"Steps per second of processor time. {_where(result['environment'])}"])
+
+
 def startup() -> str:
     """How long the command line takes to answer."""
     result = _load("startup")
@@ -127,23 +138,21 @@ def _known(metric: str, cells: list[dict[str, float]]) -> str:
 
 def images(name: str) -> str:
     """Students of pictures by objective beside the data, their teacher and its first step."""
-    result = _load(f"images_{name}")
-    teacher = {row if row == "held-out data" else f"teacher, {row}": [v] for row, v in result["teacher"].items()}
-    rows: Rows = {**teacher, "teacher, 1 step": [result["first step"]], **result["rows"]}
+    result = _load(f"bench-{name}")
+    (teacher,) = result["teachers"].values()
+    rows: Rows = {row if row == "held-out data" else f"teacher, {row}": [v] for row, v in teacher.items()}
+    for cell in result["cells"]:
+        rows.setdefault(cell["objective"], []).append(cell["values"])
+    best = {row["objective"]: row["best"] for row in result["rows"]}
     metrics = ("fd", "kd", "precision", "recall", "density", "coverage", "label_accuracy", "memorisation")
     timed = [*metrics, "seconds_per_image", "speedup"]
     lines = ["| | " + " | ".join(HEADINGS.get(m, m) for m in timed) + " |", "|---" * (len(timed) + 1) + "|"]
     for row, seeds in rows.items():
-        lines.append(
-            f"| {row} | " + " | ".join(_picture_cell(m, [r[m] for r in seeds if m in r]) for m in timed) + " |"
-        )
-    counts = {len(r) for r in result["rows"].values()}
-    seeds = "1 seed" if counts == {1} else f"{max(counts)} seeds (mean ± standard deviation)"
-    seeds += ", or 1" if len(counts) > 1 else ""
-    samples = result["teacher"]["18 steps"]["samples"]
-    minutes = f"{result['minutes']:g} minute{'' if result['minutes'] == 1 else 's'}"
-    facts = f"{samples} samples a row; students: {minutes} of processor time, {seeds}."
-    return "\n".join([*lines, "", f"{facts} {_where(result['environment'])}"])
+        texts = [_picture_cell(m, [r[m] for r in seeds if m in r]) for m in timed]
+        texts = [f"**{t}**" if m in best.get(row, ()) else t for m, t in zip(timed, texts, strict=True)]
+        lines.append(f"| {row} | " + " | ".join(texts) + " |")
+    facts = f"{teacher['18 steps']['samples']} samples a row, {result['settings']['seeds']} seeds."
+    return "\n".join([*lines, "", f"{facts} {_settings(result)}"])
 
 
 def _picture_cell(metric: str, values: list[float]) -> str:
@@ -273,6 +282,7 @@ SNR = tuple(f"snr_{ratio}" for ratio in ("0.5", "1", "2", "4", "8", "16"))
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "overhead": overhead,
+    "speed": speed,
     "startup": startup,
     "energy": energy,
     "diff-instruct": diff_instruct,
@@ -299,10 +309,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-empirical": lambda: bench("dimension", DIGITS, teacher="empirical"),
     "digits-learned": lambda: bench("dimension", DIGITS, teacher="learned"),
     "digits-4min": lambda: bench("dimension-4min", DIGITS),
-    "images-digits": lambda: images("digits_1min"),
-    "images-digits-2": lambda: images("digits_2min"),
-    "images-mnist": lambda: images("mnist_15min"),
-    "images-mnist-30": lambda: images("mnist_30min"),
+    "images-digits": lambda: images("digits"),
+    "images-digits-choices": lambda: images("digits-choices"),
+    "images-mnist": lambda: images("mnist"),
+    "images-steps": lambda: images("steps"),
     "variance": lambda: bench("variance", SNR),
 }
 

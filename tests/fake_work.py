@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vardistill.bench import Bench, Budget, Cell, Results, grid, run_bench, running, work
-from vardistill.runs.config import Config, TeacherConfig, VarDiUConfig
+from vardistill.domains.points.config import TeacherConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.runs.config import Config
 from vardistill.training.config_files import read
 from vardistill.training.folder import RunFolder
 
@@ -35,7 +37,8 @@ def cells(seeds: int) -> list[Cell]:
 
 
 def taught_cells(seeds: int) -> list[Cell]:
-    teachers = {"exact": TeacherConfig(), "fitted": TeacherConfig(teacher="learned", teacher_samples=64)}
+    fitted = TeacherConfig(teacher="learned", teacher_samples=64)
+    teachers = {"exact": {"teacher": TeacherConfig()}, "fitted": {"teacher": fitted}}
     two = {"good": Config(), "worse": Config(objective=VarDiUConfig(posterior="nsf"))}
     return grid(two, teachers=teachers, seeds=seeds)
 
@@ -49,8 +52,8 @@ def train(folder: Path) -> int:
     run, config = RunFolder(folder), read(Config, RunFolder(folder).config)
     assert config.training.steps == 30
     assert config.training.tracker == "none"
-    if config.teacher.teacher == "learned":
-        assert (config.teacher.teacher_run / "evaluation.json").is_file()
+    if config.domain.teacher.teacher == "learned":
+        assert (config.domain.teacher.teacher_run / "evaluation.json").is_file()
     run.environment.write_text(json.dumps({"processor": "abacus", "threads": os.environ["OMP_NUM_THREADS"]}))
     befalls = json.loads(os.environ.get("FAKE", "{}")).get(folder.name)
     if befalls == "fail":

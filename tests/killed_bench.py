@@ -17,10 +17,10 @@ from typing import Any
 
 from vardistill.bench import Bench, Budget, Cell, grid, run_bench, running, work
 from vardistill.bench.named import SMOKE
-from vardistill.domains.points import presets
-from vardistill.runs.config import TeachConfig, TeacherConfig
+from vardistill.domains.points import scales
+from vardistill.domains.points.config import PointsTeachConfig, TeacherConfig
 
-TEACHERS = {"fitted": TeacherConfig(teacher="learned", teacher_samples=64)}
+TEACHERS = {"fitted": {"teacher": TeacherConfig(teacher="learned", teacher_samples=64)}}
 
 
 def cells(seeds: int) -> list[Cell]:
@@ -33,9 +33,9 @@ BENCH = Bench("killed", "a small run", cells, ("log_mmd",), seeds=1, budget=Budg
 """With a checkpoint after every second and every fifth step."""
 
 
-def fit(problem: str) -> TeachConfig:
+def fit(problem: str) -> PointsTeachConfig:
     """Instead of `teacher_fit`: five small steps."""
-    return TeachConfig(steps=5, batch=16, width=8, depth=1)
+    return PointsTeachConfig(steps=5, batch=16, width=8, depth=1)
 
 
 def command(task: running.Task) -> Sequence[str]:
@@ -69,8 +69,8 @@ def kill_at(place: str) -> None:
     """In the third step of a shared teacher's fit, the second save, the eighth step, or when training is done."""
     from small_runs import after, before
     from vardistill.domains.points import teach
+    from vardistill.runs import experiment
     from vardistill.training import checkpoints
-    from vardistill.training.folder import experiment as experiments
     from vardistill.training.loop import Trainer
 
     if place == "fit":
@@ -80,18 +80,18 @@ def kill_at(place: str) -> None:
     elif place == "step":
         Trainer.advance = before(8, kill, Trainer.advance)
     elif place == "evaluation":
-        experiments._keep_evaluation = before(1, kill, experiments._keep_evaluation)
+        experiment.keep_evaluation = before(1, kill, experiment.keep_evaluation)
 
 
 def leave_out_the_report() -> None:
-    from vardistill.training.folder import experiment as experiments
+    from vardistill.runs import experiment
 
-    experiments.write_report = lambda *ignored, **options: None
+    experiment.write_report = lambda *ignored, **options: None
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "bench":
-        running.command, presets.teacher_fit = command, fit
+        running.command, scales.teacher_fit = command, fit
         run_bench(BENCH, Path(sys.argv[2]))
     else:
         work.stop_with_parent = stop_with_parent

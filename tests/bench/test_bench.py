@@ -25,11 +25,18 @@ from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, w
 from vardistill.bench.page import page
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
-from vardistill.domains.points import presets
+from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.points import scales
+from vardistill.domains.points.config import PointsTeachConfig
 from vardistill.errors import UsageError
-from vardistill.runs.config import Config, TeachConfig, VarDiUConfig
+from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
+from vardistill.runs.config import Config
 from vardistill.training.config_files import write
 from vardistill.training.folder import RunFolder
+
+COMMAND = running.command
 
 TIMINGS = ("seconds", "cpu_seconds")
 
@@ -38,6 +45,11 @@ TIMINGS = ("seconds", "cpu_seconds")
 def _train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "command", fake_work.command)
     monkeypatch.setenv("FAKE", "{}")
+
+
+@pytest.fixture
+def _real_work(monkeypatch: pytest.MonkeyPatch, _train_nothing: None) -> None:
+    monkeypatch.setattr(running, "command", COMMAND)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +201,63 @@ def test_a_cell_of_another_configuration_is_refused(tmp_path):
         running.report(BENCH, tmp_path / "good_true_mog40_seed0")
 
 
+def test_a_sum_that_differs_in_one_weight_is_told_by_its_name(tmp_path):
+    def bench(weight: float) -> Bench:
+        parts = (PartConfig(VarDiUConfig()), PartConfig(VarFlowConfig(), weight))
+        return dataclasses.replace(
+            BENCH, cells=lambda seeds: grid({"sum": Config(objective=SumConfig(parts))}, seeds=1)
+        )
+
+    (cell,) = bench(0.5).plan()
+    running.check_folder(bench(0.5), [cell], tmp_path)
+    running._task(tmp_path / cell.name, cell.config, None)
+    running.check_folder(bench(0.5), [cell], tmp_path)
+    told = r"was made with objective.parts\[1\].weight = 0.5, but now it is 2.0"
+    with pytest.raises(UsageError, match=told):
+        running.check_folder(bench(2.0), bench(2.0).plan(), tmp_path)
+
+
+def test_a_cell_of_an_earlier_version_is_refused(unbroken, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    (folder / "good_true_mog40_seed0" / "config.yaml").write_text("problem: mog40\ngenerator: {}\n")
+    with pytest.raises(UsageError, match=r"good_true_mog40_seed0/config.yaml is .* of an earlier version"):
+        run_bench(BENCH, folder, seeds=2)
+
+
+PICTURES = Bench(
+    "pictures",
+    "of digits",
+    lambda seeds: grid({"a": Config(PicturesConfig(data="digits"))}, seeds=seeds),
+    ("fd",),
+    budget=Budget("steps", 2),
+    one_teacher=True,
+)
+
+
+def test_pictures_have_one_teacher_for_all_seeds_and_points_one_for_each():
+    for bench, labels in ((PICTURES, ["digits-seed0"] * 2), (TAUGHT, ["mog40-64-seed0", "mog40-64-seed1"])):
+        fits = [running.shared_teacher(cell.config, bench.one_teacher) for cell in bench.plan(seeds=2)]
+        assert [fit.label for fit in fits if fit is not None][:: len(fits) // 4 or 1] == labels
+
+
+def test_data_are_other_pictures(tmp_path):
+    (cell,) = PICTURES.plan(seeds=1, data=str(tmp_path / "mnist.npz"))
+    assert (cell.config.domain.data, cell.problem) == (str(tmp_path / "mnist.npz"), "digits")
+    fit = running.shared_teacher(cell.config)
+    assert (fit.data, fit.label) == (cell.config.domain.data, "mnist-seed0")
+    with pytest.raises(UsageError, match="fake has cells without pictures, good_true_mog40_seed0 for example"):
+        run_bench(BENCH, tmp_path / "new", data="mnist.npz")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("_real_work")
+def test_pictures_that_are_not_there_are_told_in_one_line(tmp_path):
+    words = "the bench's teacher none-seed0 cannot be fitted: there is no file .*none.npz"
+    with pytest.raises(UsageError, match=words):
+        run_bench(PICTURES, tmp_path / "bench", data=str(tmp_path / "none.npz"))
+
+
 def test_what_a_run_keeps_may_differ_between_a_folders_cells(tmp_path):
     """Lines of metrics, evaluations and checkpoints change nothing of a run."""
     run_bench(BENCH, tmp_path, seeds=1)
@@ -230,7 +299,7 @@ def test_a_page_that_fails_costs_no_results(tmp_path):
 def test_a_teacher_of_another_configuration_is_refused(tmp_path):
     teacher = tmp_path / "teachers" / "mog40-64-seed0"
     teacher.mkdir(parents=True)
-    write(TeachConfig(samples=64, steps=7), teacher / "config.yaml")
+    write(PointsTeachConfig(samples=64, steps=7), teacher / "config.yaml")
     (teacher / "evaluation.json").write_text("{}")
     with pytest.raises(UsageError, match="mog40-64-seed0 was made with steps = 7, but now it is"):
         run_bench(TAUGHT, tmp_path, seeds=1)
@@ -491,7 +560,7 @@ def test_a_bench_may_measure_instead_of_training(tmp_path):
 
 
 def test_a_subprocess_fits_a_teacher(tmp_path):
-    write(TeachConfig(samples=64, steps=2, width=8, depth=1, batch=16), tmp_path / "teacher.yaml")
+    write(PointsTeachConfig(samples=64, steps=2, width=8, depth=1, batch=16), tmp_path / "teacher.yaml")
     assert work.teach(tmp_path / "teacher", str(tmp_path / "teacher.yaml")) == 0
     assert running.is_finished(tmp_path / "teacher")
 
@@ -521,7 +590,11 @@ def test_budgets_limit_what_they_count():
 
 def test_a_grid_has_every_combination_and_replaces_nothing_else():
     config = Config(objective=VarDiUConfig(posterior="nsf"))
-    cells = grid({"nsf": config}, teachers={"t": config.teacher}, problems=["mog9", "mog40"], seeds=2)
+    teachers, problems = (
+        {"t": {"teacher": config.domain.teacher}},
+        {name: {"problem": name} for name in ("mog9", "mog40")},
+    )
+    cells = grid({"nsf": config}, teachers, problems, seeds=2)
     assert [cell.name for cell in cells] == [
         "nsf_t_mog9_seed0",
         "nsf_t_mog40_seed0",
@@ -531,8 +604,9 @@ def test_a_grid_has_every_combination_and_replaces_nothing_else():
     for cell in cells:
         training = dataclasses.replace(cell.config.training, seed=0)
         assert cell.config.training.seed == cell.seed
-        assert cell.config.problem == cell.problem
-        assert dataclasses.replace(cell.config, problem="mog40", training=training) == config
+        assert cell.config.domain.problem == cell.problem
+        domain = dataclasses.replace(cell.config.domain, problem="mog40")
+        assert dataclasses.replace(cell.config, domain=domain, training=training) == config
 
 
 def test_labels_that_make_the_same_name_are_refused():
@@ -633,7 +707,7 @@ def test_help_does_not_wait_for_torch():
 @pytest.fixture
 def of_small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "command", killed_bench.command)
-    monkeypatch.setattr(presets, "teacher_fit", killed_bench.fit)
+    monkeypatch.setattr(scales, "teacher_fit", killed_bench.fit)
 
 
 @pytest.fixture(scope="module")

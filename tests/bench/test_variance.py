@@ -5,58 +5,78 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import small_runs
 from vardistill.bench import BENCHES, Budget, Cell, Results, variance
 from vardistill.bench.cells import Settings
 from vardistill.bench.named import SNR, VARIANCE, tiny
 from vardistill.bench.page import page
 from vardistill.bench.results import Result
 from vardistill.cli import main as cli
-from vardistill.domains.points.presets import learned_posterior_varflow
+from vardistill.diffusion.levels import LogNormal
+from vardistill.diffusion.noise import NoiseLevels
+from vardistill.diffusion.schedules import VE
+from vardistill.objectives.base import STUDENT
 from vardistill.runs.config import Config
+from vardistill.runs.presets.points import (
+    DEMO,
+    VARDIU_VARFLOW,
+    diff_instruct,
+    learned_posterior,
+    learned_posterior_varflow,
+)
 from vardistill.training.folder import RunFolder
+from vardistill.training.loop import Trainer
 
 
 def small(config: Config) -> Config:
     return replace(tiny(config), training=replace(tiny(config).training, batch=32, device="cpu", tracker="none"))
 
 
+def trainer(config: Config) -> Trainer:
+    domain = config.domain.build(config.training)
+    domain.load(None)
+    return variance.trainer_of(config, domain.student)
+
+
 @pytest.mark.parametrize("signal", [0.0, 0.3])
 def test_it_is_the_squared_mean_over_the_variance(signal: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of g ~ N(m, I) in 5 dimensions, over 400 estimates of 48 steps, to 4.5 standard errors: 1e-5, seed 0."""
     rng, mean = torch.Generator().manual_seed(0), torch.full((5,), signal)
-    monkeypatch.setattr(variance, "gradient", lambda trainer: mean + torch.randn(5, generator=rng))
-    trainer = small_runs.trainer()
-    estimates = torch.tensor([variance.signal_to_noise(trainer, 1.0) for _ in range(400)])
+    monkeypatch.setattr(variance, "gradient", lambda job, update: mean + torch.randn(5, generator=rng))
+    job = trainer(small(DEMO))
+    estimates = torch.tensor([variance.signal_to_noise(job, 1.0) for _ in range(400)])
     # the variance in the denominator has 5 · 47 degrees of freedom: E 1/s² is larger than 1/σ² by 2/(5 · 47 − 2)
     expected = (signal**2 + 1 / 48) * (1 + 2 / 233) - 1 / 48
     assert abs(estimates.mean() - expected) < 4.5 * estimates.std() / 20
 
 
 def test_a_level_is_alone_and_of_its_own_weight(rng: torch.Generator) -> None:
-    """σ² in small_runs; alone it cancels, and between the parts of a sum it does not."""
-    noise = variance.at_level(small_runs.levels(), 4.0).draw((2,), 8, 0.3, rng)
+    """Alone it cancels, and between the parts of a sum it does not."""
+    levels = NoiseLevels(VE(), LogNormal(base_start=2.0, base_end=0.5), lambda alpha, sigma: sigma**2)
+    noise = variance.at_level(levels, 4.0).draw((2,), 8, 0.3, rng)
     torch.testing.assert_close(noise.sigma / noise.alpha, torch.full_like(noise.sigma, 4.0))
     torch.testing.assert_close(noise.weight, noise.sigma**2)
 
 
 def test_a_sums_parts_are_all_at_the_level_with_the_weight_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 − progress for the second part of small_runs' sum, whose levels are its own."""
-    trainer, seen = small_runs.trainer("sum"), []
-    step = trainer.step_module
-    monkeypatch.setattr(trainer, "step_module", lambda drawn, critic: seen.append(drawn) or step(drawn, critic))
+    """A gradient is that of one fresh draw, of the student alone."""
+    job, seen = trainer(small(VARDIU_VARFLOW)), []
+    backward = job.backward
+    monkeypatch.setattr(job, "backward", lambda update, drawn: seen.append((update, drawn)) or backward(update, drawn))
     monkeypatch.setattr(variance, "DRAWS", 2)
-    variance.signal_to_noise(trainer, 4.0)
-    for drawn in seen:
+    variance.signal_to_noise(job, 4.0)
+    for update, drawn in seen:
+        assert update.trains == (STUDENT,)
         assert drawn.progress == 0
+        assert len(drawn.other_noise) == 1
         for noise in (drawn.noise, *drawn.other_noise):
             torch.testing.assert_close(noise.sigma / noise.alpha, torch.full_like(noise.sigma, 4.0))
+    (_, first), (_, second) = seen
+    assert not torch.equal(first.z, second.z)
 
 
 def results(values: dict[str, list[list[float]]]) -> Results:
@@ -100,22 +120,21 @@ def test_a_budget_is_refused_where_nothing_is_trained(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("kind", ["learned", "drawn", "diff-instruct", "sum"])
-def test_only_auxiliary_networks_are_fitted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those with steps of their own, those without, and those of a sum's parts."""
+@pytest.mark.parametrize(
+    "config",
+    [learned_posterior("full"), learned_posterior("full", 4), diff_instruct(2), learned_posterior_varflow("full")],
+    ids=["learned", "drawn", "diff-instruct", "sum"],
+)
+def test_only_auxiliary_networks_are_fitted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with updates of their own, those of the student's update, and those of a sum's parts."""
     monkeypatch.setattr(variance, "CRITIC_STEPS", 3)
-    trainer = small_runs.trainer(kind)
-    if kind == "sum":
-        trainer.objective.parts[0].critic_steps = trainer.objective.critic_steps = 0
-    before = {name: state(module) for name, module in parts(trainer).items()}
-    variance.fit_auxiliary(trainer)
-    after = {name: state(module) for name, module in parts(trainer).items()}
-    assert all(torch.equal(v, after["generator"][name]) for name, v in before["generator"].items())
-    assert any(not torch.equal(v, after["objective"][name]) for name, v in before["objective"].items())
-
-
-def parts(trainer: Any) -> dict[str, Any]:
-    return {"generator": trainer.generator, "objective": trainer.objective}
+    job = trainer(small(config))
+    before = {name: state(module) for name, module in job.networks.items()}
+    variance.fit_auxiliary(job)
+    after = {name: state(module) for name, module in job.networks.items()}
+    for name in before:
+        moved = any(not torch.equal(v, after[name][key]) for key, v in before[name].items())
+        assert moved == (name != STUDENT)
 
 
 def state(module: torch.nn.Module) -> dict[str, Tensor]:

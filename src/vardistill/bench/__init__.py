@@ -1,8 +1,30 @@
 """Benches: objectives × teachers × problems × seeds, run side by side under one budget, tabled and plotted."""
 
-from vardistill.bench.cells import Bench, Budget, Cell, grid
-from vardistill.bench.named import BENCHES
-from vardistill.bench.results import Results, collect, write
-from vardistill.bench.running import run_bench, run_cells
+from __future__ import annotations
 
-__all__ = ["BENCHES", "Bench", "Budget", "Cell", "Results", "collect", "grid", "run_bench", "run_cells", "write"]
+from typing import TYPE_CHECKING
+
+from vardistill.lazy import attach
+
+if TYPE_CHECKING:
+    from vardistill.bench.cells import Bench as Bench
+    from vardistill.bench.cells import Budget as Budget
+    from vardistill.bench.cells import Cell as Cell
+    from vardistill.bench.cells import grid as grid
+    from vardistill.bench.named import BENCHES as BENCHES
+    from vardistill.bench.page import write as write
+    from vardistill.bench.results import Results as Results
+    from vardistill.bench.results import collect as collect
+    from vardistill.bench.running import run_bench as run_bench
+    from vardistill.bench.running import run_cells as run_cells
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "cells": "Bench Budget Cell grid",
+        "named": "BENCHES",
+        "page": "write",
+        "results": "Results collect",
+        "running": "run_bench run_cells",
+    },
+)

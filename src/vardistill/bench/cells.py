@@ -10,12 +10,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from vardistill.choices import check_choices
+from vardistill.domains.pictures.config import PicturesConfig
 from vardistill.errors import UsageError, require
-from vardistill.runs.config import Config, ProblemName, TeacherConfig, check_choices
+from vardistill.runs.config import Config
 
 UNLIMITED = 10**9
 """Steps that no budget of minutes reaches."""
@@ -25,6 +27,9 @@ MILESTONES = 10
 
 Direction = Literal["lower", "higher", "zero"]
 """Which values of a metric are good: low ones, high ones, those near zero."""
+
+Changes = Mapping[str, Any]
+"""Fields of a domain's configuration and what they become: {"teacher": TeacherConfig("learned")}, {"data": "mnist"}."""
 
 
 class Row(NamedTuple):
@@ -122,6 +127,7 @@ class Settings:
         budget: of each cell.
         jobs: cells at a time.
         threads: of each.
+        data: the pictures that its cells take instead of the bench's; None for these.
     """
 
     bench: str
@@ -129,6 +135,7 @@ class Settings:
     budget: Budget
     jobs: int = 1
     threads: int = 1
+    data: str | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -154,6 +161,7 @@ class Bench:
         measure: what a cell does instead of being trained: a function of its `Config` and of its `RunFolder` that
             returns values by name. It may log lines of kind "eval" there, which make curves.
         figures: further pictures: a function of the `Results` that returns figures of matplotlib by title.
+        one_teacher: whether all seeds learn from the first seed's teacher, where it is one to be fitted.
     """
 
     name: str
@@ -166,12 +174,13 @@ class Bench:
     better: Mapping[str, Direction] = field(default_factory=dict)
     measure: str | None = None
     figures: str | None = None
+    one_teacher: bool = False
 
-    def plan(self, seeds: int | None = None, budget: Budget | None = None) -> list[Cell]:
-        """The cells under a budget; seeds and budget are the bench's own by default.
+    def plan(self, seeds: int | None = None, budget: Budget | None = None, data: str | None = None) -> list[Cell]:
+        """The cells under a budget; seeds, budget and pictures are the bench's own by default.
 
         Raises:
-            UsageError: for cells that share a folder's name.
+            UsageError: for cells that share a folder's name, and for pictures where a cell has none.
         """
         limit = (budget or self.budget).limit
         seeds = self.seeds if seeds is None else seeds
@@ -179,30 +188,36 @@ class Bench:
         for name, count in Counter(cell.name for cell in cells).items():
             if count > 1:
                 raise UsageError(f"{count} cells of the bench {self.name} are named {name}: tell their labels apart")
-        return cells
+        return cells if data is None else [self._with_data(cell, data) for cell in cells]
+
+    def _with_data(self, cell: Cell, data: str) -> Cell:
+        domain = cell.config.domain
+        if not isinstance(domain, PicturesConfig):
+            raise UsageError(f"{self.name} has cells without pictures, {cell.name} for example: leave out --data")
+        return replace(cell, config=replace(cell.config, domain=replace(domain, data=data)))
 
 
 def grid(
     objectives: Mapping[str, Config],
-    teachers: Mapping[str, TeacherConfig] | None = None,
-    problems: Iterable[ProblemName] | None = None,
+    teachers: Mapping[str, Changes] | None = None,
+    problems: Mapping[str, Changes] | None = None,
     seeds: int = 3,
 ) -> list[Cell]:
     """Every objective with every teacher on every problem, for every seed.
 
     Args:
-        objectives: whole configurations by label, whose teacher, problem and seed are replaced.
-        teachers: by label; default: the configuration's own.
-        problems: default: the configuration's own.
+        objectives: whole configurations by label, whose seed is replaced.
+        teachers: what each changes in the configurations' domain, by label; default: their own, under its own label.
+        problems: the same.
         seeds: their number; they count from 0, and the first seed's cells come first.
     """
     cells = []
-    problems = None if problems is None else list(problems)
     for seed, (label, config) in itertools.product(range(seeds), objectives.items()):
-        own = {config.teacher.teacher: config.teacher} if teachers is None else teachers
-        for (teacher, choice), problem in itertools.product(own.items(), problems or [config.problem]):
-            training = replace(config.training, seed=seed)
-            whole = replace(config, teacher=choice, problem=problem, training=training)
+        own_teacher, own_problem = config.domain.labels
+        choices = itertools.product((teachers or {own_teacher: {}}).items(), (problems or {own_problem: {}}).items())
+        for (teacher, of_teacher), (problem, of_problem) in choices:
+            domain = replace(config.domain, **of_teacher, **of_problem)
+            whole = replace(config, domain=domain, training=replace(config.training, seed=seed))
             cells.append(Cell(label, teacher, problem, seed, whole))
     return cells
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from matplotlib.figure import Figure
@@ -17,27 +18,42 @@ PANELS: dict[str, Scale] = {"mode_tv": "log", "off_mode": "share", "energy_dista
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """The mixtures' metrics against d: each objective's mean, and its seeds as dots; no value below 0 has a place."""
+    """The mixtures' metrics against d."""
     found: dict[str, dict[int, list[dict[str, float]]]] = defaultdict(dict)
     for row, of_seeds in results.rows.items():
         if mixture := re.fullmatch(r"mixture(\d+)", row.problem):
             found[row.objective][int(mixture[1])] = [result.values for result in of_seeds]
-    if not found:
-        return {}
+    return {"Quality against the number of dimensions": curves_over(found, PANELS, "dimensions")} if found else {}
+
+
+def curves_over(
+    found: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]], panels: Mapping[str, Scale], axis: str
+) -> Figure:
+    """Metrics against a number, a panel for each: an objective's mean, and its seeds as dots.
+
+    No value of 0 and less has a place on a logarithmic axis.
+
+    Args:
+        found: the values of every seed, by objective and number.
+        panels: metrics and their axes.
+        axis: what the number is.
+    """
     figure = Figure(figsize=(10.8, 3.4), layout="constrained")
-    for ax, (metric, scale) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for i, (objective, by_dimension) in enumerate(found.items()):
-            points = sorted((d, [v[metric] for v in values if metric in v]) for d, values in by_dimension.items())
-            points = [(d, values) for d, values in points if values]
+    numbers = sorted({number for by_number in found.values() for number in by_number})
+    for ax, (metric, scale) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for i, (objective, by_number) in enumerate(found.items()):
+            points = sorted((n, [v[metric] for v in values if metric in v]) for n, values in by_number.items())
+            points = [(n, values) for n, values in points if values]
             means = [mean(values) for _, values in points]
-            ax.plot([d for d, _ in points], means, **line(i), label=objective, linewidth=1.4, alpha=0.85)
-            for d, values in points:
-                ax.plot([d] * len(values), values, "o", color=line(i)["color"], ms=2.5, alpha=0.6)
+            ax.plot([n for n, _ in points], means, **line(i), label=objective, linewidth=1.4, alpha=0.85)
+            for n, values in points:
+                ax.plot([n] * len(values), values, "o", color=line(i)["color"], ms=2.5, alpha=0.6)
         bare(ax)
-        doublings(ax, sorted({d for by_dimension in found.values() for d in by_dimension}))
-        ax.set_yscale("log", nonpositive="mask")
+        doublings(ax, numbers)
+        if scale in ("log", "share"):
+            ax.set_yscale("log", nonpositive="mask")
         ax.set_title(shown(metric).title, loc="left", fontsize=9.5, color=INK)
-        ax.set_xlabel("dimensions", fontsize=9, color=MUTED)
+        ax.set_xlabel(axis, fontsize=9, color=MUTED)
         ticks(ax, scale)
     legend_beside(figure)
-    return {"Quality against the number of dimensions": figure}
+    return figure

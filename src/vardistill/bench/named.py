@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from vardistill.bench.cells import Bench, Budget, Cell, grid
+from vardistill.bench.cells import Bench, Budget, Cell, Changes, grid
+from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal
-from vardistill.domains.points.presets import (
+from vardistill.domains.points.config import ProblemName, TeacherConfig
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.runs.config import Config
+from vardistill.runs.presets import pictures
+from vardistill.runs.presets.pictures import of_data, with_varflow
+from vardistill.runs.presets.points import (
     DEMO,
     MOG40,
     VARDIU_VARFLOW,
     VARFLOW,
-    PosteriorName,
+    LearnedPosterior,
     adapted,
     diff_instruct,
     learned_posterior,
     learned_posterior_varflow,
 )
-from vardistill.runs.config import Config, DiffInstructConfig, ProblemName, TeacherConfig, VarDiUConfig
 
 QUALITY = ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv", "off_mode", "dikl")
+
+PICTURE_QUALITY = ("fd", "kd", "precision", "recall", "density", "coverage", "label_accuracy", "speedup")
 
 
 def tiny(config: Config) -> Config:
     """The configuration with small networks and few samples."""
     training = replace(config.training, batch=64, eval_samples=500, log_every=5, checkpoint_every=5)
-    return replace(config, generator=replace(config.generator, width=16, depth=1), training=training)
+    return with_student(replace(config, training=training), width=16, depth=1)
+
+
+def with_student(config: Config, **changes: Any) -> Config:
+    """The configuration with changes to its student."""
+    student: Any = config.domain.student
+    return replace(config, domain=replace(config.domain, student=replace(student, **changes)))
 
 
 def with_objective(config: Config, **changes: Any) -> Config:
@@ -52,13 +68,33 @@ def with_rates(config: Config, student: float = 1.0, auxiliary: float = 1.0) -> 
 
 
 def with_noise(config: Config, factor: float) -> Config:
-    """The configuration with so many times its annealed noise levels."""
-    levels = config.levels.distribution
-    assert isinstance(levels, LogNormal)
-    return with_levels(
-        config,
-        distribution=replace(levels, base_start=factor * levels.base_start, base_end=factor * levels.base_end),
-    )
+    """The configuration with so many times its annealed noise levels, those of a sum's parts among them."""
+
+    def moved(levels: LevelsConfig) -> LevelsConfig:
+        d = levels.distribution
+        assert isinstance(d, LogNormal)
+        return replace(levels, distribution=replace(d, base_start=factor * d.base_start, base_end=factor * d.base_end))
+
+    config = replace(config, levels=moved(config.levels))
+    return with_parts(config, lambda part: part if part.levels is None else replace(part, levels=moved(part.levels)))
+
+
+def with_weight(config: Config, factor: float) -> Config:
+    """The sum with so many times the weight λ of its parts but the first."""
+    first = config.objective.parts[0] if isinstance(config.objective, SumConfig) else None
+
+    def weighed(part: PartConfig) -> PartConfig:
+        end = None if part.weight_end is None else factor * part.weight_end
+        return part if part is first else replace(part, weight=factor * part.weight, weight_end=end)
+
+    return with_parts(config, weighed)
+
+
+def with_parts(config: Config, change: Callable[[PartConfig], PartConfig]) -> Config:
+    """The configuration with changes to every part, where its objective is a sum."""
+    if not isinstance(config.objective, SumConfig):
+        return config
+    return replace(config, objective=SumConfig(tuple(change(part) for part in config.objective.parts)))
 
 
 SMOKE = {
@@ -86,20 +122,14 @@ OBJECTIVES = {
 }
 """What MoG-40 is distilled with."""
 
-TEACHERS = {
-    "true": TeacherConfig("true"),
-    "empirical": TeacherConfig("empirical"),
-    "learned": TeacherConfig("learned"),
-}
+TEACHERS: dict[str, Changes] = {kind: {"teacher": TeacherConfig(kind)} for kind in ("true", "empirical", "learned")}
 
 MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
 
 STARTED = (*MAIN, "Diff-Instruct 1")
 
 STARTS = {
-    f"{name}, {start} start": replace(
-        OBJECTIVES[name], generator=replace(OBJECTIVES[name].generator, linear=start == "linear")
-    )
+    f"{name}, {start} start": with_student(OBJECTIVES[name], linear=start == "linear")
     for name, start in itertools.product(STARTED, ("linear", "random"))
 }
 """What the student's first map is worth."""
@@ -110,10 +140,7 @@ TUNED: dict[str, dict[str, Config]] = {
         f"posterior's rate × {factor:g}": with_rates(learned_posterior("full"), auxiliary=factor) for factor in (0.5, 2)
     },
     "VarFlow": {f"β = {beta:g}": with_objective(VARFLOW, beta=beta) for beta in (0.25, 1.0)},
-    "VarDiU + VarFlow": {
-        f"λ × {factor:g}": with_objective(VARDIU_VARFLOW, varflow_weight=0.3 * factor, varflow_weight_end=0.03 * factor)
-        for factor in (0.3, 3)
-    },
+    "VarDiU + VarFlow": {f"λ × {factor:g}": with_weight(VARDIU_VARFLOW, factor) for factor in (0.3, 3)},
     "Diff-Instruct 5": {
         f"critic's rate × {factor:g}": with_rates(diff_instruct(5), auxiliary=factor) for factor in (0.5, 2)
     },
@@ -134,9 +161,11 @@ def neighbours(name: str) -> dict[str, Config]:
     return {name: preset} | {f"{name}, {choice}": config for choice, config in moved.items()}
 
 
-FITTED = {f"learned, {n // 1000}k": TeacherConfig("learned", teacher_samples=n) for n in (1_000, 5_000, 10_000)}
+FITTED: dict[str, Changes] = {
+    f"learned, {n // 1000}k": {"teacher": TeacherConfig("learned", teacher_samples=n)} for n in (1_000, 5_000, 10_000)
+}
 
-FAMILIES: tuple[PosteriorName, ...] = ("diagonal", "full", "mixture", "nsf")
+FAMILIES: tuple[LearnedPosterior, ...] = ("diagonal", "full", "mixture", "nsf")
 
 CAPACITY = {
     f"{posterior}, width {width}": with_objective(learned_posterior(posterior), posterior_width=width)
@@ -194,13 +223,50 @@ that stays as it is: steps of the critic per update make no difference."""
 def over_dimensions(seeds: int) -> list[Cell]:
     """The mixtures with their exact teachers, and digits with an empirical and a learned one; first seeds first."""
     mixtures: tuple[ProblemName, ...] = ("mixture2", "mixture8", "mixture32", "mixture128")
-    digits = {"empirical": TeacherConfig("empirical", bandwidth=0.15), "learned": TeacherConfig("learned")}
+    digits: dict[str, Changes] = {
+        "empirical": {"teacher": TeacherConfig("empirical", bandwidth=0.15)},
+        "learned": TEACHERS["learned"],
+    }
     cells = []
     for problem in (*mixtures, "digits"):
         objectives = {label: adapted(config, problem) for label, config in HIGH.items()}
         cells += grid(objectives, digits if problem == "digits" else {"true": TEACHERS["true"]}, seeds=seeds)
     return sorted(cells, key=lambda cell: cell.seed)
 
+
+PICTURES = {
+    "Diff-Instruct": pictures.DIFF_INSTRUCT,
+    "Diff-Instruct + VarFlow": pictures.PICTURES["diff-instruct-varflow"].config,
+    "VarFlow": pictures.VARFLOW,
+    "VarDiU": pictures.VARDIU,
+    "VarDiU + VarFlow": pictures.VARDIU_VARFLOW,
+}
+"""What pictures are distilled with."""
+
+CHOICES = {
+    "VarDiU": pictures.VARDIU,
+    "VarDiU, levels to 0.7": with_levels(
+        pictures.VARDIU, distribution=LogNormal(base_start=2.0, base_end=0.7, spread=0.8)
+    ),
+    "VarDiU, no head start": replace(pictures.VARDIU, training=replace(pictures.VARDIU.training, head_start=0.0)),
+    "VarDiU, rank 16": with_objective(pictures.VARDIU, posterior="low-rank", posterior_rank=16),
+    "VarDiU, coupling flow": with_objective(pictures.VARDIU, posterior="coupling"),
+    "VarDiU, 4 candidates": with_objective(pictures.VARDIU, candidates=4),
+    "VarFlow": pictures.VARFLOW,
+    "VarFlow, classifier's features": with_objective(pictures.VARFLOW, space="classifier"),
+    "Diff-Instruct + VarFlow": PICTURES["Diff-Instruct + VarFlow"],
+    "Diff-Instruct + VarFlow, λ = 6": with_varflow(pictures.DIFF_INSTRUCT, 6.0, 6.0),
+}
+"""Recipes for pictures and their neighbours."""
+
+FEW_STEPS = (1, 2, 4, 8)
+"""Steps of students that are compared."""
+
+STEPS = {
+    f"{name}, {n} step{'s' if n > 1 else ''}": with_student(PICTURES[name], steps_per_sample=n)
+    for name, n in itertools.product(("Diff-Instruct", "VarFlow"), FEW_STEPS)
+}
+"""A student's steps, each objective as it is tuned for one."""
 
 _ALL = (
     Bench(
@@ -277,6 +343,43 @@ _ALL = (
         curves=("log_mmd", "modes_found", "recall"),
         figures="vardistill.bench.dimension:figures",
         budget=Budget("cpu", 2),
+    ),
+    Bench(
+        "digits",
+        "objectives on pictures of digits, 8×8, with one fitted teacher",
+        lambda seeds: grid(PICTURES, seeds=seeds),
+        metrics=PICTURE_QUALITY,
+        curves=("fd",),
+        budget=Budget("cpu", 2),
+        one_teacher=True,
+    ),
+    Bench(
+        "digits-choices",
+        "recipes for pictures with one thing changed: the posterior, levels, features, weights",
+        lambda seeds: grid(CHOICES, seeds=seeds),
+        metrics=PICTURE_QUALITY,
+        curves=("fd",),
+        budget=Budget("cpu", 2),
+        one_teacher=True,
+    ),
+    Bench(
+        "mnist",
+        "objectives on MNIST with one fitted teacher; --data takes it from a file",
+        lambda seeds: grid({label: of_data(config, "mnist") for label, config in PICTURES.items()}, seeds=seeds),
+        metrics=PICTURE_QUALITY,
+        curves=("fd",),
+        budget=Budget("cpu", 15),
+        one_teacher=True,
+    ),
+    Bench(
+        "steps",
+        "students of 1, 2, 4 and 8 steps on pictures of digits, at equal training time",
+        lambda seeds: grid(STEPS, seeds=seeds),
+        metrics=("fd", "kd", "precision", "recall", "coverage", "label_accuracy", "evaluations"),
+        curves=("fd",),
+        figures="vardistill.bench.steps:figures",
+        budget=Budget("cpu", 2),
+        one_teacher=True,
     ),
     Bench(
         "variance",

@@ -1,11 +1,13 @@
 """The page of a bench: one HTML file with its table, curves and samples inside, which opens without a network.
 
-The pages of the single runs are linked, at their places beside it.
+The pages of the single runs are linked, at their places beside it. `results.json` holds everything, `results.csv` a
+line for every cell.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from html import escape
@@ -17,11 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vardistill.bench.cells import Row, load
-from vardistill.bench.results import COSTS, Result, Results, first_few, table
+from vardistill.bench.results import COSTS, Result, Results, first_few, table, to_csv, to_dict
 from vardistill.bench.significance import RULE
 from vardistill.reports import figures
 from vardistill.reports.formats import Metric, metric_of
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table
+from vardistill.training.folder import write_whole
 
 PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
 """Of the objectives; further ones begin anew with dashes."""
@@ -45,10 +48,22 @@ td b { font-weight: 700; } td.number { font-weight: 400; }
 FOOTER = "Made by vardistill from the files of the bench; this page loads nothing."
 
 
+def write(results: Results, folder: Path) -> Path:
+    """Write results.json, results.csv and then report.html, each whole or not at all; returns the page's path.
+
+    Raises:
+        UsageError: for a folder that cannot be written.
+    """
+    write_whole(folder / "results.json", json.dumps(to_dict(results), indent=1) + "\n")
+    write_whole(folder / "results.csv", to_csv(results))
+    write_whole(folder / "report.html", page(results, folder))
+    return folder / "report.html"
+
+
 def page(results: Results, folder: Path) -> str:
     """The page of these results, which lie in `folder`."""
-    sections = [header(results), quality(results, folder), failures(results), curves(results), extra(results)]
-    sections += [samples(results, folder), settings(results)]
+    sections = [header(results), quality(results, folder), teachers(results), failures(results), curves(results)]
+    sections += [extra(results), samples(results, folder), settings(results)]
     body = "\n".join(section for section in sections if section)
     return document(results.bench.name, body, FOOTER, STYLE)
 
@@ -101,6 +116,26 @@ def link(result: Result, folder: Path) -> str:
     if not (folder / name / "report.html").exists():
         return seed
     return f'<a href="{escape(name)}/report.html">{seed}</a>'
+
+
+def teachers(results: Results) -> str:
+    """What shared teachers reach by their own samplers, in the table's metrics; nothing where that was not measured."""
+    rows = {
+        f"{name}, {sampler}": values
+        for name, evaluation in results.teachers.items()
+        for sampler, values in evaluation.items()
+        if isinstance(values, dict)
+    }
+    known = [name for name in results.bench.metrics if any(figures.is_finite(v.get(name)) for v in rows.values())]
+    if not known:
+        return ""
+    lines = []
+    for label, values in rows.items():
+        texts = [shown(name).show(values[name]) if figures.is_finite(values.get(name)) else "–" for name in known]
+        fields = "".join(f'<td class="number">{escape(text)}</td>' for text in texts)
+        lines.append(f'<tr><th scope="row">{escape(label)}</th>{fields}</tr>')
+    titles = ["teacher", *(shown(name).title for name in known)]
+    return f'<h2>Teachers</h2>\n<div class="card">{scroll_table(lines, titles)}</div>'
 
 
 def failures(results: Results) -> str:

@@ -1,7 +1,4 @@
-"""What a bench's runs reached: as an object, as files, and as a table.
-
-`results.json` holds everything, `results.csv` a line for every cell, `report.html` the page (`bench.page`).
-"""
+"""What a bench's runs reached: as an object, as plain data and lines of a file, and as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from rich.text import Text
 
 from vardistill.bench.cells import Bench, Cell, Row, Settings
 from vardistill.bench.significance import DIRECTIONS, RULE, loss, significantly_best
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.training.folder import RunFolder
 
 COSTS = ("step", "cpu_seconds", "seconds", "network_evaluations")
 """What a cell spent; columns of every table where they are known."""
@@ -78,6 +75,7 @@ class Results:
         finished: results, in the order of the cells.
         failures: cells that failed.
         missing: names of cells that were not run, or not to their end.
+        teachers: what the evaluations of shared teachers tell, by their folders' names.
     """
 
     bench: Bench
@@ -86,6 +84,7 @@ class Results:
     finished: list[Result]
     failures: list[Failure]
     missing: list[str]
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[Row, list[Result]]:
@@ -146,11 +145,12 @@ def collect(folder: Path, bench: Bench, cells: Sequence[Cell], settings: Setting
         else:
             missing.append(cell.name)
     places = [read_json(RunFolder(folder / result.cell.name).environment) or {} for result in finished]
-    return Results(bench, settings, _common(places), finished, failures, missing)
+    fits = {path.parent.name: read_json(path) or {} for path in sorted(folder.glob("teachers/*/evaluation.json"))}
+    return Results(bench, settings, _common(places), finished, failures, missing, fits)
 
 
 def _result(cell: Cell, run: RunFolder, final: Mapping[str, Any]) -> Result:
-    from vardistill.reports.contents import metrics_lines  # imports torch, for which --help does not wait
+    from vardistill.reports.contents import metrics_lines  # imports torch, which who runs cells does without
     from vardistill.reports.figures import is_finite
 
     curve = [line for line in metrics_lines(run) if line.get("kind") == "eval"]
@@ -182,20 +182,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def write(results: Results, folder: Path) -> Path:
-    """Write results.json, results.csv and then report.html, each whole or not at all; returns the page's path.
-
-    Raises:
-        UsageError: for a folder that cannot be written.
-    """
-    from vardistill.bench.page import page
-
-    write_whole(folder / "results.json", json.dumps(to_dict(results), indent=1) + "\n")
-    write_whole(folder / "results.csv", to_csv(results))
-    write_whole(folder / "report.html", page(results, folder))
-    return folder / "report.html"
-
-
 def to_dict(results: Results) -> dict[str, Any]:
     """Everything, as plain data."""
     best = results.best()
@@ -217,6 +203,7 @@ def to_dict(results: Results) -> dict[str, Any]:
         ],
         "failures": [{"name": f.name, "exit": f.exit, "reason": f.reason} for f in results.failures],
         "missing": results.missing,
+        "teachers": results.teachers,
     }
 
 

@@ -26,8 +26,7 @@ from typing import IO, Any, get_args
 from tqdm.auto import tqdm
 
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
-from vardistill.bench.results import Results, collect, failure_file, read_json, write
-from vardistill.domains.points.presets import teacher_fit_of
+from vardistill.bench.results import Results, collect, failure_file, read_json
 from vardistill.errors import UsageError, unknown
 from vardistill.runs.config import Config, TeachConfig
 from vardistill.training import config_files
@@ -35,6 +34,9 @@ from vardistill.training.folder import RunFolder, write_whole
 
 BOOKS = ("log_every", "eval_every", "milestones", "checkpoint_every", "keep_checkpoints", "tracker")
 """What a run keeps of its training: settings in which the cells of a folder may differ, unless the wall counts it."""
+
+MISTAKE = 2
+"""What a process ends with whose user made a mistake."""
 
 PATIENCE = 30.0
 """Seconds in which the processes of a bench that was killed have to end."""
@@ -61,8 +63,9 @@ def run_bench(
     jobs: int = 1,
     threads: int = 1,
     only: str | Sequence[str] = (),
+    data: str | None = None,
 ) -> Results:
-    """Run the cells that are not finished and write the bench's results, see `results.write`.
+    """Run the cells that are not finished and write the bench's results, see `page.write`.
 
     Args:
         bench: what to measure.
@@ -72,14 +75,16 @@ def run_bench(
         jobs: cells at a time.
         threads: of each cell.
         only: runs cells whose names contain this word, or one of these, alone; the results show all that are there.
+        data: pictures instead of the bench's, as `vardistill teach` takes them.
 
     Raises:
-        UsageError: for a folder that cannot be used, a cell in it that was made with another configuration, or a bench
-            that could not be shown.
+        UsageError: for a folder that cannot be used, a cell in it that was made with another configuration, a bench
+            that could not be shown, or a teacher that cannot be fitted, its data not being there for example.
         KeyboardInterrupt: after Ctrl-C, once the cells that ran have kept a checkpoint.
     """
-    settings = Settings(bench.name, bench.seeds if seeds is None else seeds, budget or bench.budget, jobs, threads)
-    chosen = select(bench.plan(settings.seeds, settings.budget), (only,) if isinstance(only, str) else only)
+    asked = bench.seeds if seeds is None else seeds
+    settings = Settings(bench.name, asked, budget or bench.budget, jobs, threads, data)
+    chosen = select(bench.plan(asked, settings.budget, data), (only,) if isinstance(only, str) else only)
     check_bench(bench)
     folder = Path(folder)
     with occupied(folder) as lock:
@@ -88,10 +93,10 @@ def run_bench(
             settings = replace(settings, seeds=max(settings.seeds, before.seeds))
             if all(is_finished(folder / cell.name) for cell in chosen):  # then these are what the cells ran with
                 settings = replace(settings, jobs=before.jobs, threads=before.threads)
-        cells = bench.plan(settings.seeds, settings.budget)
+        cells = bench.plan(settings.seeds, settings.budget, data)
         check_folder(bench, cells, folder)
         write_whole(folder / "bench.json", json.dumps(asdict(settings), indent=2))
-        run_cells(chosen, folder, jobs, threads, bench.measure, lock)
+        run_cells(chosen, folder, jobs, threads, bench.measure, lock, bench.one_teacher)
         return _collect_and_write(bench, cells, settings, folder)
 
 
@@ -102,13 +107,15 @@ def report(bench: Bench, folder: Path) -> Results:
         UsageError: where the folder is not this bench's.
     """
     settings = read_settings(folder)
-    cells = bench.plan(settings.seeds, settings.budget)
+    cells = bench.plan(settings.seeds, settings.budget, settings.data)
     check_folder(bench, cells, folder)
     return _collect_and_write(bench, cells, settings, folder)
 
 
 def _collect_and_write(bench: Bench, cells: Sequence[Cell], settings: Settings, folder: Path) -> Results:
     """The results, written by one process at a time: files and figures of one moment, the latest."""
+    from vardistill.bench.page import write  # imports torch, as reading the results does
+
     with occupied(folder, ".results.lock"):
         results = collect(folder, bench, cells, settings)
         write(results, folder)
@@ -181,13 +188,13 @@ def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
 
 def _check_same(there: Any, wanted: Any, path: Path) -> None:
     """Raise UsageError for the first setting that differs; `BOOKS` and where a shared teacher lies do not count."""
+    if isinstance(wanted, Config) and wanted.domain.learns_from(wanted.training) is not None:
+        there = replace(there, domain=there.domain.with_teacher(None))
     old, new = (dict(_settings(config_files.to_dict(config))) for config in (there, wanted))
     counted = new.get("training.max_minutes") is not None and new.get("training.clock") == "wall"
     for name in () if counted else BOOKS:
         for settings in (old, new):
             settings.pop(f"training.{name}", None)
-    if new.get("teacher.teacher_run") is None:
-        old.pop("teacher.teacher_run", None)
     for name in [*new, *old]:
         if old.get(name) != new.get(name):
             raise UsageError(
@@ -196,16 +203,26 @@ def _check_same(there: Any, wanted: Any, path: Path) -> None:
             )
 
 
-def _settings(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _settings(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The single values of a configuration, by their names: objective.parts[1].weight."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _settings(value, f"{name}.{key}" if name else key)
+    elif isinstance(data, tuple) and any(isinstance(v, Mapping) for v in data):
+        for i, value in enumerate(data):
+            yield from _settings(value, f"{name}[{i}]")
+    else:
+        yield name, data
 
 
 def run_cells(
-    cells: Iterable[Cell], folder: Path, jobs: int, threads: int, measure: str | None = None, lock: int | None = None
+    cells: Iterable[Cell],
+    folder: Path,
+    jobs: int,
+    threads: int,
+    measure: str | None = None,
+    lock: int | None = None,
+    one_teacher: bool = False,
 ) -> None:
     """Run the cells that are not finished, after the teachers that several of them learn from.
 
@@ -216,20 +233,28 @@ def run_cells(
         threads: of each.
         measure: what cells do instead of being trained, see `Bench`.
         lock: a file descriptor that the processes inherit.
+        one_teacher: whether all seeds learn from the first seed's teacher.
+
+    Raises:
+        UsageError: for a teacher that cannot be fitted as it is asked for.
     """
     waiting = [cell for cell in cells if not is_finished(folder / cell.name)]
-    shared = {cell.name: fit for cell in waiting if (fit := shared_teacher(cell.config)) is not None}
-    fits = {teacher_name(fit): fit for fit in shared.values()}
+    shared = {cell.name: fit for cell in waiting if (fit := shared_teacher(cell.config, one_teacher)) is not None}
+    fits = {fit.label: fit for fit in shared.values()}
     _run_tasks([_teach(fit, folder) for fit in fits.values()], jobs, threads, lock)
     tasks = []
     for cell in waiting:
         path, config = folder / cell.name, cell.config
         if cell.name in shared:
-            teacher = folder / "teachers" / teacher_name(shared[cell.name])
+            teacher = folder / "teachers" / shared[cell.name].label
             if not is_finished(teacher):
-                _record_failure(path, read_json(failure_file(teacher)) or {}, f"its teacher {teacher.name} failed: ")
+                failure = read_json(failure_file(teacher)) or {}
+                if failure.get("exit") == MISTAKE:
+                    reason = str(failure.get("reason")).removeprefix("vardistill: ")
+                    raise UsageError(f"the bench's teacher {teacher.name} cannot be fitted: {reason}")
+                _record_failure(path, failure, f"its teacher {teacher.name} failed: ")
                 continue
-            config = replace(config, teacher=replace(config.teacher, teacher_run=teacher))
+            config = replace(config, domain=config.domain.with_teacher(teacher))
         tasks.append(_task(path, config, measure))
     _run_tasks(tasks, jobs, threads, lock)
 
@@ -243,10 +268,10 @@ def _task(path: Path, config: Config, measure: str | None) -> Task:
 
 def _teach(fit: TeachConfig, folder: Path) -> Task:
     """The task of fitting a shared teacher, whose unfinished folder is removed."""
-    path = folder / "teachers" / teacher_name(fit)
+    path = folder / "teachers" / fit.label
     path.parent.mkdir(exist_ok=True)
     if is_finished(path):
-        _check_same(config_files.read(TeachConfig, path / "config.yaml"), fit, path)
+        _check_same(config_files.read(type(fit), path / "config.yaml"), fit, path)
     else:
         shutil.rmtree(path, ignore_errors=True)
     source = path.with_name(f"{path.name}.yaml")
@@ -254,17 +279,10 @@ def _teach(fit: TeachConfig, folder: Path) -> Task:
     return Task(path, ("teach", str(path), str(source)))
 
 
-def shared_teacher(config: Config) -> TeachConfig | None:
-    """The fit of the learned teacher that the configuration wants and has no run of; None for any other."""
-    if config.teacher.teacher != "learned" or config.teacher.teacher_run is not None:
-        return None
-    return teacher_fit_of(config)
-
-
-def teacher_name(fit: TeachConfig) -> str:
-    """The folder of a shared teacher."""
-    schedule = "" if fit.schedule == "ve" else f"-{fit.schedule}"
-    return f"{fit.problem}{schedule}-{fit.samples}-seed{fit.seed}"
+def shared_teacher(config: Config, one_teacher: bool = False) -> TeachConfig | None:
+    """The fit of the teacher that the configuration wants and has no run of; None for any other."""
+    training = replace(config.training, seed=0) if one_teacher else config.training
+    return config.domain.learns_from(training)
 
 
 def is_finished(path: Path) -> bool:

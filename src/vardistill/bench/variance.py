@@ -25,18 +25,12 @@ from vardistill.bench.page import line
 from vardistill.bench.results import Results
 from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import NoiseLevels
-from vardistill.domains.points.presets import DEMO
+from vardistill.objectives.base import STUDENT, Update
 from vardistill.reports.figures import MUTED, bare, doublings, legend_beside, ticks
-from vardistill.runs.build import (
-    build_exact,
-    build_generator,
-    build_levels,
-    build_objective,
-    build_problem,
-    build_real_samples,
-)
 from vardistill.runs.config import Config
-from vardistill.students.student import Student
+from vardistill.runs.experiment import build_domain, real_samples
+from vardistill.runs.presets.points import DEMO
+from vardistill.students import Student
 from vardistill.training.folder import RunFolder
 from vardistill.training.loop import Trainer, distill
 
@@ -49,46 +43,48 @@ DRAWS = 48
 
 def gradient_noise(config: Config, folder: RunFolder) -> dict[str, float]:
     """The SNR of a step of `config` at every one of `RATIOS`, as `snr_RATIO`."""
-    problem = build_problem(config.problem, config.levels.schedule)
-    teacher = build_exact(problem)
-    student = partly_trained(config)
-    objective = build_objective(config, problem, teacher)
-    data = build_real_samples(config, problem, teacher)
-    training = replace(config.training, ema=0.0, tracker="none", log_every=10**9, eval_every=0)
-    trainer = Trainer(student, objective, build_levels(config.levels, problem), training, data=data)
-    if objective.auxiliary_parameters():
-        fit_auxiliary(trainer)
+    trainer = trainer_of(config, partly_trained(config))
+    fit_auxiliary(trainer)
     return {name: signal_to_noise(trainer, ratio) for name, ratio in zip(SNR, RATIOS, strict=True)}
+
+
+def trainer_of(config: Config, student: Student) -> Trainer:
+    """The trainer of a run, with this student."""
+    domain = build_domain(config)
+    domain.load(None)
+    training = replace(config.training, ema=0.0, tracker="none", log_every=10**9, eval_every=0)
+    levels = config.levels.build(domain.schedule, domain.data_std)
+    return Trainer(student, config.objective.build(domain), levels, training, data=real_samples(config, domain))
 
 
 def partly_trained(config: Config) -> Student:
     """The student that all objectives are measured at."""
-    start = replace(DEMO, training=replace(DEMO.training, seed=config.training.seed, steps=STEPS, eval_every=0))
-    problem = build_problem(start.problem, start.levels.schedule)
-    teacher = build_exact(problem)
-    run = distill(
-        build_generator(start, problem),
-        objective=build_objective(start, problem, teacher),
-        levels=build_levels(start.levels, problem),
-        training=replace(start.training, tracker="none", ema=0.0),
-    )
-    return run.generator
+    seed = config.training.seed
+    training = replace(DEMO.training, seed=seed, steps=STEPS, eval_every=0, tracker="none", ema=0.0)
+    domain = build_domain(replace(DEMO, training=training))
+    domain.load(None)
+    levels = DEMO.levels.build(domain.schedule, domain.data_std)
+    return distill(domain.student, objective=DEMO.objective.build(domain), levels=levels, training=training).generator
 
 
 def fit_auxiliary(trainer: Trainer) -> None:
-    """Fit posterior or critic to the student as it is."""
-    for part in trainer.objective.parts:  # of a sum, those with critic steps alone are fitted
-        part.critic_steps = max(part.critic_steps, int(bool(part.auxiliary_parameters())))
+    """Fit posterior or critic to the student as it is, by each update's loss as far as it trains them."""
     for step in range(CRITIC_STEPS):
         trainer.set_learning_rates(step / CRITIC_STEPS)
-        trainer.update(step / CRITIC_STEPS, critic=True)
+        for number, update in enumerate(trainer.objective.updates(step / CRITIC_STEPS)):
+            if own := tuple(name for name in update.trains if name != STUDENT):
+                trainer.update(replace(update, trains=own), step / CRITIC_STEPS, number)
+        trainer.step += 1
 
 
 def signal_to_noise(trainer: Trainer, ratio: float) -> float:
     """(‖ḡ‖² − s²/n)/s² over `DRAWS` steps at this ratio."""
-    trainer.levels = at_level(trainer.levels, ratio)
-    trainer.objective.other_levels = tuple(at_level(levels, ratio) for levels in trainer.objective.other_levels)
-    g = torch.stack([gradient(trainer) for _ in range(DRAWS)])
+    *_, update = trainer.objective.updates(0.0)
+    own = update.needs.levels or trainer.draws.levels
+    others = tuple(at_level(levels, ratio) for levels in update.needs.other_levels)
+    needs = replace(update.needs, levels=at_level(own, ratio), other_levels=others)
+    update = replace(update, trains=(STUDENT,), needs=needs)
+    g = torch.stack([gradient(trainer, update) for _ in range(DRAWS)])
     variance = g.var(0).sum()
     return float((g.mean(0).square().sum() - variance / DRAWS) / variance)
 
@@ -98,12 +94,12 @@ def at_level(levels: NoiseLevels, ratio: float) -> NoiseLevels:
     return replace(levels, distribution=LogNormal(base_start=ratio, base_end=ratio, spread=0.0))
 
 
-def gradient(trainer: Trainer) -> Tensor:
-    """The generator's gradient in one step, flat."""
-    trainer.step_module(trainer.draw(0.0), False).backward()
-    g = torch.cat([p.grad.flatten() for p in trainer.generator.parameters() if p.grad is not None])
-    for optimizer in trainer.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
+def gradient(trainer: Trainer, update: Update) -> Tensor:
+    """The student's gradient in one step, flat."""
+    trainer.backward(update, trainer.draw(update, 0.0, 0))
+    trainer.step += 1
+    g = torch.cat([p.grad.flatten() for p in trainer.trainable[STUDENT] if p.grad is not None])
+    trainer.optimizers[STUDENT].zero_grad(set_to_none=True)
     return g
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def train(folder: Path) -> int:
 
 def teach(folder: Path, source: str) -> int:
     """Fit the teacher that the file `source` describes."""
-    from vardistill.cli.teach import teach_points
+    from vardistill.cli.teach import teach
 
-    return teach_points(read(TeachConfig, Path(source)), folder)
+    return teach(read(typing.get_args(TeachConfig), Path(source)), folder)
 
 
 def measure(folder: Path, function: str) -> int:

@@ -41,6 +41,8 @@ class Arguments:
     """Of the budget, where it counts minutes."""
     steps: int | None = None
     """Of the budget, where it counts steps; without, every configuration has its own."""
+    data: str | None = None
+    """Of a bench of pictures, those to take instead: as `vardistill teach` takes them, FILE.npz for example."""
     only: tuple[str, ...] | None = None
     """Run only cells whose names contain one of these; default: all."""
     report_only: bool = False
@@ -73,9 +75,8 @@ def run(bench: Bench, parsed: Arguments, out: Path) -> int:
         results = report(bench, out)
     else:
         try:
-            results = run_bench(
-                bench, out, parsed.seeds, budget(bench, parsed), parsed.jobs, parsed.threads, parsed.only or ()
-            )
+            limit, only = budget(bench, parsed), parsed.only or ()
+            results = run_bench(bench, out, parsed.seeds, limit, parsed.jobs, parsed.threads, only, parsed.data)
         except KeyboardInterrupt:
             print("vardistill: interrupted; the same command goes on where this stopped", file=sys.stderr)
             return 130

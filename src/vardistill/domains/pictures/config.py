@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vardistill.choices import check_choices
@@ -93,6 +95,11 @@ class PicturesTeachConfig:
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
 
+    @property
+    def label(self) -> str:
+        """What tells a fit from others, in a word."""
+        return f"{re.sub('[^A-Za-z0-9.]+', '-', Path(self.data).stem)}-seed{self.seed}"
+
 
 def fit_of(data: str) -> PicturesTeachConfig:
     """The fit of a teacher to a source of pictures: small for the digits, else as for MNIST."""
@@ -153,6 +160,21 @@ class PicturesConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Teacher and target in a word each."""
+        return Path(self.teacher).name or "learned", "its own" if self.data is None else Path(self.data).stem
+
+    def learns_from(self, training: TrainingConfig) -> PicturesTeachConfig | None:
+        """The fit of a teacher to the data where none is given, else None; seed and device are the run's."""
+        if self.teacher or self.data is None:
+            return None
+        return replace(fit_of(self.data), seed=training.seed, device=training.device)
+
+    def with_teacher(self, run: Path | None) -> PicturesConfig:
+        """The same with a teacher from this run, None for one that has yet to be fitted."""
+        return replace(self, teacher="" if run is None else str(run))
 
     def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Pictures:
         """What the domain provides to a run; a student always starts as its teacher's network."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -106,6 +106,30 @@ class PointsConfig:
     def __post_init__(self) -> None:
         check_choices(self)
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Teacher and target in a word each."""
+        return self.teacher.teacher, self.problem
+
+    def learns_from(self, training: TrainingConfig) -> PointsTeachConfig | None:
+        """The fit of a learned teacher that has no run yet, with data, seed and device of the run; else None."""
+        from vardistill.domains.points.scales import teacher_fit
+
+        if self.teacher.teacher != "learned" or self.teacher.teacher_run is not None:
+            return None
+        return replace(
+            teacher_fit(self.problem),
+            samples=self.teacher.teacher_samples,
+            schedule=self.schedule,
+            seed=training.seed,
+            device=training.device,
+        )
+
+    def with_teacher(self, run: Path | None) -> PointsConfig:
+        """The same with a learned teacher from this run, None for one that has yet to be fitted."""
+        learned = self.teacher.teacher == "learned"
+        return replace(self, teacher=replace(self.teacher, teacher_run=run)) if learned else self
+
     def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Points:
         """What the domain provides to a run."""
         from vardistill.domains.points.parts import Points
@@ -154,3 +178,9 @@ class PointsTeachConfig:
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+
+    @property
+    def label(self) -> str:
+        """What tells a fit from others, in a word."""
+        schedule = "" if self.schedule == "ve" else f"-{self.schedule}"
+        return f"{self.problem}{schedule}-{self.samples}-seed{self.seed}"
