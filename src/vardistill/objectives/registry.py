@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 import tyro
 
 from vardistill.diffusion.config import LevelsConfig
-from vardistill.errors import require
+from vardistill.errors import UsageError, require
 from vardistill.objectives.base import Parts
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.vardiu import VarDiUConfig
@@ -51,6 +51,28 @@ class PartConfig:
             value = getattr(self, name)
             require(name, value, value is None or 0 < value < math.inf, "positive and finite")
 
+    def __str__(self) -> str:
+        end = "" if self.weight_end is None else f"..{self.weight_end:g}"
+        return self.objective.name if not end and self.weight == 1 else f"{self.weight:g}{end}*{self.objective.name}"
+
+
+def _refuse(words: list[str]) -> tuple[PartConfig, ...]:
+    """The terms of a sum have options, levels and rates to start from: `runs.presets.with_objective` knows these."""
+    raise UsageError(f"the terms of a sum are said by --objective, as in --objective '{words[0]}'")
+
+
+Terms = Annotated[
+    tuple[PartConfig, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SUM",
+        instance_from_str=_refuse,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda parts: [" + ".join(map(str, parts))],
+    ),
+]
+"""For the command line a sum is one word."""
+
 
 @dataclass(frozen=True)
 class SumConfig:
@@ -61,8 +83,8 @@ class SumConfig:
     """
 
     name: ClassVar[str] = "sum"
-    parts: tuple[PartConfig, ...] = ()
-    """The terms."""
+    parts: Terms = ()
+    """The terms; --objective says others."""
 
     def __post_init__(self) -> None:
         names = [part.objective.name for part in self.parts]
