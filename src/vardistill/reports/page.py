@@ -350,7 +350,7 @@ def gradients_chart(run: Contents) -> str:
     present = {name: curve for name, curve in norms.items() if curve}
     if not present:
         return ""
-    caption = f"Of the {' and the '.join(present)}, before clipping."
+    caption = f"Of the {escape(' and the '.join(present))}, before clipping."
     return card("Gradient norm", figures.lines_figure(present, log=True), caption)
 
 
