@@ -44,9 +44,9 @@ def names_of(config: Config) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("mnist")])
-def test_every_preset_builds(name: str, small_teacher: Path) -> None:
+def test_every_preset_builds(name: str, teacher_run: Path) -> None:
     """Everything that a run of it would refuse at its start is there, but for the teacher of `images`."""
-    config = small(PRESETS[name].config, str(small_teacher) if name.startswith("images") else "")
+    config = small(PRESETS[name].config, str(teacher_run) if name.startswith("images") else "")
     check(config, build_domain(config))
 
 
