@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
 
@@ -29,3 +30,15 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a conditional teacher of the digits, fitted in a few steps; nothing may write to it."""
+    import small_pictures
+    from vardistill.domains.pictures.teach import teach_images
+
+    path = tmp_path_factory.mktemp("pictures") / "teacher"
+    with small_pictures.quick():
+        teach_images(small_pictures.TEACH, path)
+    return path

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from vardistill.domains.pictures import experiment, teach
-from vardistill.domains.pictures.config import ImagesTeachConfig, UNetConfig
+from vardistill.domains.pictures import parts, teach
+from vardistill.domains.pictures.config import PicturesTeachConfig, UNetConfig
+from vardistill.runs import experiment
 
-TEACH = ImagesTeachConfig(
+TEACH = PicturesTeachConfig(
     network=UNetConfig((8, 16)), steps=4, batch=8, checkpoint_every=2, eval_samples=12, device="cpu"
 )
 
@@ -28,9 +29,9 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teach, "fit_classifier", partial(teach.fit_classifier, steps=20))
         patch.setattr(teach, "STEPS", (2, 3))
-        patch.setattr(experiment, "TEACHER_STEPS", 2)
-        patch.setattr(experiment, "TIMED", 4)
-        patch.setattr(experiment, "write_report", lambda folder, evaluation: None)
+        patch.setattr(parts, "TEACHER_STEPS", 2)
+        patch.setattr(parts, "TIMED", 4)
+        patch.setattr(experiment, "write_report", lambda folder, problem: None)
         yield
 
 

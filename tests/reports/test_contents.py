@@ -16,7 +16,7 @@ def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
 
 def test_the_configuration_names_the_target_and_the_size_of_its_floor(tmp_path: Path) -> None:
     def floor(samples: str) -> float:
-        (tmp_path / "config.yaml").write_text(f"problem: mog9\ntraining: {{eval_samples: {samples}}}\n")
+        (tmp_path / "config.yaml").write_text(f"domain: {{problem: mog9}}\ntraining: {{eval_samples: {samples}}}\n")
         return read(RunFolder(tmp_path)).truth["log_mmd"].mean
 
     assert floor("1000") > floor("4000") > floor(str(SAMPLES)) == floor("nonsense")

@@ -15,8 +15,9 @@ from vardistill.domains.points.problems import PROBLEMS, MoG40
 from vardistill.errors import UsageError
 from vardistill.metrics import evaluate
 from vardistill.reports.page import write_report
-from vardistill.runs.config import Config, TrainingConfig
+from vardistill.runs.config import Config
 from vardistill.training import config_files
+from vardistill.training.config import TrainingConfig
 from vardistill.training.folder import RunFolder
 
 N = 1000
@@ -101,8 +102,8 @@ def run(tmp_path: Path, samples: torch.Tensor, table: dict[str, Any]) -> RunFold
     folder.path.mkdir()
     config_files.write(Config(training=TrainingConfig(steps=30_000)), folder.config)
     for step in range(3000, 30_001, 3000):
-        values = {"loss": 1.0, "bound": 0.5, "lr": 1e-3, "skipped": 0.0, "grad_norm_generator": 2.0}
-        values |= {"ratio_05": 0.1, "ratio_50": 0.3, "ratio_95": 0.9, "grad_norm_objective": 1.0}
+        values = {"loss": 1.0, "bound": 0.5, "lr": 1e-3, "skipped": 0.0, "grad_norm_student": 2.0}
+        values |= {"ratio_05": 0.1, "ratio_50": 0.3, "ratio_95": 0.9, "grad_norm_posterior": 1.0}
         folder.log("train", step, step / 50, values)
         folder.log("eval", step, step / 50 + 1, {name: float(v) for name, v in table.items()})
     folder.environment.write_text(json.dumps({"vardistill": "9.8.7", "threads": 2, "accelerator": None}))
@@ -212,7 +213,7 @@ def test_the_run_of_a_teacher(run: RunFolder) -> None:
 def test_a_run_of_every_problem(tmp_path: Path, name: str) -> None:
     problem, run = PROBLEMS[name](), RunFolder(tmp_path)
     x = problem.sample(500, torch.Generator().manual_seed(3))
-    run.config.write_text(f"problem: {name}\n")
+    run.config.write_text(f"domain: {{problem: {name}}}\n")
     np.savez(run.path / "samples.npz", samples=x.numpy())
     values = evaluate(x, problem, torch.Generator().manual_seed(4), p_value=False)
     (run.path / "evaluation.json").write_text(json.dumps(values))
@@ -233,7 +234,9 @@ def test_a_run_of_every_problem(tmp_path: Path, name: str) -> None:
 
 def test_what_files_say_is_escaped(run: RunFolder) -> None:
     hostile = RunFolder(run.path.rename(run.path.parent / HOSTILE.replace("/", "∕")))
-    hostile.config.write_text(json.dumps({"problem": HOSTILE, "teacher": {"teacher": HOSTILE}, HOSTILE: HOSTILE}))
+    hostile.config.write_text(
+        json.dumps({"domain": {"problem": HOSTILE, "teacher": {"teacher": HOSTILE}}, HOSTILE: HOSTILE})
+    )
     hostile.environment.write_text(json.dumps({HOSTILE: HOSTILE, "vardistill": HOSTILE, "threads": [HOSTILE]}))
     hostile.log("eval", 40_000, 900.0, {HOSTILE: 1.0})
     hostile.log("train", 40_000, 900.0, {f"grad_norm_{HOSTILE}": 1.0})
@@ -251,7 +254,7 @@ def test_values_that_make_no_sense_are_left_out(run: RunFolder) -> None:
     with run.metrics.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in senseless)
         file.write('{"kind": "eval", "step": 32000, "seconds": 800, "off_mode": NaN, "mode_tv": -Infinity}\n')
-    run.config.write_text("problem: [mog40]\ntraining: 3\nobjective: {candidates: {a: b}}\n")
+    run.config.write_text("domain: {problem: [mog40], teacher: [3]}\ntraining: 3\nobjective: {candidates: {a: b}}\n")
     (run.path / "bound.json").write_text(json.dumps({"ratio": [1.0, 2.0], "diu": [1.0]}))
     page = report(run)
     assert "Bound per noise level" not in page.text

@@ -12,42 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vardistill.bench.cells import Budget
-from vardistill.runs.config import (
-    Config,
-    DiffInstructConfig,
-    GeneratorConfig,
-    LevelsConfig,
-    NoiseConfig,
-    TeachConfig,
-    TeacherConfig,
-    TrainingConfig,
-    VarDiUConfig,
-    VarDiUVarFlowConfig,
-    VarFlowConfig,
-)
-from vardistill.training.config_files import from_dict, is_image_run, read, to_dict, write
-from vardistill.errors import UsageError
-from vardistill.domains.pictures.config import (
-    ImageDiffInstructConfig,
-    ImagesConfig,
-    ImagesTeachConfig,
-    ImageSumConfig,
-    ImageVarDiUConfig,
-    ImageVarFlowConfig,
-    OneStepConfig,
-    UNetConfig,
-)
-from vardistill.domains.pictures.presets import IMAGE_PRESETS, IMAGE_TEACHERS
+from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
-from vardistill.domains.points.presets import PRESETS, TEACHERS, Preset
+from vardistill.domains.pictures.config import NetworkStudentConfig, PicturesConfig, PicturesTeachConfig, UNetConfig
+from vardistill.domains.points.config import PerceptronConfig, PointsConfig, PointsTeachConfig, TeacherConfig
+from vardistill.errors import UsageError
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
+from vardistill.runs.config import Config
+from vardistill.runs.presets import PRESETS, TEACHERS
+from vardistill.training.config import NetworkConfig, TrainingConfig
+from vardistill.training.config_files import from_dict, read, to_dict, write
 
-ALL: dict[str, Preset[Any]] = {
-    **PRESETS,
-    **{f"teacher {name}": preset for name, preset in TEACHERS.items()},
-    **{f"images {name}": preset for name, preset in IMAGE_PRESETS.items()},
-    **{f"images teacher {name}": preset for name, preset in IMAGE_TEACHERS.items()},
-}
+ALL: dict[str, Any] = {**PRESETS, **{f"teacher {name}": preset for name, preset in TEACHERS.items()}}
 
 
 def refusal(match: str, text: str, tmp_path: Path, cls: Any = Config) -> None:
@@ -70,52 +49,72 @@ def test_presets_survive_the_disk(name: str, tmp_path: Path) -> None:
 def test_distributions_carry_their_kind(distribution: Any, tmp_path: Path) -> None:
     config = from_dict(Config, {"levels": {"distribution": {"kind": type(distribution).__name__}}})
     assert type(config.levels.distribution) is type(distribution)
-    teach = TeachConfig(distribution=distribution)
+    teach = PointsTeachConfig(distribution=distribution)
     write(teach, tmp_path / "config.yaml")
-    assert read(TeachConfig, tmp_path / "config.yaml") == teach
+    assert read(PointsTeachConfig, tmp_path / "config.yaml") == teach
 
 
 OBJECTIVES = [
     VarDiUConfig(posterior="full", candidates=3, posterior_steps=2),
     VarFlowConfig(beta=0.5, cross="paired", real="data"),
     DiffInstructConfig(critic_steps=5, critic_start="teacher"),
-    VarDiUVarFlowConfig(VarDiUConfig(candidates="batch", pool=64), VarFlowConfig(beta=1.5), 2.0, 0.1, varflow_shared=4),
+    SumConfig(
+        (
+            PartConfig(VarDiUConfig(candidates="batch", pool=64)),
+            PartConfig(VarFlowConfig(beta=1.5), 2.0, 0.1, LevelsConfig(PowerLaw(), shared=4)),
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_objectives_carry_their_kind(objective: Any, tmp_path: Path) -> None:
-    config = Config(objective=objective, generator=GeneratorConfig(linear=True), levels=LevelsConfig(shared=8))
-    assert to_dict(config)["objective"]["kind"] == type(objective).__name__.removesuffix("Config")
-    write(config, tmp_path / "config.yaml")
-    assert read(Config, tmp_path / "config.yaml") == config
+def test_objectives_carry_their_kind_in_every_domain(objective: Any, tmp_path: Path) -> None:
+    domains = PointsConfig(student=PerceptronConfig(linear=True)), PicturesConfig(data="digits")
+    for domain in domains:
+        config = Config(domain, objective, LevelsConfig(shared=8))
+        assert to_dict(config)["objective"]["kind"] == objective.name
+        assert to_dict(config)["domain"]["kind"] == domain.name
+        write(config, tmp_path / "config.yaml")
+        assert read(Config, tmp_path / "config.yaml") == config
+
+
+def test_a_sum_in_a_file_is_a_list_of_terms(tmp_path: Path) -> None:
+    text = (
+        "objective: {kind: sum, parts: [{objective: {kind: diff-instruct}}, {objective: {kind: varflow}, weight: 6}]}"
+    )
+    (tmp_path / "config.yaml").write_text(text)
+    parts = PartConfig(DiffInstructConfig()), PartConfig(VarFlowConfig(), 6.0)
+    assert read(Config, tmp_path / "config.yaml") == Config(objective=SumConfig(parts))
 
 
 def test_the_first_kind_is_what_is_left_out() -> None:
-    """Files that name no kind, as those of earlier versions, are of VarDiU and of log-normal levels."""
+    """Files that name no kind are of points, of VarDiU and of log-normal levels."""
     data = {"objective": {"candidates": "batch"}, "levels": {"distribution": {"base_start": 3.0}}}
     config = from_dict(Config, data)
     assert config.objective == VarDiUConfig(candidates="batch")
     assert config.levels.distribution == LogNormal(base_start=3.0)
+    assert config.domain == PointsConfig()
 
 
 def test_every_kind_of_value_survives_the_disk(tmp_path: Path) -> None:
     values: dict[str, Any] = {
-        "training": {"max_minutes": 1.5, "clip": math.inf, "lr": 1e-5, "seed": -1, "compile": True},
-        "teacher": {"teacher": "learned", "teacher_run": "somewhere/täg"},
+        "training": {"max_minutes": 1.5, "clip": math.inf, "lr": 1e-5, "seed": -1, "compile": True}
+        | {"networks": [{"name": "critic", "lr": 1e-4}, {"name": "student", "beta1": 0}]},
+        "domain": {"teacher": {"teacher": "learned", "teacher_run": "somewhere/täg"}},
         "objective": {"candidates": "batch"},
     }
     config = from_dict(Config, values)
-    assert config.teacher.teacher_run == Path("somewhere/täg")
+    assert config.domain.teacher.teacher_run == Path("somewhere/täg")
+    assert config.training.networks == (NetworkConfig("critic", lr=1e-4), NetworkConfig("student", beta1=0.0))
     write(config, tmp_path / "config.yaml")
     assert read(Config, tmp_path / "config.yaml") == config
 
 
-KINDS = {"": Config(), "Images": ImagesConfig(), "ImagesTeach": ImagesTeachConfig(), "Teach": TeachConfig()}
+KINDS = {"": Config(), "PicturesTeach": PicturesTeachConfig(), "PointsTeach": PointsTeachConfig()}
 
 
 class TestKinds:
-    """A file's first line names its configuration's type, but for a problem's run."""
+    """A file's first line names its configuration's type, but for a run's."""
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_file_is_of_the_type_that_it_names(self, kind: str, tmp_path: Path) -> None:
@@ -123,77 +122,89 @@ class TestKinds:
         write(KINDS[kind], path)
         first = path.read_text().splitlines()[0]
         assert first == f"kind: {kind}" if kind else not first.startswith("kind")
-        for options in (type(KINDS[kind]), types, types[::-1] if kind else types):
+        for options in (type(KINDS[kind]), types, types[::-1]):
             assert read(options, path) == KINDS[kind]
-        assert is_image_run(tmp_path) == (kind == "Images")
-
-    def test_without_a_name_it_is_of_a_run_on_points(self, tmp_path: Path) -> None:
-        (tmp_path / "config.yaml").write_text("{}")
-        for types in (Config, (ImagesConfig, Config), (Config, ImagesConfig)):
-            assert read(types, tmp_path / "config.yaml") == Config()
-        assert not is_image_run(tmp_path)
 
     @pytest.mark.parametrize(
         ("types", "kind", "match"),
         [
-            ((Config, ImagesConfig), "Teach", "a teacher of points, .* that of a run on points or a run on pictures$"),
-            (Config, "Images", "a run on pictures, but wanted here is that of a run on points$"),
-            (TeachConfig, "ImagesTeach", "a teacher of pictures, but wanted here is that of a teacher of points$"),
-            (ImagesConfig, "''", "a run on points, but wanted here is that of a run on pictures$"),
-            ((Config, ImagesConfig), "[Images]", "an unknown kind, .*, but wanted here is"),
-            ((Config, ImagesConfig), "{a: 1}", "an unknown kind, .*, but wanted here is"),
+            (Config, "PointsTeach", "a teacher of points, but wanted here is that of a run$"),
+            (PointsTeachConfig, "PicturesTeach", "a teacher of pictures, .* that of a teacher of points$"),
+            (PicturesTeachConfig, "''", "a run, but wanted here is that of a teacher of pictures$"),
+            (
+                (PointsTeachConfig, PicturesTeachConfig),
+                "''",
+                "a run, .* of a teacher of points or a teacher of pictures$",
+            ),
+            (Config, "[Images]", "an unknown kind, .*, but wanted here is"),
+            (Config, "{a: 1}", "an unknown kind, .*, but wanted here is"),
         ],
     )
     def test_another_kind_is_refused(self, types: Any, kind: str, match: str, tmp_path: Path) -> None:
         refusal(f"config.yaml is the configuration of {match}", f"kind: {kind}", tmp_path, types)
 
-    @pytest.mark.parametrize("types", [ImagesConfig, ImagesTeachConfig, TeachConfig])
-    def test_a_run_on_points_is_called_one(self, types: Any, tmp_path: Path) -> None:
-        refusal("is the configuration of a run on points, but wanted here is", "problem: mog40", tmp_path, types)
+    @pytest.mark.parametrize("types", [PicturesTeachConfig, PointsTeachConfig])
+    def test_a_run_is_called_one(self, types: Any, tmp_path: Path) -> None:
+        refusal("is the configuration of a run, but wanted here is", "domain: {}", tmp_path, types)
 
     def test_keys_are_those_of_the_kind(self, tmp_path: Path) -> None:
+        refusal("unknown key in config.yaml 'domain'", "kind: PointsTeach\ndomain: {}", tmp_path, PointsTeachConfig)
         refusal(
-            "unknown key in config.yaml 'problem'", "kind: Images\nproblem: mog40", tmp_path, (Config, ImagesConfig)
+            "unknown key in config.yaml.domain 'problem'", "domain: {kind: pictures, problem: mog40}", tmp_path, Config
         )
-        refusal("config.yaml must be a mapping", "[]", tmp_path, (Config, ImagesConfig))
+        refusal(
+            "unknown kind of config.yaml.domain 'picture': did you mean pictures", "domain: {kind: picture}", tmp_path
+        )
 
-    @pytest.mark.parametrize("text", ["[]", "kind: [a", "kind: Teach", "kind: 2001-99-99", "[" * 3000])
-    def test_other_folders_are_no_runs_on_pictures(self, text: str, tmp_path: Path) -> None:
-        assert not is_image_run(tmp_path)
-        (tmp_path / "config.yaml").write_text(text)
-        assert not is_image_run(tmp_path)
+    @pytest.mark.parametrize(
+        ("text", "of"),
+        [
+            ("problem: mog40\ngenerator: {depth: 4}\ntraining: {steps: 5}", "a run on points"),
+            ("kind: Images\nteacher: somewhere\ngenerator: {lora_rank: 4}", "a run on pictures"),
+            ("kind: Teach\nproblem: mog40", "a teacher of points"),
+            ("kind: ImagesTeach\ndata: digits", "a teacher of pictures"),
+        ],
+    )
+    @pytest.mark.parametrize("types", [Config, (PointsTeachConfig, PicturesTeachConfig)])
+    def test_files_of_earlier_versions_are_refused_with_the_way_out(
+        self, types: Any, text: str, of: str, tmp_path: Path
+    ) -> None:
+        match = f"config.yaml is the configuration of {of} of an earlier version: write it anew, .*vardistill list"
+        refusal(match, text, tmp_path, types)
 
 
 class TestTuples:
     def test_they_survive_the_disk(self, tmp_path: Path) -> None:
-        config = ImagesTeachConfig(network=UNetConfig(channels=(8, 16, 24)))
-        assert from_dict(ImagesTeachConfig, to_dict(config)) == config
+        config = PicturesTeachConfig(network=UNetConfig(channels=(8, 16, 24)))
+        assert from_dict(PicturesTeachConfig, to_dict(config)) == config
         write(config, tmp_path / "config.yaml")
         assert "python" not in (tmp_path / "config.yaml").read_text()
-        assert read(ImagesTeachConfig, tmp_path / "config.yaml") == config
+        assert read(PicturesTeachConfig, tmp_path / "config.yaml") == config
 
     @pytest.mark.parametrize("channels", ["8", "[8, a]", "[8, 16.5]", "[8, true]", "{8: 16}", "null"])
     def test_other_values_are_refused(self, channels: str, tmp_path: Path) -> None:
         match = "config.yaml.network.channels must be a list of int, but is "
-        refusal(match, f"kind: ImagesTeach\nnetwork: {{channels: {channels}}}", tmp_path, ImagesTeachConfig)
+        refusal(match, f"kind: PicturesTeach\nnetwork: {{channels: {channels}}}", tmp_path, PicturesTeachConfig)
 
 
 def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
-    config = ImagesConfig(
-        teacher="somewhere/täg", data="hf:日本", generator=OneStepConfig(lora_rank=4, ratio=3.0),
-        objective=ImageSumConfig(varflow_weight=2.0),
-    )  # fmt: skip
-    assert from_dict(ImagesConfig, to_dict(config)) == config
+    domain = PicturesConfig(
+        teacher="somewhere/täg",
+        data="hf:日本",
+        student=NetworkStudentConfig(lora_rank=4, ratio=3.0, steps_per_sample=4),
+    )
+    config = Config(domain, DiffInstructConfig())
+    assert from_dict(Config, to_dict(config)) == config
     write(config, tmp_path / "config.yaml")
-    assert read((Config, ImagesConfig), tmp_path / "config.yaml") == config
-    assert "teacher: somewhere/täg\ndata: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
+    assert read(Config, tmp_path / "config.yaml") == config
+    assert "teacher: somewhere/täg\n  data: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("guidance", [-1.0, math.inf, math.nan])
 def test_guidance_has_a_range(guidance: float) -> None:
-    assert ImagesConfig(guidance=0.0).guidance == 0
+    assert PicturesConfig(guidance=0.0).guidance == 0
     with pytest.raises(UsageError, match=f"guidance must be 0 or positive, and finite, but is {guidance}"):
-        ImagesConfig(guidance=guidance)
+        PicturesConfig(guidance=guidance)
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
@@ -226,10 +237,24 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
         ("training: 5", "config.yaml.training must be a mapping, but is 5"),
         ("objective: {candidates: some}", "config.yaml.objective.candidates must be int or .*batch"),
         ("levels: {distribution: {kind: LogNorml}}", "unknown kind .*'LogNorml': did you mean LogNormal?"),
-        ("objective: {kind: VarFlw}", "unknown kind of config.yaml.objective 'VarFlw': did you mean VarFlow?"),
-        ("objective: {kind: VarFlow, candidates: 3}", "unknown key in config.yaml.objective 'candidates'"),
-        ("objective: {kind: VarDiUVarFlow, vardiu: {beta: 1}}", "unknown key in config.yaml.objective.vardiu 'beta'"),
-        ("objective: {kind: VarFlow, real: dta}", "config.yaml.objective.real must be .*'data'.*, but is 'dta'"),
+        ("objective: {kind: varflw}", "unknown kind of config.yaml.objective 'varflw': did you mean varflow?"),
+        ("objective: {kind: varflow, candidates: 3}", "unknown key in config.yaml.objective 'candidates'"),
+        (
+            "objective: {kind: sum, parts: [{}, {objective: {kind: varflow, posterior: full}}]}",
+            r"unknown key in config.yaml.objective.parts\[1\].objective 'posterior'",
+        ),
+        (
+            "objective: {kind: sum, parts: [{wieght: 2}]}",
+            r"unknown key in config.yaml.objective.parts\[0\] 'wieght': did",
+        ),
+        ("objective: {kind: sum, parts: 5}", "config.yaml.objective.parts must be a list, but is 5"),
+        ("objective: {kind: sum}", r"a sum's parts must be at least one, of different kinds, but is \[\]"),
+        ("objective: {kind: sum, parts: [{}, {}]}", "a sum's parts must be at least one, of different kinds"),
+        ("training: {networks: [{lr: 1}]}", r"config.yaml.training.networks\[0\] needs a name"),
+        ("training: {networks: [{name: critic, lr: x}]}", r"networks\[0\].lr must be float or None"),
+        ("training: {networks: [critic]}", r"networks\[0\] must be a mapping, but is 'critic'"),
+        ("training: {networks: [{name: critic}, {name: critic}]}", "networks must be of different names"),
+        ("objective: {kind: varflow, real: dta}", "config.yaml.objective.real must be .*'data'.*, but is 'dta'"),
         ("objective: batch", "config.yaml.objective must be a mapping, but is 'batch'"),
         ("levels: {distribution: {kind: EDM, rho: 1}}", "unknown key in config.yaml.levels.distribution 'rho'"),
         ("levels: {distribution: 5}", "config.yaml.levels.distribution must be a mapping, but is 5"),
@@ -258,7 +283,7 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UsageError, match=r"cannot write .*config\.yaml: No space left on device"):
-        write(Config(problem="mog9"), path)
+        write(Config(PointsConfig("mog9")), path)
     assert read(Config, path) == Config()
 
 
@@ -299,21 +324,19 @@ def test_numbers_of_a_run_have_their_ranges(name: str, value: float) -> None:
         (TrainingConfig, "precision", "bf", "did you mean bf16"),
         (TrainingConfig, "tracker", "x", "known: none, tensorboard"),
         (TrainingConfig, "clock", "gpu", "did you mean cpu"),
-        (Config, "problem", "mog", "did you mean mog9 or mog40"),
-        (TeachConfig, "problem", "mog", "did you mean mog9 or mog40"),
-        (GeneratorConfig, "activation", "ReLU", "did you mean relu|known: gelu"),
+        (PointsConfig, "problem", "mog", "did you mean mog9 or mog40"),
+        (PointsTeachConfig, "problem", "mog", "did you mean mog9 or mog40"),
+        (PerceptronConfig, "kind", "latent", "did you mean latents"),
+        (PerceptronConfig, "activation", "ReLU", "did you mean relu|known: gelu"),
         (TeacherConfig, "teacher", "exact", "known: empirical, learned, true"),
-        (VarDiUConfig, "posterior", "gaussian", "known: diagonal, full"),
+        (VarDiUConfig, "posterior", "gaussian", "known: coupling, diagonal, full"),
         (VarFlowConfig, "real", "Data", "did you mean data"),
         (DiffInstructConfig, "critic_start", "Teacher", "did you mean teacher"),
-        (VarDiUVarFlowConfig, "varflow_level_weight", "snrr", "did you mean snr"),
-        (NoiseConfig, "weight", "sigma", "did you mean sigma2"),
-        (LevelsConfig, "schedule", "cosines", "did you mean cosine"),
-        (ImagesTeachConfig, "clock", "wal", "did you mean wall"),
-        (OneStepConfig, "start", "Teacher", "did you mean teacher"),
-        (ImageVarDiUConfig, "posterior", "full", "known: coupling, gaussian"),
-        (ImageVarFlowConfig, "space", "pixel", "did you mean pixels"),
-        (Budget, "kind", "walls", "did you mean wall"),
+        (LevelsConfig, "weight", "snrr", "did you mean snr"),
+        (PointsConfig, "schedule", "cosines", "did you mean cosine"),
+        (PicturesTeachConfig, "clock", "wal", "did you mean wall"),
+        (NetworkStudentConfig, "start", "Teacher", "did you mean teacher"),
+        (VarFlowConfig, "space", "dat", "did you mean data"),
     ],
 )
 def test_choices_are_checked_without_a_file_too(cls: Any, name: str, value: str, told: str) -> None:
@@ -322,9 +345,8 @@ def test_choices_are_checked_without_a_file_too(cls: Any, name: str, value: str,
 
 
 ALL_TYPES = [
-    Config, TrainingConfig, TeachConfig, GeneratorConfig, TeacherConfig, VarDiUConfig, VarFlowConfig,
-    DiffInstructConfig, VarDiUVarFlowConfig, NoiseConfig, LevelsConfig, UNetConfig, ImagesTeachConfig, OneStepConfig,
-    ImageVarDiUConfig, ImageVarFlowConfig, ImageDiffInstructConfig, ImageSumConfig, ImagesConfig,
+    TrainingConfig, PointsTeachConfig, PerceptronConfig, TeacherConfig, VarDiUConfig, VarFlowConfig, DiffInstructConfig,
+    LevelsConfig, UNetConfig, PicturesTeachConfig, NetworkStudentConfig,
 ]  # fmt: skip
 WHOLE = [(cls, f.name) for cls in ALL_TYPES for f in dataclasses.fields(cls) if f.type == "int"]
 
@@ -353,31 +375,43 @@ def test_what_a_teacher_does_not_use_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["samples", "steps", "batch", "lr", "depth", "width"])
 def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> None:
-    refusal(f"^{name} must be positive, but is 0", f"kind: Teach\n{name}: 0", tmp_path, TeachConfig)
+    refusal(f"^{name} must be positive, but is 0", f"kind: PointsTeach\n{name}: 0", tmp_path, PointsTeachConfig)
 
 
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [
-        ("generator", "depth", 0), ("generator", "width", -1), ("generator", "latent", 0),
-        ("teacher", "teacher_samples", 0), ("teacher", "bandwidth", -1.0),
-        ("objective", "candidates", -1), ("objective", "posterior_steps", 0), ("objective", "posterior_width", 0),
-        ("objective", "pool", -1), ("generator", "fourier", -1), ("levels", "draws", 0), ("levels", "shared", -1),
-        ("objective", "beta", 0.0), ("objective", "beta", 2.0), ("objective", "real_samples", 0),
-        ("objective", "real_steps", 0), ("objective", "critic_steps", 0), ("objective", "critic_width", 0),
-        ("objective", "varflow_weight", 0.0), ("objective", "varflow_weight_end", -1.0),
-        ("objective", "varflow_shared", 0),
+        ("domain.student", "depth", 0), ("domain.student", "width", -1), ("domain.student", "latent", 0),
+        ("domain.student", "fourier", -1), ("domain.student", "steps_per_sample", 0), ("domain.student", "ratio", 0.0),
+        ("domain.teacher", "teacher_samples", 0), ("domain.teacher", "bandwidth", -1.0),
+        ("vardiu", "candidates", -1), ("vardiu", "posterior_steps", 0), ("vardiu", "posterior_width", 0),
+        ("vardiu", "posterior_rank", 0), ("vardiu", "pool", -1), ("levels", "draws", 0), ("levels", "shared", -1),
+        ("varflow", "beta", 0.0), ("varflow", "beta", 2.0), ("varflow", "real_samples", 0), ("varflow", "real_steps", 0),
+        ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0), ("diff-instruct", "critic_width", 0),
+        ("part", "weight", 0.0), ("part", "weight_end", -1.0), ("part", "weight", math.inf),
     ],
 )  # fmt: skip
 def test_numbers_of_the_parts_are_checked_before_anything_is_built(
     section: str, name: str, value: float, tmp_path: Path
 ) -> None:
-    kinds = {"beta": "VarFlow", "real": "VarFlow", "critic": "DiffInstruct", "varflow": "VarDiUVarFlow"}
-    kind = kinds.get(name.split("_")[0])
-    of_kind = f"kind: {kind}, " if kind else ""
-    refusal(f"^{name} must be .*, but is {value}", f"{section}: {{{of_kind}{name}: {value}}}", tmp_path)
+    text = {
+        "part": "objective: {{kind: sum, parts: [{{{}}}]}}",
+        "domain.student": "domain: {{student: {{{}}}}}",
+        "domain.teacher": "domain: {{teacher: {{{}}}}}",
+        "levels": "levels: {{{}}}",
+    }.get(section, f"objective: {{{{kind: {section}, {{}}}}}}")
+    written = ".inf" if value == math.inf else value
+    refusal(f"^{name} must be .*, but is {value}", text.format(f"{name}: {written}"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("beta1", 1.0), ("lr", 0.0), ("lr", math.inf), ("clip", 0.0), ("weight_decay", -1.0)]
+)
+def test_numbers_of_a_network_have_their_ranges(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"^critic's {name} must be .*, but is {value}"):
+        NetworkConfig("critic", **{name: value})
 
 
 def test_configurations_do_not_import_torch() -> None:
-    code = "import sys, vardistill.runs.config, vardistill.domains.points.presets; assert 'torch' not in sys.modules"
+    code = "import sys, vardistill.runs.config, vardistill.runs.presets; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

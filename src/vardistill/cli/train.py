@@ -96,7 +96,8 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
         problem = value_of("--problem", rest)  # the noise levels to start from depend on it
         if isinstance(config.domain, PointsConfig) and problem in SCALES and problem != config.domain.problem:
             if config.domain.problem != "mog40":
-                raise UsageError(f"--problem moves presets of mog40: give mog40-{preset.partition('-')[2]}")
+                recipe = next(r for t in POINT_TARGETS for r in POINTS if preset == f"{t}-{r}")
+                raise UsageError(f"--problem moves presets of mog40: give mog40-{recipe}")
             config = adapted(config, problem)
     return name, config if objective is None else with_objective(config, objective), rest
 

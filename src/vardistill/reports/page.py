@@ -95,10 +95,13 @@ def header(run: Contents) -> str:
 
 
 def teacher_of(run: Contents) -> str | None:
-    """The teacher's kind on points, and the last part of its source for pictures."""
+    """The teacher's kind on points, and the last part of its source, or of what it is fitted to, for pictures."""
     teacher = run.setting("domain", "teacher")
-    named = teacher.get("teacher") if isinstance(teacher, dict) else last_part(teacher)
-    return str(named) if named else None
+    if isinstance(teacher, dict):
+        named = teacher.get("teacher")
+        return str(named) if named else None
+    source = teacher or run.setting("domain", "data")
+    return last_part(str(source)) if source else None
 
 
 def evaluations(run: Contents) -> str:
@@ -347,7 +350,7 @@ def gradients_chart(run: Contents) -> str:
     present = {name: curve for name, curve in norms.items() if curve}
     if not present:
         return ""
-    caption = f"Of the {' and the '.join(present)}, before clipping."
+    caption = f"Of the {escape(' and the '.join(present))}, before clipping."
     return card("Gradient norm", figures.lines_figure(present, log=True), caption)
 
 

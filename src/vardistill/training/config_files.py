@@ -47,6 +47,9 @@ def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
     for key in data:
         if key not in known:
             raise unknown(f"key in {where}", str(key), known)
+    for f in dataclasses.fields(cls):
+        if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where} needs a {f.name}")
     return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 

@@ -16,6 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from vardistill.domains.pictures.build import Setting
+from vardistill.domains.pictures.experiment import evaluate_run, even_labels, load_image_run, run_images
+from vardistill.domains.pictures.presets import IMAGE_PRESETS
 
 import small_pictures
 import vardistill as vd
@@ -24,7 +27,6 @@ from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures import experiment
-from vardistill.domains.pictures.build import Setting
 from vardistill.domains.pictures.config import (
     ImageDiffInstructConfig,
     ImagesConfig,
@@ -32,8 +34,6 @@ from vardistill.domains.pictures.config import (
     ImageVarFlowConfig,
     OneStepConfig,
 )
-from vardistill.domains.pictures.experiment import evaluate_run, even_labels, load_image_run, run_images
-from vardistill.domains.pictures.presets import IMAGE_PRESETS
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, VarDiU
 from vardistill.posteriors.pictures import ConvGaussian

@@ -26,13 +26,13 @@ from vardistill.denoisers import from_diffusers
 from vardistill.diffusion.schedules import VE
 from vardistill.domains.pictures import teach
 from vardistill.domains.pictures.classifier import load_classifier
-from vardistill.domains.pictures.config import ImagesTeachConfig
+from vardistill.domains.pictures.config import PicturesTeachConfig
 from vardistill.domains.pictures.data import ImageData, load_images
 from vardistill.domains.pictures.evaluate import Reference, Table, even_labels
 from vardistill.domains.pictures.teach import build_fit, drawn, evaluate_teacher, teach_images
 from vardistill.errors import UsageError
-from vardistill.runs.config import TrainingConfig
 from vardistill.training import checkpoints, fitting
+from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.folder import RunFolder, create
 from vardistill.training.loop import Diverged, Interrupted
@@ -181,32 +181,6 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path, digits: ImageDat
         other.restore(saved)
 
 
-def saved(fit: Fit[Any], folder: Path, **changes: dict[str, Tensor]) -> Path:
-    """A checkpoint of the fit with other sections."""
-    state = fit.state()
-    state.tensors |= changes
-    state.tensors = {name: section for name, section in state.tensors.items() if section}
-    return checkpoints.save(folder, state, keep=1)
-
-
-def test_a_damaged_random_state_is_refused(tmp_path: Path, digits: ImageData) -> None:
-    fit = build_fit(TEACH, digits)
-    path = saved(fit, tmp_path, random={"rng": torch.full_like(fit.rng.get_state(), 255)})
-    with pytest.raises(UsageError, match="the checkpoint's random state is damaged"):
-        fit.restore(path)
-
-
-def test_a_checkpoint_without_counters_is_one_of_a_fit_without_skipped_steps(tmp_path: Path, digits: ImageData) -> None:
-    fit, other = build_fit(TEACH, digits), build_fit(TEACH, digits)
-    fit.advance(0.0)
-    other.restore(saved(fit, tmp_path, counters={}))
-    assert (other.step, float(other.skipped)) == (1, 0)
-    fit.advance(0.5)
-    other.advance(0.5)
-    for name, v in fit.denoiser.state_dict().items():
-        assert torch.equal(v, other.denoiser.state_dict()[name])
-
-
 def test_a_pipeline_whose_checkpoints_are_gone_is_left_alone(tmp_path: Path) -> None:
     config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 20, size=4)))
     run = teach_images(config, tmp_path / "run")
@@ -276,7 +250,7 @@ def test_too_many_end_the_fit_with_a_state_that_resumes(tmp_path: Path, monkeypa
 # Labels
 
 
-def labels_seen(config: ImagesTeachConfig, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> Tensor | None:
+def labels_seen(config: PicturesTeachConfig, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> Tensor | None:
     """What the network is told in one update."""
     seen: list[Tensor | None] = []
     original = teach.dsm_loss

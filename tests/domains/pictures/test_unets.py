@@ -21,8 +21,7 @@ def test_a_unet_is_a_denoiser_of_its_shape(shape: tuple[int, int, int], classes:
     assert denoiser.data_shape == shape
     assert denoiser.classes == classes
     assert denoiser.schedule == VE(0.01, 50.0)
-    labels = (lambda n, rng: {"labels": torch.arange(n)}) if classes else None
-    check_denoiser(denoiser, shape, torch.zeros(()), labels)
+    check_denoiser(denoiser, shape, torch.zeros(()), {"labels": torch.arange(2)} if classes else {})
 
 
 def test_a_unet_has_the_channels_and_blocks_asked_for() -> None:

@@ -19,16 +19,17 @@ from torch import Tensor
 from vardistill.diffusion import Denoiser
 from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.domains.points import teach
+from vardistill.domains.points.config import PointsTeachConfig
 from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.domains.points.teach import WEIGHTS, load_teacher, teacher_errors
 from vardistill.errors import UsageError
-from vardistill.runs.config import TeachConfig, TrainingConfig
 from vardistill.training import checkpoints, fitting
+from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.loop import Diverged, Interrupted
 
 CPU = torch.device("cpu")
-SMALL = TeachConfig(problem="mixture2", samples=100, steps=6, batch=8, depth=1, width=8, device="cpu")
+SMALL = PointsTeachConfig(problem="mixture2", samples=100, steps=6, batch=8, depth=1, width=8, device="cpu")
 
 
 class Scored:
@@ -97,7 +98,7 @@ def test_a_teacher_is_fitted_on_the_best_device_and_says_where(tmp_path: Path, m
         torch.accelerator, "current_accelerator", lambda **options: None if options else torch.device("cpu:0")
     )
     monkeypatch.setattr(teach, "teacher_errors", errors)
-    teach.teach(TeachConfig(problem="mixture2", steps=1, batch=4, width=8, depth=1, samples=10), tmp_path)
+    teach.teach(PointsTeachConfig(problem="mixture2", steps=1, batch=4, width=8, depth=1, samples=10), tmp_path)
     assert seen[0] == torch.device("cpu:0") != CPU
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
 
