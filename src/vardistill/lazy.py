@@ -1,4 +1,4 @@
-"""Names that load when they are first used: reading a configuration, or a package's table of names, imports no torch."""
+"""Names that load when they are first used: reading a configuration, or a package's names, imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What knows of several processes: their device, gathering a batch's samples, gradients' means, and work for one alone."""
+"""What knows of several processes: gathering samples, means of gradients, and work for one of them alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Updates: against a bare loop, apart from each other, in a head start, in parts, and by each network's own settings."""
+"""Updates: against a bare loop, apart from each other, in a head start, in parts, by each network's settings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 r"""What a training step draws: times, noise, weights.
 
-A level distribution draws the ratios σ_t/α_t (see `levels`), a weight (see `weights`) turns them into w(t), `NoiseLevels.draw` gathers
-one step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that objectives
-receive.
+A level distribution (`levels`) draws the ratios σ_t/α_t, a weight (`weights`) turns them into w(t), `NoiseLevels.draw`
+gathers one step's draws in a `Noise`, and a `Draw` adds the latents and the student's samples: the one object that
+objectives receive.
 
 The R = G·N rows of a draw hold G noise draws for each of N latents; row r belongs to latent r mod N. An antithetic pair
 is two rows with the same latent and time, and noise +ε and −ε: it cancels the part of a gradient that is linear in ε.

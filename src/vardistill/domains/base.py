@@ -32,18 +32,15 @@ class Finished:
 
 
 class Domain(Parts, Protocol):
-    """The parts of one run. Parts are built anew by every `load`, from the run's seed.
-
-    Attributes:
-        conditions: what steps draw for a conditional student; None for another.
-        problem: whose truth is known exactly, for points; None where there is none.
-    """
+    """The parts of one run; they are built anew by every `load`, from the run's seed."""
 
     @property
-    def conditions(self) -> Conditions | None: ...
+    def conditions(self) -> Conditions | None:
+        """What steps draw for a conditional student; None for another."""
 
     @property
-    def problem(self) -> Any: ...
+    def problem(self) -> Any:
+        """Whose truth is known exactly, for points; None where there is none."""
 
     def load(self, folder: RunFolder | None) -> None:
         """Build the parts; what has yet to be fitted is read from the run's folder or, without one, stood in for.

@@ -194,30 +194,26 @@ class Objective:
 
 
 class Parts(Protocol):
-    """What a domain provides to build an objective of: everything that differs between points, pictures and text.
-
-    Attributes:
-        teacher: the denoiser to distil, None where the objective takes none.
-        student: with its initial weights.
-        schedule: the forward process.
-        data_std: σ_d, standard deviation of the data.
-        seed: of initial weights.
-    """
+    """What a domain provides to build an objective of: everything that differs between points, pictures and text."""
 
     @property
-    def teacher(self) -> Denoiser | None: ...
+    def teacher(self) -> Denoiser | None:
+        """The denoiser to distil, None where the objective takes none."""
 
     @property
-    def student(self) -> Student: ...
+    def student(self) -> Student:
+        """With its initial weights."""
+        ...
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        ...
 
     @property
-    def data_std(self) -> float: ...
-
-    @property
-    def seed(self) -> int: ...
+    def data_std(self) -> float:
+        """σ_d, standard deviation of the data."""
+        ...
 
     def posterior(self, family: str, **sizes: Any) -> list[Posterior]:
         """A fresh q(z | x_t, t) of this family for each of the student's steps."""

@@ -1,7 +1,7 @@
 """The objectives that configurations know, by name, and their sums. Importing this module does not import torch.
 
-Every configuration has a name, in files and on the command line, and a `build` that makes the objective of what a domain
-provides.
+Every configuration has a name, in files and on the command line, and a `build` that makes the objective of what a
+domain provides.
 """
 
 from __future__ import annotations

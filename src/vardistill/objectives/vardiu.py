@@ -24,8 +24,8 @@ x_t follows their mixture, so by the score identity the candidates' own gradient
 they are left out, and the correction's gradient is s_m(x_t) + ε/σ_t, with s_m the score of the mixture
 1/(K+1) Σ_k N(x_t; α_t x_k, σ_t² I).
 
-**Several steps.** A student of n steps has a bound for each: the latent is then the step's own input, x_{t_k} brought to
-unit variance, whose law does not depend on the step's gradient, and q_φ one density per step. The prior's terms are
+**Several steps.** A student of n steps has a bound for each: the latent is then the step's own input, x_{t_k} brought
+to unit variance, whose law does not depend on the step's gradient, and q_φ one density per step. The prior's terms are
 constants that are not known for k > 1, so there the loss is a bound up to a constant.
 """
 

@@ -14,7 +14,7 @@ from vardistill.reports.figures import samples_figure
 
 
 def save_samples(samples: Mapping[str, Tensor], problem: Problem | None, path: Path) -> None:
-    """Draw sets of samples by name, the student's own as `samples`: pictures (n, C, H, W) side by side, points alone."""
+    """Draw sets of samples by name, the student's own as `samples`: pictures (n, C, H, W) side by side, or points."""
     own = samples["samples"]
     if own.ndim == 4:
         save_grids({"Student": own, **{BESIDE[name]: v for name, v in samples.items() if name in BESIDE}}, path)

@@ -91,8 +91,8 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
         raise UsageError(f"the checkpoint {checkpoint} is truncated or not one of vardistill's: {reason}") from error
     if form != FORMAT:
         raise UsageError(
-            f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}: start the run anew, or "
-            "go on with the version that wrote it"
+            f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}: start the run anew, "
+            "or go on with the version that wrote it"
         )
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, v in flat.items():

@@ -137,8 +137,8 @@ def check_forward(student: Student, condition: Mapping[str, Tensor]) -> None:
             raise UsageError("the generator returns NaN or infinity")
         if not torch.equal(x, again):
             raise UsageError(
-                "the generator is random beside its latents (dropout that ignores evaluation mode?): neither a seed nor "
-                "a checkpoint would hold its numbers"
+                "the generator is random beside its latents (dropout that ignores evaluation mode?): neither a seed "
+                "nor a checkpoint would hold its numbers"
             )
         if not x.requires_grad and any(p.requires_grad for p in student.parameters()):
             raise UsageError(

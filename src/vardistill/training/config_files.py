@@ -168,8 +168,8 @@ def read(classes: Any, path: Path) -> Any:
     kind = str(data.pop("kind", ""))
     if kind in EARLIER or (kind == "" and "generator" in data):
         raise UsageError(
-            f"{path} is the configuration of {EARLIER.get(kind, 'a run on points')} of an earlier version: write it anew, "
-            "from a preset (`vardistill list`) whose config.yaml shows today's names"
+            f"{path} is the configuration of {EARLIER.get(kind, 'a run on points')} of an earlier version: write it "
+            "anew, from a preset (`vardistill list`) whose config.yaml shows today's names"
         )
     if kind not in kinds:
         wanted = " or ".join(KINDS[name] for name in kinds)

@@ -2,9 +2,9 @@
 
 A stream is named by (seed, step, update, place): a generator of random numbers that starts anew. Two places are common
 to all rows (the student's step and noise levels: a few numbers, and strata must see all rows), and every chunk of the
-batch has one for latents, noise, conditions and real samples. There are always `CHUNKS` chunks, and a process draws those
-that hold its rows: so the drawn set does not depend on the number of processes, and no state of a random generator has
-to be kept.
+batch has one for latents, noise, conditions and real samples. There are always `CHUNKS` chunks, and a process draws
+those that hold its rows: so the drawn set does not depend on the number of processes, and no state of a random
+generator has to be kept.
 """
 
 from __future__ import annotations

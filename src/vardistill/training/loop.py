@@ -1,13 +1,13 @@
 r"""The loop that drives an objective.
 
-A step runs the objective's updates in their order, each on a fresh draw (`draws`). An update opens the parameters of the
-networks that it trains and freezes all others: a gradient may pass through these, and moves none of them. Gradients are
-averaged over the processes, network by network, of what is trained alone. Of a student of n steps one, k, is drawn and
-trained: the path to it has no gradient.
+A step runs the objective's updates in their order, each on a fresh draw (`draws`). An update opens the parameters of
+the networks that it trains and freezes all others: a gradient may pass through these, and moves none of them. Gradients
+are averaged over the processes, network by network, of what is trained alone. Of a student of n steps one, k, is drawn
+and trained: the path to it has no gradient.
 
 With `accumulate` a process's share goes through the networks in as many parts, to save memory; the step is the same. A
-loss that couples rows is then cut at x: the samples are made in parts without gradient, the loss's gradient with respect
-to them is taken over all rows at once, and a second pass in parts takes it on to the parameters.
+loss that couples rows is then cut at x: the samples are made in parts without gradient, the loss's gradient with
+respect to them is taken over all rows at once, and a second pass in parts takes it on to the parameters.
 
 An update whose loss or gradient is not finite on any process leaves weights, batch statistics and optimisers alone
 (decided on the device, without a host sync) and is counted. The moving average follows θ̄ ← d θ̄ + (1 − d) θ,

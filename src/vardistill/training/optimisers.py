@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.errors import UsageError
-from vardistill.training.config import TrainingConfig
+from vardistill.training.config import Optimiser, TrainingConfig
 
 LEAST = 0.01
 """Share of the peak learning rate that the first update of a warm-up has, at least: at 0 it would train nothing."""
@@ -35,20 +34,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Settings(Protocol):
-    """What an optimiser is told of a network."""
-
-    @property
-    def beta1(self) -> float: ...
-
-    @property
-    def beta2(self) -> float: ...
-
-    @property
-    def weight_decay(self) -> float: ...
-
-
-def adam(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+def adam(parameters: Iterable[nn.Parameter], settings: Optimiser | TrainingConfig) -> torch.optim.AdamW:
     """AdamW for the parameters that are not frozen, with all its state there from the start, for checkpoints.
 
     Raises:

@@ -11,8 +11,8 @@ from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
 from vardistill.domains.points.config import PointsConfig
 from vardistill.domains.points.scales import SCALES, teacher_fit
-from vardistill.errors import UsageError, unknown
-from vardistill.objectives.registry import OBJECTIVES, ObjectiveConfig, PartConfig, SumConfig
+from vardistill.errors import unknown
+from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
 from vardistill.runs.config import Config
 from vardistill.runs.presets import pictures, points
 from vardistill.runs.presets.pictures import PICTURES as PICTURES

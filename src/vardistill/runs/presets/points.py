@@ -160,7 +160,7 @@ def adapted(config: Config, problem: ProblemName) -> Config:
 
 
 def moved(levels: LevelsConfig, large: float, small: float, batch: int) -> LevelsConfig:
-    """Levels with their large and small ends so many times as large; of a batch that becomes `HIGH_BATCH`, regrouped."""
+    """Levels with their ends so many times as large; of a batch that becomes `HIGH_BATCH`, regrouped."""
     distribution = levels.distribution
     if isinstance(distribution, LogNormal):
         distribution = replace(
