@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -207,6 +209,7 @@ class Task:
     """A run to make, and what befalls it: `event` at the `at`-th step, save or line, on process `rank`.
 
     With `bound`, its evaluations take the bound of 16 samples, a loss that in training is the processes' common work.
+    With `counted`, what its updates train and what the processes reduce in them is noted.
     """
 
     result: str
@@ -217,17 +220,19 @@ class Task:
     at: int = 0
     rank: int = 0
     bound: bool = False
+    counted: bool = False
     training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Result:
-    """How a run ended."""
+    """How a run ended; `reduced` are the bytes of the gradients that an update trains, and of all that is reduced in it."""
 
     outcome: str
     step: int
     skipped: float
     history: list[dict[str, Any]]
+    reduced: list[tuple[int, int]]
     tensors: dict[str, Tensor]
 
 
@@ -239,15 +244,39 @@ def run(task: Task) -> None:
         EVENTS[task.event](job.objective, task.at)
     if task.bound:
         job.evaluate = lambda student: {"mean": bound(student, job.objective)}
-    outcome = "finished"
+    outcome, reduced = "finished", []
     try:
-        job.run(task.resume)
+        with count_reduced(job, reduced) if task.counted else contextlib.nullcontext():
+            job.run(task.resume)
     except (Interrupted, Diverged) as stop:
         outcome = type(stop).__name__
     path = Path(f"{task.result}-{job.accelerator.process_index}")
     save_file(state(job), path.with_suffix(".safetensors"))
-    facts = {"outcome": outcome, "step": job.step, "skipped": float(job.skipped), "history": job.history}
+    facts = {"outcome": outcome, "step": job.step, "skipped": float(job.skipped), "history": job.history, "reduced": reduced}
     path.with_suffix(".json").write_text(json.dumps(facts))
+
+
+@contextlib.contextmanager
+def count_reduced(job: Trainer, reduced: list[Any]) -> Iterator[None]:
+    """Add a pair to `reduced` for every update within."""
+    update, all_reduce, total = job.update, dist.all_reduce, 0
+
+    def counting(v: Tensor, *arguments: Any, **options: Any) -> Any:
+        nonlocal total
+        total += v.nbytes
+        return all_reduce(v, *arguments, **options)
+
+    def noting(made: Update, progress: float, number: int) -> None:
+        before = total
+        update(made, progress, number)
+        trained = sum(p.nbytes for name in made.trains for p in job.trainable[name])
+        reduced.append((trained, total - before))
+
+    job.update, dist.all_reduce = noting, counting
+    try:
+        yield
+    finally:
+        dist.all_reduce = all_reduce
 
 
 def result(task: Task, rank: int = 0) -> Result:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import small_runs
-from small_runs import CONDITIONAL, KINDS, Result, Task
+from small_runs import CONDITIONAL, FEW, KINDS, Result, Task
 from vardistill.training import checkpoints
 
 SCRIPT = Path(small_runs.__file__)
@@ -71,6 +71,7 @@ def unbroken(unbroken_kinds: Callable[[str], Result]) -> Result:
         ("kill in step", 11, "varflow"),
         ("kill after save", 2, "diff-instruct"),
         ("kill in save", 3, "sum"),
+        ("kill in step", 11, "few-sum"),
     ],
 )
 def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
@@ -87,7 +88,7 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
 
 
-@pytest.mark.parametrize("kind", ["learned", *CONDITIONAL])
+@pytest.mark.parametrize("kind", [*KINDS, *CONDITIONAL, *FEW])
 def test_ctrl_c_keeps_the_step_reached_and_resumes_to_the_same_bits(
     kind: str, unbroken_kinds: Callable[[str], Result], tmp_path: Path
 ) -> None:
@@ -153,9 +154,12 @@ def two_processes(tmp_path: Path, tasks: list[Task]) -> None:
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "own").mkdir()
-    several = [Task(str(tmp_path / kind), kind) for kind in (*KINDS, *CONDITIONAL)]
+    several = [Task(str(tmp_path / kind), kind) for kind in (*KINDS, *CONDITIONAL, *FEW)]
     several += [
-        Task(str(tmp_path / "accumulated"), "drawn", training={"accumulate": 2}),
+        Task(str(tmp_path / f"{kind} accumulated"), kind, training={"accumulate": 2, "batch": 16})
+        for kind in ("drawn", "pool", "varflow", "few-sum")
+    ]
+    several += [
         Task(str(tmp_path / "head start"), "diff-instruct", training={"head_start": 0.4, "accumulate": 2}),
         Task(str(tmp_path / "auto"), training={"device": "auto"}),
         Task(str(tmp_path / "measured"), training={"eval_every": 2}, bound=True),
@@ -178,5 +182,19 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert torch.equal(other.tensors[name], main.tensors[name]), name
         for line, expected_line in zip(lines(main), lines(expected), strict=True):
             assert line.keys() == expected_line.keys()
-            for key in ("loss", "bound", "mean", "half_energy_distance", "critic_loss", "varflow/loss"):
+            for key in ("loss", "bound", "mean", "half_energy_distance", "critic_loss", "posterior_loss", "varflow/loss"):
                 assert line.get(key, 0.0) == pytest.approx(expected_line.get(key, 0.0), rel=1e-9, nan_ok=True)
+
+
+def test_only_gradients_of_what_an_update_trains_are_reduced(tmp_path: Path) -> None:
+    """Beside them, one number says whether all are finite; and of coupled rows what the loss tells of others' samples."""
+    kinds = ("drawn", "learned", "diff-instruct", "labels-diff-instruct")
+    several = [Task(str(tmp_path / kind), kind, counted=True, training={"eval_every": 0}) for kind in kinds]
+    two_processes(tmp_path, several)
+    flag = torch.zeros(()).nbytes
+    for task in several:
+        reduced = small_runs.result(task).reduced
+        assert len(reduced) == {"drawn": 20, "learned": 40}.get(task.kind, 60)
+        assert all(total == trained + flag for trained, total in reduced)
+    sizes = {kind: {trained for trained, _ in small_runs.result(task).reduced} for kind, task in zip(kinds, several, strict=True)}
+    assert all(len(sizes[kind]) == 2 for kind in kinds[1:])

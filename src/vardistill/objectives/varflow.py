@@ -140,10 +140,10 @@ class VarFlow(Objective):
     def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
         """Raise UsageError unless the feature map takes noisy samples and lets gradient through, and conditions fit."""
         super().check(student, condition)
+        if list(condition) == ["labels"] and self.condition_features is None and self.classes < student.classes:
+            raise UsageError(f"the generator takes {student.classes} labels: tell VarFlow, classes={student.classes}")
         if condition:
             self._condition_points(condition)
-        if self.classes and self.classes < student.classes:
-            raise UsageError(f"the generator takes {student.classes} labels: tell VarFlow, classes={student.classes}")
         if self.features is None:
             return
         like = next(student.parameters())

@@ -75,7 +75,7 @@ def check_student(student: Student, conditions: Conditions | None = None) -> Non
             if names
             else "conditions are for a conditional generator, but this one takes none"
         )
-    if isinstance(conditions, Labels) and len(conditions.frequencies) > student.classes:
+    if isinstance(conditions, Labels) and 0 < student.classes < len(conditions.frequencies):
         raise UsageError(
             f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {student.classes}"
         )
