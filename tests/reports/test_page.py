@@ -234,7 +234,9 @@ def test_a_run_of_every_problem(tmp_path: Path, name: str) -> None:
 
 def test_what_files_say_is_escaped(run: RunFolder) -> None:
     hostile = RunFolder(run.path.rename(run.path.parent / HOSTILE.replace("/", "∕")))
-    hostile.config.write_text(json.dumps({"domain": {"problem": HOSTILE, "teacher": {"teacher": HOSTILE}}, HOSTILE: HOSTILE}))
+    hostile.config.write_text(
+        json.dumps({"domain": {"problem": HOSTILE, "teacher": {"teacher": HOSTILE}}, HOSTILE: HOSTILE})
+    )
     hostile.environment.write_text(json.dumps({HOSTILE: HOSTILE, "vardistill": HOSTILE, "threads": [HOSTILE]}))
     hostile.log("eval", 40_000, 900.0, {HOSTILE: 1.0})
     hostile.log("train", 40_000, 900.0, {f"grad_norm_{HOSTILE}": 1.0})

@@ -79,7 +79,9 @@ def test_objectives_carry_their_kind_in_every_domain(objective: Any, tmp_path: P
 
 
 def test_a_sum_in_a_file_is_a_list_of_terms(tmp_path: Path) -> None:
-    text = "objective: {kind: sum, parts: [{objective: {kind: diff-instruct}}, {objective: {kind: varflow}, weight: 6}]}"
+    text = (
+        "objective: {kind: sum, parts: [{objective: {kind: diff-instruct}}, {objective: {kind: varflow}, weight: 6}]}"
+    )
     (tmp_path / "config.yaml").write_text(text)
     parts = PartConfig(DiffInstructConfig()), PartConfig(VarFlowConfig(), 6.0)
     assert read(Config, tmp_path / "config.yaml") == Config(objective=SumConfig(parts))
@@ -129,7 +131,11 @@ class TestKinds:
             (Config, "PointsTeach", "a teacher of points, but wanted here is that of a run$"),
             (PointsTeachConfig, "PicturesTeach", "a teacher of pictures, .* that of a teacher of points$"),
             (PicturesTeachConfig, "''", "a run, but wanted here is that of a teacher of pictures$"),
-            ((PointsTeachConfig, PicturesTeachConfig), "''", "a run, .* of a teacher of points or a teacher of pictures$"),
+            (
+                (PointsTeachConfig, PicturesTeachConfig),
+                "''",
+                "a run, .* of a teacher of points or a teacher of pictures$",
+            ),
             (Config, "[Images]", "an unknown kind, .*, but wanted here is"),
             (Config, "{a: 1}", "an unknown kind, .*, but wanted here is"),
         ],
@@ -146,7 +152,9 @@ class TestKinds:
         refusal(
             "unknown key in config.yaml.domain 'problem'", "domain: {kind: pictures, problem: mog40}", tmp_path, Config
         )
-        refusal("unknown kind of config.yaml.domain 'picture': did you mean pictures", "domain: {kind: picture}", tmp_path)
+        refusal(
+            "unknown kind of config.yaml.domain 'picture': did you mean pictures", "domain: {kind: picture}", tmp_path
+        )
 
     @pytest.mark.parametrize(
         ("text", "of"),
@@ -181,7 +189,9 @@ class TestTuples:
 
 def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
     domain = PicturesConfig(
-        teacher="somewhere/täg", data="hf:日本", student=NetworkStudentConfig(lora_rank=4, ratio=3.0, steps_per_sample=4)
+        teacher="somewhere/täg",
+        data="hf:日本",
+        student=NetworkStudentConfig(lora_rank=4, ratio=3.0, steps_per_sample=4),
     )
     config = Config(domain, DiffInstructConfig())
     assert from_dict(Config, to_dict(config)) == config
@@ -233,7 +243,10 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
             "objective: {kind: sum, parts: [{}, {objective: {kind: varflow, posterior: full}}]}",
             r"unknown key in config.yaml.objective.parts\[1\].objective 'posterior'",
         ),
-        ("objective: {kind: sum, parts: [{wieght: 2}]}", r"unknown key in config.yaml.objective.parts\[0\] 'wieght': did"),
+        (
+            "objective: {kind: sum, parts: [{wieght: 2}]}",
+            r"unknown key in config.yaml.objective.parts\[0\] 'wieght': did",
+        ),
         ("objective: {kind: sum, parts: 5}", "config.yaml.objective.parts must be a list, but is 5"),
         ("objective: {kind: sum}", r"a sum's parts must be at least one, of different kinds, but is \[\]"),
         ("objective: {kind: sum, parts: [{}, {}]}", "a sum's parts must be at least one, of different kinds"),
@@ -373,8 +386,9 @@ def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> Non
         ("domain.teacher", "teacher_samples", 0), ("domain.teacher", "bandwidth", -1.0),
         ("vardiu", "candidates", -1), ("vardiu", "posterior_steps", 0), ("vardiu", "posterior_width", 0),
         ("vardiu", "posterior_rank", 0), ("vardiu", "pool", -1), ("levels", "draws", 0), ("levels", "shared", -1),
-        ("varflow", "beta", 0.0), ("varflow", "beta", 2.0), ("varflow", "real_samples", 0), ("varflow", "real_steps", 0),
-        ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0), ("diff-instruct", "critic_width", 0),
+        ("varflow", "beta", 0.0), ("varflow", "beta", 2.0), ("varflow", "real_samples", 0),
+        ("varflow", "real_steps", 0), ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0),
+        ("diff-instruct", "critic_width", 0),
         ("part", "weight", 0.0), ("part", "weight_end", -1.0), ("part", "weight", math.inf),
     ],
 )  # fmt: skip

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from vardistill.runs import experiment as experiments
 from vardistill.runs.build import build_generator, build_objective, build_problem
+
+from vardistill.domains.points.teach import teach
+from vardistill.errors import UsageError
+from vardistill.reports.page import write_report
+from vardistill.runs import experiment as experiments
 from vardistill.runs.config import (
     Config,
     DiffInstructConfig,
@@ -23,11 +26,8 @@ from vardistill.runs.config import (
     VarFlowConfig,
 )
 from vardistill.training.config_files import write
-from vardistill.errors import UsageError
 from vardistill.training.fitting import Fit
-from vardistill.reports.page import write_report
 from vardistill.training.folder import RunFolder
-from vardistill.domains.points.teach import teach
 from vardistill.training.loop import Run
 
 CONFIG = Config(generator=GeneratorConfig(width=8, depth=1), training=TrainingConfig(batch=16, eval_samples=100))
