@@ -252,7 +252,13 @@ def run(task: Task) -> None:
         outcome = type(stop).__name__
     path = Path(f"{task.result}-{job.accelerator.process_index}")
     save_file(state(job), path.with_suffix(".safetensors"))
-    facts = {"outcome": outcome, "step": job.step, "skipped": float(job.skipped), "history": job.history, "reduced": reduced}
+    facts = {
+        "outcome": outcome,
+        "step": job.step,
+        "skipped": float(job.skipped),
+        "history": job.history,
+        "reduced": reduced,
+    }
     path.with_suffix(".json").write_text(json.dumps(facts))
 
 

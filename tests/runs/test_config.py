@@ -387,7 +387,8 @@ def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> Non
         ("vardiu", "candidates", -1), ("vardiu", "posterior_steps", 0), ("vardiu", "posterior_width", 0),
         ("vardiu", "posterior_rank", 0), ("vardiu", "pool", -1), ("levels", "draws", 0), ("levels", "shared", -1),
         ("varflow", "beta", 0.0), ("varflow", "beta", 2.0), ("varflow", "real_samples", 0),
-        ("varflow", "real_steps", 0), ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0), ("diff-instruct", "critic_width", 0),
+        ("varflow", "real_steps", 0), ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0),
+        ("diff-instruct", "critic_width", 0),
         ("part", "weight", 0.0), ("part", "weight_end", -1.0), ("part", "weight", math.inf),
     ],
 )  # fmt: skip

@@ -201,7 +201,9 @@ def test_a_posterior_is_that_of_the_seed_and_of_the_configuration(domain: Pictur
 @pytest.mark.parametrize(("family", "rank"), [("diagonal", 0), ("low-rank", 2)])
 def test_a_gaussian_posterior_has_its_rank(family: Any, rank: int, domain: Pictures) -> None:
     config = VarDiUConfig(posterior=family, posterior_width=8, posterior_rank=2)
-    assert objective_of(config, domain).networks["posterior"].rank == rank
+    half, labels = torch.full((2,), 0.5), torch.tensor([0, 1])
+    q = objective_of(config, domain).networks["posterior"](torch.zeros(2, 1, 8, 8), half, half, labels=labels)
+    assert q.factor.shape == (2, rank, 64)
 
 
 def test_posteriors_are_those_of_the_domain(domain: Pictures) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -215,7 +216,10 @@ class Pictures:
     def prepare(self, folder: RunFolder) -> None:
         """Fit a teacher to the data where none is given, and a classifier where none comes with it."""
         if not self.config.teacher and not (folder.teacher / "evaluation.json").exists():
-            teach_images(self.fit, folder.teacher, resume=RunFolder(folder.teacher).config.is_file())
+            begun = RunFolder(folder.teacher).config.is_file()
+            if not begun:
+                shutil.rmtree(folder.teacher, ignore_errors=True)
+            teach_images(self.fit, folder.teacher, resume=begun)
         if self.config.teacher and self._classifier() is None and self._fits_classifier():
             assert self.data is not None
             kept_classifier(self.data, folder.path / "classifier", self.seed)
