@@ -17,7 +17,7 @@ from typing import Any
 
 from vardistill.bench import Bench, Budget, Cell, grid, run_bench, running, work
 from vardistill.bench.named import SMOKE
-from vardistill.domains.points import scales
+from vardistill.domains.points import config as scales
 from vardistill.domains.points.config import PointsTeachConfig, TeacherConfig
 
 TEACHERS = {"fitted": {"teacher": TeacherConfig(teacher="learned", teacher_samples=64)}}

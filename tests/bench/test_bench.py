@@ -26,7 +26,7 @@ from vardistill.bench.page import page
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
 from vardistill.domains.pictures.config import PicturesConfig
-from vardistill.domains.points import scales
+from vardistill.domains.points import config as scales
 from vardistill.domains.points.config import PointsTeachConfig
 from vardistill.errors import UsageError
 from vardistill.objectives.registry import PartConfig, SumConfig

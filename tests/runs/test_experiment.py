@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from vardistill.diffusion.config import LevelsConfig
-from vardistill.domains.points import parts
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig, PointsTeachConfig, TeacherConfig
 from vardistill.domains.points.teach import teach
 from vardistill.errors import UsageError
@@ -97,7 +96,7 @@ def test_a_critics_errors_are_told_with_a_learned_teacher_too(tmp_path: Path) ->
 
 def test_a_teachers_fit_that_was_killed_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = PointsTeachConfig(samples=64, steps=1010, width=8, depth=1, batch=8)  # a checkpoint every 1000 steps
-    monkeypatch.setattr(parts, "teacher_fit_of", lambda config, training: fit)
+    monkeypatch.setattr(PointsConfig, "learns_from", lambda config, training: fit)
     training = replace(CONFIG.training, steps=1)
     config = replace(with_domain(teacher=TeacherConfig("learned")), training=training)
     unbroken = experiments.run_experiment(config, tmp_path / "unbroken")

@@ -15,9 +15,8 @@ from vardistill.cli.train import _start
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal, PowerLaw
 from vardistill.domains.pictures.config import PicturesConfig
-from vardistill.domains.points.config import PointsConfig, TeacherConfig
+from vardistill.domains.points.config import SCALES, PointsConfig, TeacherConfig
 from vardistill.domains.points.problems import PROBLEMS
-from vardistill.domains.points.scales import SCALES
 from vardistill.errors import UsageError
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig, singles

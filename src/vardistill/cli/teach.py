@@ -10,8 +10,7 @@ from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.cli.train import free_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
-from vardistill.domains.points.config import PointsTeachConfig
-from vardistill.domains.points.scales import SCALES, teacher_fit
+from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
 from vardistill.errors import UsageError, unknown
 from vardistill.runs.config import TeachConfig
 from vardistill.runs.presets import TEACHERS

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional, take_value, value_of
 from vardistill.cli.ends import run_to_end
-from vardistill.domains.points.config import PointsConfig
-from vardistill.domains.points.scales import SCALES
+from vardistill.domains.points.config import SCALES, PointsConfig
 from vardistill.errors import UsageError
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -82,3 +83,18 @@ class Domain(Parts, Protocol):
     def load_student(self, path: Path) -> Student:
         """A saved student of this domain; raises UsageError where the folder is none."""
         ...
+
+
+def fit_once(path: Path, fit: Callable[[bool], object]) -> None:
+    """Fit a teacher in the folder `path`, where there is none that is finished; one that was begun goes on.
+
+    Args:
+        path: below the run's folder.
+        fit: told whether it goes on with what the folder holds.
+    """
+    if (path / "evaluation.json").exists():  # what a fit writes last
+        return
+    begun = RunFolder(path).config.is_file()
+    if not begun:
+        shutil.rmtree(path, ignore_errors=True)
+    fit(begun)

@@ -20,6 +20,9 @@ from accelerate import PartialState
 
 from vardistill.devices import find_device
 from vardistill.domains.base import Domain, Finished
+from vardistill.domains.pictures.parts import Pictures
+from vardistill.domains.points.config import PointsConfig
+from vardistill.domains.points.parts import Points
 from vardistill.errors import UsageError
 from vardistill.objectives import Objective
 from vardistill.objectives.registry import singles, takes_teacher
@@ -69,8 +72,10 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
 
 def build_domain(config: Config) -> Domain:
     """The domain of a run, with its data; its parts come with `Domain.load`."""
-    domain: Domain = config.domain.build(config.training, takes_teacher(config.objective))
-    return domain
+    domain, training, teacher = config.domain, config.training, takes_teacher(config.objective)
+    if isinstance(domain, PointsConfig):
+        return Points(domain, training, teacher)
+    return Pictures(domain, training, teacher)
 
 
 def check(config: Config, domain: Domain) -> None:

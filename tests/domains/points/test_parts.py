@@ -14,7 +14,7 @@ from vardistill.denoisers import Preconditioned
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.noise import Draw
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig, PointsTeachConfig, TeacherConfig
-from vardistill.domains.points.parts import Points, teacher_fit_of
+from vardistill.domains.points.parts import Points
 from vardistill.domains.points.teach import build_network_denoiser
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
@@ -242,7 +242,7 @@ class TestTeacher:
 
     def test_the_fit_of_one_has_the_runs_data_schedule_seed_and_device(self) -> None:
         config = replace(SMALL, schedule="vp", teacher=TeacherConfig("learned", teacher_samples=500))
-        fit = teacher_fit_of(config, TrainingConfig(seed=3, device="cpu"))
+        fit = config.learns_from(TrainingConfig(seed=3, device="cpu"))
         assert (fit.problem, fit.schedule, fit.samples, fit.seed, fit.device) == ("mixture2", "vp", 500, 3, "cpu")
 
     def test_an_empirical_one_is_of_the_seeds_sample(self) -> None:

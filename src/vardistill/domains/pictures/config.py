@@ -14,7 +14,6 @@ from vardistill.diffusion.levels import EDM
 from vardistill.errors import require
 
 if TYPE_CHECKING:
-    from vardistill.domains.pictures.parts import Pictures
     from vardistill.training.config import TrainingConfig
 
 
@@ -175,9 +174,3 @@ class PicturesConfig:
     def with_teacher(self, run: Path | None) -> PicturesConfig:
         """The same with a teacher from this run, None for one that has yet to be fitted."""
         return replace(self, teacher="" if run is None else str(run))
-
-    def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Pictures:
-        """What the domain provides to a run; a student always starts as its teacher's network."""
-        from vardistill.domains.pictures.parts import Pictures
-
-        return Pictures(self, training)

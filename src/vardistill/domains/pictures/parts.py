@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,9 +19,9 @@ from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffuser
 from vardistill.denoisers.diffusers import network_name
 from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Denoiser, Schedule, sample
-from vardistill.domains.base import Finished
+from vardistill.domains.base import Finished, fit_once
 from vardistill.domains.pictures.classifier import Classifier
-from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig, fit_of
+from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
 from vardistill.domains.pictures.data import ImageData, Images, image_samples, label_frequencies, load_images
 from vardistill.domains.pictures.evaluate import (
     Reference,
@@ -131,6 +130,7 @@ class Pictures:
     Args:
         config: of the domain.
         training: of the run, for seed, device, precision and numbers of samples.
+        takes_teacher: whether the objective has one; the student does, as it starts as its network.
 
     Attributes:
         source: the teacher with what comes with it.
@@ -150,7 +150,7 @@ class Pictures:
     teacher: Denoiser
     student: NetworkStudent
 
-    def __init__(self, config: PicturesConfig, training: TrainingConfig) -> None:
+    def __init__(self, config: PicturesConfig, training: TrainingConfig, takes_teacher: bool = True) -> None:
         self.config, self.training, self.seed = config, training, training.seed
         self.device = find_device(training.device)
         self.mixed = computes_in_bf16(training.precision, self.device)
@@ -159,12 +159,6 @@ class Pictures:
                 "no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline, or --data, to "
                 "which one is fitted first"
             )
-
-    @property
-    def fit(self) -> PicturesTeachConfig:
-        """The fit of the teacher where none is given."""
-        assert self.config.data is not None
-        return replace(fit_of(self.config.data), seed=self.seed, device=self.training.device)
 
     def load(self, folder: RunFolder | None) -> None:
         """Load teacher and data, and build the student; a classifier that has yet to be fitted is stood in for."""
@@ -185,8 +179,9 @@ class Pictures:
         elif folder is not None:
             teacher = load_teacher(str(folder.teacher))
         else:
-            assert config.data is not None
-            teacher = Teacher(untrained(self.fit, load_images(config.data)), config.data)
+            fit = config.learns_from(self.training)
+            assert fit is not None
+            teacher = Teacher(untrained(fit, load_images(fit.data)), fit.data)
         source = config.data or teacher.data
         data = None if source is None else load_images(source)
         if data is not None and data.shape != teacher.denoiser.data_shape:
@@ -215,11 +210,9 @@ class Pictures:
 
     def prepare(self, folder: RunFolder) -> None:
         """Fit a teacher to the data where none is given, and a classifier where none comes with it."""
-        if not self.config.teacher and not (folder.teacher / "evaluation.json").exists():
-            begun = RunFolder(folder.teacher).config.is_file()
-            if not begun:
-                shutil.rmtree(folder.teacher, ignore_errors=True)
-            teach_images(self.fit, folder.teacher, resume=begun)
+        fit = self.config.learns_from(self.training)
+        if fit is not None:
+            fit_once(folder.teacher, lambda begun: teach_images(fit, folder.teacher, resume=begun))
         if self.config.teacher and self._classifier() is None and self._fits_classifier():
             assert self.data is not None
             kept_classifier(self.data, folder.path / "classifier", self.seed)

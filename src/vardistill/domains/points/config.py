@@ -12,7 +12,6 @@ from vardistill.diffusion.levels import LogNormal
 from vardistill.errors import require
 
 if TYPE_CHECKING:
-    from vardistill.domains.points.parts import Points
     from vardistill.training.config import TrainingConfig
 
 ProblemName = Literal["mog40", "mog9", "mixture2", "mixture8", "mixture32", "mixture128", "moons", "digits"]
@@ -113,8 +112,6 @@ class PointsConfig:
 
     def learns_from(self, training: TrainingConfig) -> PointsTeachConfig | None:
         """The fit of a learned teacher that has no run yet, with data, seed and device of the run; else None."""
-        from vardistill.domains.points.scales import teacher_fit
-
         if self.teacher.teacher != "learned" or self.teacher.teacher_run is not None:
             return None
         return replace(
@@ -129,12 +126,6 @@ class PointsConfig:
         """The same with a learned teacher from this run, None for one that has yet to be fitted."""
         learned = self.teacher.teacher == "learned"
         return replace(self, teacher=replace(self.teacher, teacher_run=run)) if learned else self
-
-    def build(self, training: TrainingConfig, takes_teacher: bool = True) -> Points:
-        """What the domain provides to a run."""
-        from vardistill.domains.points.parts import Points
-
-        return Points(self, training, takes_teacher)
 
 
 @dataclass(frozen=True)
@@ -184,3 +175,38 @@ class PointsTeachConfig:
         """What tells a fit from others, in a word."""
         schedule = "" if self.schedule == "ve" else f"-{self.schedule}"
         return f"{self.problem}{schedule}-{self.samples}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a configuration has to know of a problem.
+
+    Attributes:
+        dimension: d of the data.
+        blurring: noise that makes one mode of all. In two dimensions modes have near neighbours; above, all points are
+            far apart, and it is half of two points' distance, √(d/2) times the data's standard deviation.
+        finest: the standard deviation of the finest structure.
+    """
+
+    dimension: int
+    blurring: float
+    finest: float
+
+
+SCALES: dict[ProblemName, Scale] = {
+    "mog40": Scale(2, 15.0, 1.31),
+    "mog9": Scale(2, 3.0, 0.5),
+    "moons": Scale(2, 0.5, 0.1),
+    "mixture2": Scale(2, 10.0, 1.0),
+    "mixture8": Scale(8, 18.0, 1.0),
+    "mixture32": Scale(32, 19.5, 1.0),
+    "mixture128": Scale(128, 36.0, 1.0),
+    "digits": Scale(64, 3.1, 0.15),
+}
+"""Every problem's, rounded."""
+
+
+def teacher_fit(problem: ProblemName) -> PointsTeachConfig:
+    """A perceptron denoiser, its noise levels around the problem's finest structure."""
+    base = 1.15 * SCALES[problem].finest
+    return PointsTeachConfig(problem=problem, distribution=LogNormal(base_start=base, base_end=base, spread=1.4))

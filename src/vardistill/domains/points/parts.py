@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 from vardistill.denoisers import Empirical, GaussianMixture, reschedule
 from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import SCHEDULES, Denoiser, DensityDenoiser, Schedule
-from vardistill.domains.base import Finished
+from vardistill.domains.base import Finished, fit_once
 from vardistill.domains.points.config import PointsConfig, PointsTeachConfig
 from vardistill.domains.points.problems import PROBLEMS, Problem
-from vardistill.domains.points.scales import teacher_fit
 from vardistill.domains.points.teach import build_network_denoiser, load_teacher, teach, teacher_errors
 from vardistill.errors import UsageError, unknown
 from vardistill.metrics import bound_gap, evaluate
@@ -112,13 +110,10 @@ class Points:
 
     def prepare(self, folder: RunFolder) -> None:
         """Fit the teacher, where one is asked for that has no run of its own; a fit that was stopped goes on."""
-        if self._ready_teacher() is not None or not self.takes_teacher:
+        fit = self.config.learns_from(self.training)
+        if fit is None or not self.takes_teacher:
             return
-        if not (folder.teacher / "evaluation.json").exists():  # what `teach` writes last
-            begun = RunFolder(folder.teacher).config.is_file()
-            if not begun:
-                shutil.rmtree(folder.teacher, ignore_errors=True)
-            teach(teacher_fit_of(self.config, self.training), folder.teacher, resume=begun)
+        fit_once(folder.teacher, lambda begun: teach(fit, folder.teacher, resume=begun))
 
     def _ready_teacher(self) -> Denoiser | None:
         """The teacher, None for one that has yet to be fitted and an objective that takes none."""
@@ -268,17 +263,6 @@ class Points:
     def load_student(self, path: Path) -> Student:
         """A saved student of points."""
         return load_student(path, DenoisingMLP if self.config.student.denoises else MLP)
-
-
-def teacher_fit_of(config: PointsConfig, training: TrainingConfig) -> PointsTeachConfig:
-    """The fit of the learned teacher that a run asks for: with its data, schedule, seed and device."""
-    return dataclasses.replace(
-        teacher_fit(config.problem),
-        samples=config.teacher.teacher_samples,
-        schedule=config.schedule,
-        seed=training.seed,
-        device=training.device,
-    )
 
 
 def has_quadrature(student: Student) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
-from vardistill.domains.points.config import PointsConfig
-from vardistill.domains.points.scales import SCALES, teacher_fit
+from vardistill.domains.points.config import SCALES, PointsConfig, teacher_fit
 from vardistill.errors import unknown
 from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
 from vardistill.runs.config import Config

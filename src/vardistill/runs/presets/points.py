@@ -7,8 +7,7 @@ from typing import Literal
 
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal, PowerLaw
-from vardistill.domains.points.config import PerceptronConfig, PointsConfig, ProblemName
-from vardistill.domains.points.scales import SCALES
+from vardistill.domains.points.config import SCALES, PerceptronConfig, PointsConfig, ProblemName
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.vardiu import VarDiUConfig
