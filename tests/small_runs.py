@@ -226,7 +226,7 @@ class Task:
 
 @dataclass
 class Result:
-    """How a run ended; `reduced` are the bytes of the gradients that an update trains, and of all that is reduced in it."""
+    """How a run ended; `reduced` are the bytes of what each update trains, and of all that is reduced in it."""
 
     outcome: str
     step: int
@@ -252,7 +252,13 @@ def run(task: Task) -> None:
         outcome = type(stop).__name__
     path = Path(f"{task.result}-{job.accelerator.process_index}")
     save_file(state(job), path.with_suffix(".safetensors"))
-    facts = {"outcome": outcome, "step": job.step, "skipped": float(job.skipped), "history": job.history, "reduced": reduced}
+    facts = {
+        "outcome": outcome,
+        "step": job.step,
+        "skipped": float(job.skipped),
+        "history": job.history,
+        "reduced": reduced,
+    }
     path.with_suffix(".json").write_text(json.dumps(facts))
 
 

@@ -49,7 +49,10 @@ def hears_of_its_end(rank: int) -> None:
         processes.on_main(work)
     except (ValueError, RuntimeError) as error:
         told = f"{type(error).__name__}: {error}"
-    expected = "ValueError: no such thing", "RuntimeError: the first process failed at what it did alone: see what it said"
+    expected = (
+        "ValueError: no such thing",
+        "RuntimeError: the first process failed at what it did alone: see what it said",
+    )
     assert told == expected[rank]
     assert processes.on_main(lambda: 3) == (3 if rank == 0 else None)  # both go on together
 

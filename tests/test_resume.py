@@ -182,12 +182,20 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert torch.equal(other.tensors[name], main.tensors[name]), name
         for line, expected_line in zip(lines(main), lines(expected), strict=True):
             assert line.keys() == expected_line.keys()
-            for key in ("loss", "bound", "mean", "half_energy_distance", "critic_loss", "posterior_loss", "varflow/loss"):
+            for key in (
+                "loss",
+                "bound",
+                "mean",
+                "half_energy_distance",
+                "critic_loss",
+                "posterior_loss",
+                "varflow/loss",
+            ):
                 assert line.get(key, 0.0) == pytest.approx(expected_line.get(key, 0.0), rel=1e-9, nan_ok=True)
 
 
 def test_only_gradients_of_what_an_update_trains_are_reduced(tmp_path: Path) -> None:
-    """Beside them, one number says whether all are finite; and of coupled rows what the loss tells of others' samples."""
+    """Beside them one number, whether all are finite."""
     kinds = ("drawn", "learned", "diff-instruct", "labels-diff-instruct")
     several = [Task(str(tmp_path / kind), kind, counted=True, training={"eval_every": 0}) for kind in kinds]
     two_processes(tmp_path, several)
@@ -196,5 +204,8 @@ def test_only_gradients_of_what_an_update_trains_are_reduced(tmp_path: Path) -> 
         reduced = small_runs.result(task).reduced
         assert len(reduced) == {"drawn": 20, "learned": 40}.get(task.kind, 60)
         assert all(total == trained + flag for trained, total in reduced)
-    sizes = {kind: {trained for trained, _ in small_runs.result(task).reduced} for kind, task in zip(kinds, several, strict=True)}
+    sizes = {
+        kind: {trained for trained, _ in small_runs.result(task).reduced}
+        for kind, task in zip(kinds, several, strict=True)
+    }
     assert all(len(sizes[kind]) == 2 for kind in kinds[1:])

@@ -569,9 +569,7 @@ def test_latents_of_any_shape_give_what_flat_ones_give(
 
 
 @pytest.mark.parametrize("candidates", [0, 3, "batch"])
-def test_one_loss_a_row_times_its_weight(
-    generator: Linear, candidates: int | str, rng: torch.Generator
-) -> None:
+def test_one_loss_a_row_times_its_weight(generator: Linear, candidates: int | str, rng: torch.Generator) -> None:
     posterior = Prior() if candidates == "batch" else wrong_posterior(generator)
     objective = VarDiU(target(VE()), posterior, candidates)
     draw = random_draw(generator, VE(), (0.5,), 4, rng, objective.needs.eta, draws=2)

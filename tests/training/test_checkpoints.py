@@ -156,8 +156,12 @@ class TestRefusing:
         own = {"a": torch.zeros(2), "b": torch.zeros(3)}
         match("network.student", own, own)
         refusal(lambda: match("network.student", {"a": own["a"]}, own), "the checkpoint lacks network.student 'b'")
-        refusal(lambda: match("network.student", own | {"c": own["a"]}, own), "only the checkpoint has network.student 'c'")
-        refusal(lambda: match("network.student", own | {"a": torch.zeros(4)}, own), r"'a' is \(4,\) of torch.float32 there")
+        refusal(
+            lambda: match("network.student", own | {"c": own["a"]}, own), "only the checkpoint has network.student 'c'"
+        )
+        refusal(
+            lambda: match("network.student", own | {"a": torch.zeros(4)}, own), r"'a' is \(4,\) of torch.float32 there"
+        )
         refusal(lambda: match("network.student", own | {"a": own["a"].double()}, own), "torch.float64 there")
 
 
@@ -214,7 +218,8 @@ class TestResuming:
         self.refused(run, "is of another model")
 
     @pytest.mark.parametrize(
-        "name", ["counters/skipped", "optimizer.student/0/exp_avg", "optimizer.posterior/1/step", "average/layers.0.weight"]
+        "name",
+        ["counters/skipped", "optimizer.student/0/exp_avg", "optimizer.posterior/1/step", "average/layers.0.weight"],
     )
     def test_a_part_that_is_missing_or_of_another_shape(self, name: str, run: Path) -> None:
         self.rewrite(run, lambda tensors: tensors.update({name: tensors[name].new_zeros(3, 3)}))

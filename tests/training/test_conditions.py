@@ -144,7 +144,9 @@ class TestPrompts:
         expected = draw.noise.weight * draw.noise.ungroup(between.mean(2) - 0.5 * within.mean(2))
         torch.testing.assert_close(update.loss(draw), expected, rtol=1e-10, atol=1e-10)
 
-    def refuses(self, match: str, objective: Objective, student: Student | None = None, conditions: Any = prompts) -> None:
+    def refuses(
+        self, match: str, objective: Objective, student: Student | None = None, conditions: Any = prompts
+    ) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             Trainer(
                 student or Prompted(), objective, small_runs.levels("varflow"), small_runs.config(), data=data,
@@ -171,7 +173,9 @@ class TestPrompts:
     def test_student_and_conditions_have_the_same_names(self) -> None:
         objective = VarFlow(condition_features=points)
         self.refuses("the generator is conditional: give conditions, e.g. of prompt", objective, conditions=None)
-        self.refuses("the conditions are labels, but the generator takes prompt", objective, conditions=Labels(torch.ones(2)))
+        self.refuses(
+            "the conditions are labels, but the generator takes prompt", objective, conditions=Labels(torch.ones(2))
+        )
         self.refuses(
             "conditions are for a conditional generator, but this one takes none", objective, small_runs.generator()
         )

@@ -1,4 +1,4 @@
-"""Students of several steps: the path has no gradient but in the step that is drawn, and every objective trains them."""
+"""Students of several steps: gradient in the step that is drawn alone, and every objective trains them."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ class TestTraining:
     def test_all_that_is_trained_moves_and_is_finite(self, kind: str, steps: int) -> None:
         """Each update draws a step of its own: of four, 40 updates miss one in 1 of 25,000 runs; the seed is fixed."""
         job = trainer(kind, steps, steps=40, accumulate=2, batch=16)
-        before = {
-            name: [p.detach().clone() for p in network.parameters()] for name, network in job.networks.items()
-        }
+        before = {name: [p.detach().clone() for p in network.parameters()] for name, network in job.networks.items()}
         run = job.run()
         assert all(line["skipped"] == 0 for line in run.history if line["kind"] == "train")
         for name, network in job.networks.items():
@@ -168,7 +166,5 @@ def test_stored_data_and_default_levels_serve_several_steps() -> None:
     denoiser = Preconditioned(LevelMLP(2, 2, depth=1, width=8), 2.0, small_runs.VE())
     student = DenoisingStudent(denoiser, (2,), 2.0, default_times(denoiser.schedule, 2, 2.0))
     points = small_runs.teacher().sample(64, torch.Generator().manual_seed(0)).float()
-    run = small_runs.small_distill(
-        student, teacher=None, objective=small_runs.VarFlow(), data=StoredSamples(points)
-    )
+    run = small_runs.small_distill(student, teacher=None, objective=small_runs.VarFlow(), data=StoredSamples(points))
     assert run.history[-1]["skipped"] == 0

@@ -276,7 +276,9 @@ class TestSkipping:
         ):
             torch.testing.assert_close(a, decay * b + (1 - decay) * p, rtol=1e-12, atol=1e-12)
         trainer.advance(0.5)
-        assert not torch.equal(state(trainer)["network.student/layers.0.weight"], before["network.student/layers.0.weight"])
+        assert not torch.equal(
+            state(trainer)["network.student/layers.0.weight"], before["network.student/layers.0.weight"]
+        )
         assert float(trainer.skipped) == 1
         assert all(v.isfinite().all() for v in state(trainer).values())
 
@@ -408,9 +410,7 @@ class TestStopping:
 
     def test_sigterm_is_a_stop_too(self) -> None:
         trainer = small_runs.trainer()
-        small_runs.in_training(
-            trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1]
-        )
+        small_runs.in_training(trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1])
         with pytest.raises(Interrupted, match="step 1"):
             trainer.run()
 

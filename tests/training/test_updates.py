@@ -1,4 +1,4 @@
-"""Updates: against a bare loop, apart from each other, in a head start, in parts, and by each network's own settings."""
+"""Updates: against a bare loop, apart from each other, in a head start, in parts, and by their networks' settings."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ class TestStep:
                     number += 1
             trainer.step = step
         if isinstance(teacher, nn.Module):
-            for v, w in zip(teacher.state_dict().values(), trainer.objective.teacher.state_dict().values(), strict=True):
+            for v, w in zip(
+                teacher.state_dict().values(), trainer.objective.teacher.state_dict().values(), strict=True
+            ):
                 assert torch.equal(v, w)
 
     def test_gradients_pass_through_what_is_not_trained(self) -> None:
@@ -225,7 +227,10 @@ class TestStep:
         assert float(trainer.figures["grad_norm_student"]) > 1e-3
 
     def test_settings_of_a_network_reach_its_optimiser(self) -> None:
-        own = (NetworkConfig("critic", lr=5e-4, beta1=0.0, beta2=0.9, weight_decay=0.3), NetworkConfig("student", lr=7e-3))
+        own = (
+            NetworkConfig("critic", lr=5e-4, beta1=0.0, beta2=0.9, weight_decay=0.3),
+            NetworkConfig("student", lr=7e-3),
+        )
         options: dict[str, Any] = {"beta1": 0.5, "beta2": 0.95, "weight_decay": 0.1, "warmup": 0.0}
         trainer = small_runs.trainer("diff-instruct", networks=own, lr_schedule="constant", **options)
         trainer.advance(0.0)
@@ -239,7 +244,9 @@ class TestStep:
         first, second = small_runs.objective("learned"), small_runs.objective("learned")
         second.teacher = first.teacher
         both = WeightedSum([Part(first, name="a"), Part(second, name="b")])
-        config = small_runs.config(networks=(NetworkConfig("posterior", lr=2e-3), NetworkConfig("b.posterior", beta1=0.1)))
+        config = small_runs.config(
+            networks=(NetworkConfig("posterior", lr=2e-3), NetworkConfig("b.posterior", beta1=0.1))
+        )
         trainer = Trainer(small_runs.generator(), both, small_runs.levels(), config)
         assert trainer.settings["a.posterior"].lr == trainer.settings["b.posterior"].lr == 2e-3
         assert (trainer.settings["a.posterior"].beta1, trainer.settings["b.posterior"].beta1) == (0.9, 0.1)
