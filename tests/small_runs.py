@@ -226,7 +226,7 @@ class Task:
 
 @dataclass
 class Result:
-    """How a run ended; `reduced` are the bytes of the gradients that an update trains, and of all that is reduced in it."""
+    """How a run ended; `reduced` are the bytes of what each update trains, and of all that is reduced in it."""
 
     outcome: str
     step: int

@@ -151,6 +151,7 @@ def two_processes(tmp_path: Path, tasks: list[Task]) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "own").mkdir()
@@ -194,8 +195,9 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
                 assert line.get(key, 0.0) == pytest.approx(expected_line.get(key, 0.0), rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_only_gradients_of_what_an_update_trains_are_reduced(tmp_path: Path) -> None:
-    """Beside them, one number says whether all are finite; and of coupled rows what the loss tells of others' samples."""
+    """Beside them one number, whether all are finite."""
     kinds = ("drawn", "learned", "diff-instruct", "labels-diff-instruct")
     several = [Task(str(tmp_path / kind), kind, counted=True, training={"eval_every": 0}) for kind in kinds]
     two_processes(tmp_path, several)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vardistill.diffusion.denoiser import score
 from vardistill.diffusion.levels import EDM, LevelDistribution, LogNormal, PowerLaw, UniformTime, normal_quantile
 from vardistill.diffusion.noise import Draw, Noise, NoiseLevels
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified, Schedule
@@ -431,3 +433,69 @@ def test_real_samples_are_noised_by_noise_of_their_own() -> None:
 def test_mistakes(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
+
+
+class Counting:
+    """D(x_t, t, c) = c x_t, which counts its calls."""
+
+    schedule = VP()
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, scale: Tensor) -> Tensor:
+        self.calls += 1
+        return scale[:, None] * x_t
+
+
+class TestMemo:
+    """What a draw remembers is that of its own samples, noise and conditions."""
+
+    @pytest.fixture
+    def draw(self) -> Draw:
+        rng, levels = generator(), NoiseLevels(VP(), EDM(), draws=2)
+        noise, other = (levels.draw((3,), 4, 0.0, rng) for _ in range(2))
+        x = torch.randn(4, 3, generator=rng).requires_grad_()
+        batch = {"scale": torch.rand(8, generator=rng)}
+        return Draw(x, noise.rows(x), noise, torch.nn.Identity(), batch=batch, other_noise=(other,))
+
+    def test_a_denoiser_is_asked_once(self, draw: Draw) -> None:
+        denoiser = Counting()
+        s, again = draw.score(denoiser), draw.score(denoiser)
+        denoised = draw.denoised(denoiser)
+        assert denoiser.calls == 1
+        assert torch.equal(s, again)
+        expected = score(denoiser, draw.x_t, draw.noise.t, **draw.batch)
+        torch.testing.assert_close(s, expected.detach())
+        torch.testing.assert_close(denoised, (draw.batch["scale"][:, None] * draw.x_t).detach())
+        assert not s.requires_grad
+        detached = replace(draw, x=draw.x.detach().requires_grad_())  # as diagnostics take it
+        assert torch.equal(detached.score(denoiser), s)
+        assert denoiser.calls == 2  # the expectation's own
+
+    def test_it_is_asked_again_for_other_samples_noise_conditions_and_by_others(self, draw: Draw) -> None:
+        denoiser = Counting()
+        draw.denoised(denoiser)
+        changed = [
+            replace(draw, x=draw.x + 1),
+            replace(draw, noise=replace(draw.noise, eps=-draw.noise.eps)),
+            replace(draw, batch={"scale": torch.ones(8)}),
+        ]
+        for other in changed:
+            expected = (other.batch["scale"][:, None] * other.x_t).detach()
+            torch.testing.assert_close(other.denoised(denoiser), expected)
+        assert denoiser.calls == 4
+        for _ in range(3):  # others, that may come to lie at one place
+            once = Counting()
+            draw.denoised(once)
+            assert once.calls == 1
+
+    def test_a_draw_under_another_noise_keeps_the_graph_whoever_asks_first(self, draw: Draw) -> None:
+        (noise,) = draw.other_noise
+        with torch.no_grad():
+            first = draw.under(noise)
+        assert draw.under(noise) is first
+        (gradient,) = torch.autograd.grad(first.x_t.sum(), draw.z, retain_graph=True)
+        assert torch.equal(gradient, noise.alpha.view(2, 4).sum(0)[:, None].expand(4, 3))
+        moved = replace(draw, x=draw.x + 1)
+        torch.testing.assert_close(moved.under(noise).x, first.x + 1)

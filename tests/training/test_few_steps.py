@@ -1,4 +1,4 @@
-"""Students of several steps: the path has no gradient but in the step that is drawn, and every objective trains them."""
+"""Students of several steps: gradient in the step that is drawn alone, and every objective trains them."""
 
 from __future__ import annotations
 

@@ -336,7 +336,7 @@ class TestLearningRate:
         """Neither the first of a run nor that after a head start, whatever the schedule."""
         schedule = "cosine" if cosine else "constant"
         config = TrainingConfig(steps=steps, warmup=warmup, head_start=share, lr_schedule=schedule)
-        for step in {0, int(done * (steps - 1)), math.ceil(share * steps), steps - 1} & set(range(steps)):
+        for step in (0, int(done * (steps - 1)), min(math.ceil(share * steps), steps - 1), steps - 1):
             assert 0 < learning_rate(config, phase(config, step / steps).progress) <= 1
 
     def test_a_single_step_trains(self) -> None:

@@ -1,4 +1,4 @@
-"""Updates: against a bare loop, apart from each other, in a head start, in parts, by each network's settings."""
+"""Updates: against a bare loop, apart from each other, in a head start, in parts, and by their networks' settings."""
 
 from __future__ import annotations
 
