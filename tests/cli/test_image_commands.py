@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +18,10 @@ from PIL import Image
 import small_pictures
 from small_pictures import QUICK, save_npz
 from vardistill.cli import main as cli
-from vardistill.cli.tables import print_image_evaluation, teachers_columns
-from vardistill.domains.pictures import teach
-from vardistill.domains.pictures.config import ImagesConfig
-from vardistill.domains.pictures.presets import IMAGE_PRESETS, IMAGE_TEACHERS
+from vardistill.cli.tables import print_evaluation
+from vardistill.domains.pictures import parts, teach
+from vardistill.domains.pictures.parts import teachers_columns
+from vardistill.runs.presets import PICTURES, TEACHERS
 
 TEACH = ["--channels", "8", "16", "--steps", "4", "--batch", "8", "--eval-samples", "12", "--device", "cpu"]
 
@@ -111,14 +114,16 @@ def test_a_students_table_stands_beside_its_teachers(finished: Path, capfd: pyte
         ("[1", {}),
         ("[1]", {}),
         ('{"18 steps": 3, "data": [1]}', {}),
-        ('{"18 steps": {"fd": "x", "kd": 0.5, "precision": NaN}}', {"18 steps": {"kd": 0.5}}),
+        ('{"18 steps": {"fd": "x", "kd": 0.5, "precision": NaN}}', {"teacher, 18 steps": {"kd": 0.5}}),
     ],
 )
 def test_a_foreign_evaluation_of_a_teacher_is_no_traceback(
     text: str, columns: dict[str, dict[str, float]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "evaluation.json").write_text(text)
-    print_image_evaluation({"fd": 1.5, "kd": 0.25}, ImagesConfig(teacher=str(tmp_path)))
+    beside = partial(teachers_columns, tmp_path / "evaluation.json")
+    domain: Any = SimpleNamespace(beside=beside, problem=None, student=SimpleNamespace(steps=1))
+    print_evaluation({"fd": 1.5, "kd": 0.25}, domain)
     told = capfd.readouterr().out
     assert teachers_columns(tmp_path / "evaluation.json") == columns
     assert "1.5" in told
@@ -184,11 +189,11 @@ def test_a_configuration_file_repeats_its_run(finished: Path, tmp_path: Path) ->
 
 
 def test_flags_choose_another_student(taught: Path, tmp_path: Path) -> None:
-    words = ["--lora-rank", "2", "--real", "teacher", "--real-samples", "100", "--real-steps", "2", "--ratio", "1.5"]
+    words = ["--lora-rank", "2", "--real", "teacher", "--real-samples", "200", "--real-steps", "2", "--ratio", "1.5"]
     out = tmp_path / "run"
     assert cli.run(["train", "images-varflow", "--teacher", str(taught), *words, *QUICK, "--out", str(out)]) == 0
     config = (out / "config.yaml").read_text()
-    assert all(line in config for line in ("lora_rank: 2", "real: teacher", "ratio: 1.5", "real_samples: 100"))
+    assert all(line in config for line in ("lora_rank: 2", "real: teacher", "ratio: 1.5", "real_samples: 200"))
 
 
 def test_the_report_is_written_anew(finished: Path) -> None:
@@ -206,6 +211,8 @@ def test_the_report_is_written_anew(finished: Path) -> None:
         ["teach", "mnist", "--help"],
         ["train", "images-vardiu", "--help"],
         ["train", "images-vardiu-varflow", "--help"],
+        ["train", "digits-varflow", "--objective", "diff-instruct + 2*varflow", "--help"],
+        *([name, "--help"] for name in ("demo", "train", "sample", "evaluate", "export", "view", "report")),
         ["teach", "--help"],
         ["sample", "x", "--help"],
     ],
@@ -219,21 +226,22 @@ def test_help_does_not_import_torch(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("preset", IMAGE_PRESETS)
+@pytest.mark.parametrize("preset", [f"images-{name}" for name in PICTURES])
 def test_a_presets_help_lists_its_flags(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.run(["train", preset, "--help"])
     assert stop.value.code == 0
     told = capsys.readouterr().out
     assert all(flag in told for flag in ("--teacher", "--data", "--guidance", "--lora-rank", "--max-minutes"))
-    assert ("--label-distance" in told) == ("varflow" in preset)
+    assert ("--label-distance" in told) == (preset == "images-varflow")
+    assert ("--parts" in told) == (preset in ("images-vardiu-varflow", "images-diff-instruct-varflow"))
 
 
 def test_the_usage_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["train", "--help"]) == 0
     assert cli.run(["teach", "--help"]) == 0
     told = capsys.readouterr().out
-    assert all(name in told for name in (*IMAGE_PRESETS, *IMAGE_TEACHERS, "digits-points"))
+    assert all(name in told for name in (*PICTURES, *TEACHERS, "images", "mnist", "digits-points"))
 
 
 # Mistakes
@@ -264,6 +272,11 @@ def test_the_usage_names_every_preset(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         (["train", "images-varflow", "--beta", "2"], "beta must be in (0, 2)"),
         (["train", "image-vardiu"], "did you mean images-vardiu"),
+        (["train", "digit-varflow"], "did you mean digits-varflow"),
+        (["train", "digits-varflow", "--data", "digit"], "unknown image source 'digit'"),
+        (["train", "digits-vardiu", "--posterior", "nsf"], "unknown posterior of pictures 'nsf'"),
+        (["train", "digits-vardiu", "--objective", "varflow(space=pixels)"], "varflow.space must be"),
+        (["train", "digits-vardiu", "--steps-per-sample", "0"], "steps_per_sample must be at least 1"),
         (["train", "images-vardiu", "--teacher", "nowhere/at/all"], "nowhere/at/all"),
         (["train", "images-vardiu", "--teacher", "."], "cannot read model_index.json"),
     ],
@@ -297,7 +310,7 @@ def test_a_run_that_cannot_be_leaves_no_folder(
         (["sample", "--num", "0"], "num must be at least 1, but is 0"),
         (["sample", "--num", "-5"], "num must be at least 1, but is -5"),
         (["evaluate", "--num", "-5"], "num must be at least 1, but is -5"),
-        (["sample", "--out", "x.jpg"], ".npz, .png or a folder"),
+        (["sample", "--out", "x.jpg"], ".npz, .png or, of pictures, a folder"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
         (["sample", "--num", "3", "--label", "10"], "labels must be in [0, 10), but are 10 to 10"),
         (["sample", "--num", "3", "--label", "-1"], "labels must be in [0, 10)"),
@@ -345,3 +358,42 @@ def test_a_damaged_student_is_refused(finished: Path, capsys: pytest.CaptureFixt
         capsys, "sample", str(copy), "--out", str(tmp_path / "x.npz")
     )
     assert not (tmp_path / "x.npz").exists()
+
+
+# Several steps, and no teacher
+
+
+@pytest.mark.slow
+def test_a_student_of_two_steps_from_training_to_diffusers(
+    taught: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["--teacher", str(taught), "--objective", "diff-instruct + 6..1*varflow", "--steps-per-sample", "2", *QUICK]
+    assert cli.run(["train", "images-vardiu", *words, "--out", str(run)]) == 0
+    assert "student, 2" in capfd.readouterr().out
+    assert cli.run(["sample", str(run), "--num", "12", "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["samples"].shape == (12, 1, 8, 8)
+    capfd.readouterr()
+    assert cli.run(["evaluate", str(run), "--json", "--num", "12"]) == 0
+    assert json.loads(capfd.readouterr().out)["evaluations"] == 2
+    assert cli.run(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "steps per sample <b>2</b>" in page
+    assert "Diff-Instruct + λ·VarFlow" in page
+    assert cli.run(["export", str(run), "--to", "diffusers", "--out", str(tmp_path / "pipeline")]) == 0
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", trust_remote_code=True)
+    assert pipeline is not None
+
+
+@pytest.mark.slow
+def test_a_run_without_a_teacher_fits_one_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "fit_of", lambda data: small_pictures.TEACH)
+        assert cli.run(["train", "digits-varflow", *QUICK, "--out", str(run)]) == 0
+    told = " ".join(capfd.readouterr().out.split())
+    assert "teacher, 2" in told
+    assert (run / "teacher" / "pipeline").is_dir()
+    assert cli.run(["teach", "--resume", str(run / "teacher")]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -12,14 +13,22 @@ import yaml
 
 from tiny_models import tiny_unet
 from vardistill.denoisers import DiffusersDenoiser
-from vardistill.domains.pictures.config import ImagesConfig, ImageSumConfig
+from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.points.config import PointsConfig
 from vardistill.errors import UsageError
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.reports.card import last_part, model_card, objective_name, write_card
-from vardistill.runs.config import Config, TrainingConfig, VarFlowConfig
+from vardistill.runs.config import Config
 from vardistill.students.network import NetworkStudent
 from vardistill.students.perceptron import MLP
+from vardistill.training.config import TrainingConfig
 from vardistill.training.config_files import to_dict, write
 from vardistill.training.folder import RunFolder
+
+BOTH = SumConfig((PartConfig(VarDiUConfig()), PartConfig(VarFlowConfig())))
 
 
 @pytest.fixture
@@ -31,9 +40,7 @@ def run(tmp_path: Path) -> RunFolder:
     (teacher / "evaluation.json").write_text(json.dumps(rows))
     denoiser = DiffusersDenoiser(tiny_unet(classes=3), diffusers.EDMEulerScheduler())
     NetworkStudent.from_teacher(denoiser).save_pretrained(folder.generator)
-    config = ImagesConfig(
-        teacher=str(teacher), guidance=1.5, objective=ImageSumConfig(), training=TrainingConfig(seed=17)
-    )
+    config = Config(PicturesConfig(str(teacher), guidance=1.5), BOTH, training=TrainingConfig(seed=17))
     write(config, folder.config)
     folder.log("train", 1200, 75.0, {"loss": 1.0})
     folder.environment.write_text(json.dumps({"processor": "A processor", "torch": "2.9", "accelerator": None}))
@@ -75,7 +82,7 @@ def test_the_card_lies_beside_the_weights(run: RunFolder) -> None:
 def test_the_card_of_a_problems_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "points")
     MLP(depth=1, width=8).save_pretrained(folder.generator)
-    write(Config(problem="mog9", objective=VarFlowConfig()), folder.config)
+    write(Config(PointsConfig("mog9"), VarFlowConfig()), folder.config)
     card = model_card(folder)
     assert "It was distilled from the true denoiser of `mog9`, by VarFlow." in card
     assert 'MLP.from_pretrained("FOLDER")' in card
@@ -104,20 +111,15 @@ def test_of_a_path_the_last_part_is_named(path: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (ImagesConfig(), "VarDiU"),
-        (ImagesConfig(objective=ImageSumConfig()), "VarDiU + λ·VarFlow"),
-        (Config(), "VarDiU"),
-    ],
+    ("objective", "name"),
+    [(VarDiUConfig(), "VarDiU"), (DiffInstructConfig(), "Diff-Instruct"), (BOTH, "VarDiU + λ·VarFlow")],
 )
-def test_objectives_have_names(config: object, name: str) -> None:
-    assert objective_name(to_dict(config)["objective"]) == name
+def test_objectives_have_names(objective: Any, name: str) -> None:
+    assert objective_name(to_dict(Config(objective=objective))["objective"]) == name
 
 
 def test_further_names_of_objectives() -> None:
-    assert objective_name({"kind": "ImageDiffInstruct"}) == "Diff-Instruct"
-    assert objective_name({"kind": "VarDiUVarFlow"}) == "VarDiU + λ·VarFlow"
+    assert objective_name({"kind": "somebody-elses"}) == "somebody-elses"
     assert objective_name(None) == "an objective of its own"
 
 

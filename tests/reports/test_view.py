@@ -23,16 +23,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vardistill.domains.pictures.experiment import draw, even_labels
 
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.cli import main as cli
+from vardistill.cli.view import load_pair
 from vardistill.denoisers.diffusers import from_diffusers
 from vardistill.diffusion.samplers import sample
-from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.pictures.evaluate import even_labels
 from vardistill.domains.pictures.figures import grid
+from vardistill.domains.pictures.parts import draw
 from vardistill.errors import UsageError
-from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, load_pair, parse_wish
+from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, parse_wish
+from vardistill.runs.config import Config
 from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files
 
@@ -45,7 +48,7 @@ def save_run(folder: Path, classes: int | None = CLASSES, teacher: str | None = 
     source = tiny_pipeline_folder(folder / "pipeline", tiny_unet(classes))
     run = folder / "<b>run"
     NetworkStudent.from_teacher(from_diffusers(source), steps=steps).save_pretrained(run / "generator")
-    config_files.write(ImagesConfig(teacher=teacher or str(source)), run / "config.yaml")
+    config_files.write(Config(PicturesConfig(teacher or str(source))), run / "config.yaml")
     return run
 
 

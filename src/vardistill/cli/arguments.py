@@ -58,7 +58,7 @@ def take_positional(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
     """What the words say for a flag, which other flags' defaults depend on; None where it is not among them."""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=False):  # of no words there is none after
         name, _, value = word.partition("=")
         if name == flag:
             return value or after

@@ -1,0 +1,190 @@
+"""Every objective and a sum of them, in every domain, with students of one step and of two.
+
+Ten steps are finite, every parameter that an update trains has a gradient and no other moves, and a run that was
+stopped ends as one that was not, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vardistill.diffusion.config import LevelsConfig
+from vardistill.domains.pictures.config import NetworkStudentConfig, PicturesConfig
+from vardistill.domains.points.config import PerceptronConfig, PointsConfig
+from vardistill.objectives import Objective, Update
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
+from vardistill.objectives.vardiu import VarDiUConfig
+from vardistill.objectives.varflow import VarFlowConfig
+from vardistill.runs.config import Config
+from vardistill.runs.experiment import build_domain, real_samples
+from vardistill.training.config import TrainingConfig
+from vardistill.training.folder import RunFolder
+from vardistill.training.loop import Trainer
+
+STEPS = 10
+
+SMALL: dict[str, Any] = {
+    "vardiu": VarDiUConfig(posterior="diagonal", posterior_steps=2, posterior_width=8, posterior_depth=2),
+    "varflow": VarFlowConfig(real="data"),
+    "diff-instruct": DiffInstructConfig(critic_steps=2, critic_width=8, critic_depth=2),
+}
+"""Every objective with networks of its own, small."""
+
+OBJECTIVE = {name: SMALL.get(name, kind()) for name, kind in OBJECTIVES.items()}
+OBJECTIVE["sum"] = SumConfig(
+    (
+        PartConfig(SMALL["vardiu"]),
+        PartConfig(SMALL["diff-instruct"], 0.5),
+        PartConfig(SMALL["varflow"], 2.0, 1.0, LevelsConfig(weight="one", shared=4)),
+    )
+)
+
+TRAINING = TrainingConfig(
+    steps=STEPS,
+    batch=8,
+    log_every=5,
+    eval_every=0,
+    checkpoint_every=5,
+    max_skipped=0,
+    eval_samples=12,
+    warmup=0.0,
+    device="cpu",
+    tracker="none",
+)
+
+LONG = {("diff-instruct", "pictures"), ("sum", "pictures")}
+
+every_objective = pytest.mark.parametrize("name", OBJECTIVE)
+every_domain = pytest.mark.parametrize("domain", ["points", "pictures"])
+every_student = pytest.mark.parametrize("steps", [1, 2])
+
+
+def config_of(name: str, domain: str, steps: int, teacher: Path) -> Config:
+    of: Any = PointsConfig(student=PerceptronConfig(depth=2, width=8, steps_per_sample=steps))
+    if domain == "pictures":
+        of = PicturesConfig(str(teacher), student=NetworkStudentConfig(steps_per_sample=steps))
+    levels = LevelsConfig(shared=4) if name == "varflow" else LevelsConfig()
+    return Config(of, OBJECTIVE[name], levels, TRAINING)
+
+
+def trainer_of(config: Config, folder: Path | None = None) -> Trainer:
+    """The trainer of an experiment, without its metrics."""
+    domain = build_domain(config)
+    domain.load(None)
+    objective: Objective = config.objective.build(domain)
+    levels = config.levels.build(domain.schedule, domain.data_std)
+    run = None if folder is None else RunFolder(folder)
+    real = real_samples(config, domain)
+    return Trainer(domain.student, objective, levels, config.training, None, run, real, domain.conditions)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Of everything there is: student, networks, teacher and what else is frozen."""
+    modules = {**trainer.networks, "teacher": trainer.objective.teacher}
+    modules |= {f"frozen {i}": module for i, module in enumerate(trainer.objective.frozen)}
+    return {
+        f"{name}/{key}": v.clone()
+        for name, module in modules.items()
+        if isinstance(module, nn.Module)
+        for key, v in module.state_dict().items()
+    }
+
+
+@every_student
+@every_domain
+@every_objective
+def test_updates_train_what_they_name_and_nothing_else(
+    name: str, domain: str, steps: int, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(config_of(name, domain, steps, teacher_run))
+    before, reached = weights(trainer), dict.fromkeys(_parameters(trainer), False)
+    update = trainer.update
+
+    def watched(one: Update, progress: float, number: int) -> None:
+        start = weights(trainer)
+        update(one, progress, number)
+        moved = {key.partition("/")[0] for key, v in weights(trainer).items() if not torch.equal(v, start[key])}
+        assert moved <= set(one.trains)
+
+    backward = trainer.backward
+
+    def kept(one: Update, drawn: Any) -> Tensor:
+        loss = backward(one, drawn)
+        assert loss.isfinite()
+        for key, p in _parameters(trainer).items():
+            assert p.grad is None or key.partition("/")[0] in one.trains
+            reached[key] |= p.grad is not None and bool((p.grad != 0).any())
+        return loss
+
+    monkeypatch.setattr(trainer, "update", watched)
+    monkeypatch.setattr(trainer, "backward", kept)
+    for i in range(STEPS):
+        trainer.advance(i / STEPS)
+    assert float(trainer.skipped) == 0
+    after = weights(trainer)
+    assert all(v.isfinite().all() for v in after.values())
+    assert all(reached.values()), [key for key, seen in reached.items() if not seen]
+    moved = {key.partition("/")[0] for key, v in after.items() if not torch.equal(v, before[key])}
+    assert moved == set(trainer.networks)
+
+
+def _parameters(trainer: Trainer) -> dict[str, nn.Parameter]:
+    """What may be trained, by network and name."""
+    return {
+        f"{name}/{key}": p
+        for name, network in trainer.networks.items()
+        for key, p in network.named_parameters()
+        if any(p is q for q in trainer.trainable[name])
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "steps"),
+    [
+        pytest.param(name, domain, steps, marks=[pytest.mark.slow] if (name, domain) in LONG else [])
+        for name in OBJECTIVE
+        for domain in ("points", "pictures")
+        for steps in (1, 2)
+    ],
+)
+def test_a_stopped_run_ends_as_an_unbroken_one(
+    name: str, domain: str, steps: int, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(name, domain, steps, teacher_run)
+    for folder in ("unbroken", "run"):
+        (tmp_path / folder).mkdir()
+    unbroken = trainer_of(config, tmp_path / "unbroken")
+    history = unbroken.run().history
+    assert [line["step"] for line in history] == [5, 10]
+    assert all(math.isfinite(line["loss"]) for line in history)
+
+    first = trainer_of(config, tmp_path / "run")
+    advance = Trainer.advance
+
+    def advance_or_stop(trainer: Trainer, progress: float, head_start: bool = False) -> None:
+        if trainer.step == 7:
+            raise KeyboardInterrupt
+        advance(trainer, progress, head_start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+    second = trainer_of(config, tmp_path / "run")
+    lines = second.run(resume=True).history
+    ours, theirs = second._tensors(), unbroken._tensors()
+    assert ours.keys() == theirs.keys()
+    for section, tensors in theirs.items():
+        for key, v in tensors.items():
+            assert key == "cpu_seconds" or torch.equal(v, ours[section][key]), f"{section}/{key}"
+    for line, expected in zip(lines, history, strict=True):
+        assert {k: v for k, v in line.items() if "seconds" not in k} == {
+            k: v for k, v in expected.items() if "seconds" not in k
+        }
