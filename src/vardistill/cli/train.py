@@ -12,6 +12,7 @@ from vardistill.domains.points.config import SCALES, PointsConfig
 from vardistill.errors import UsageError
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
+from vardistill.training.config import NetworkConfig
 from vardistill.training.config_files import read
 
 
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--resume":
         return _resume(arguments[1:])
     name, config, rest = _start(arguments)
+    check_networks(rest)
     about = "Train a generator of one or a few steps; --objective replaces the objective, with levels and rates."
     parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
     return train(parsed.run, parsed.out or free_folder(name))
@@ -67,6 +69,17 @@ def train(config: Config, out: Path, resume: bool = False) -> int:
     from vardistill.runs.experiment import run_experiment
 
     return run_to_end(lambda: run_experiment(config, out, resume), print_run, f"vardistill train --resume {out}")
+
+
+def check_networks(words: list[str]) -> None:
+    """Raise the UsageError of settings of networks that cannot be read: for one in a list, tyro tells another."""
+    flagged = False
+    for word in words:
+        flag, _, value = word.partition("=")
+        if word.startswith("--"):
+            flagged, word = flag == "--networks", value
+        if flagged and word:
+            NetworkConfig.parse([word])
 
 
 def free_folder(name: str) -> Path:

@@ -166,7 +166,7 @@ def objective_name(objective: object) -> str:
     """The objective of a configuration, in words."""
     if not isinstance(objective, dict):
         return "an objective of its own"
-    if isinstance(terms := objective.get("parts"), list):
+    if isinstance(terms := objective.get("parts"), list | tuple):
         return " + λ·".join(objective_name(term.get("objective")) for term in terms if isinstance(term, dict))
     kind = str(objective.get("kind", "vardiu"))
     return OBJECTIVES.get(kind, kind)
