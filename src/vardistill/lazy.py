@@ -40,7 +40,8 @@ def attach(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], An
                 if error.name != f"{package}.{name}":
                     raise
                 raise AttributeError(f"module '{package}' has no attribute '{name}'") from None
-        home = importlib.import_module(f"{package}.{homes[name]}")
-        return getattr(home, name)
+        place = f"{package}.{homes[name]}"
+        home = importlib.import_module(place)
+        return getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{place}.{name}")
 
     return load, sorted({*homes, *(place for place, names in modules.items() if not names)})

@@ -3,9 +3,9 @@
 Both start from the same z ~ N(0, I) and labels: the student is evaluated once for each of its steps, the teacher 2n − 1
 times in n steps of Heun's method (`samplers`), from σ z at its first time.
 
-GET /           the page, which loads nothing but
-GET /pictures   ?seed=&label=&count=&steps=, JSON: `student` and `teacher`, each with `picture` (a PNG as a data URI),
-                `evaluations` and `seconds`; `teacher` is null where there is none
+    GET /           the page, which loads nothing but
+    GET /pictures   ?seed=&label=&count=&steps=, JSON: `student` and `teacher`, each with `picture` (a PNG as a data
+                    URI), `evaluations` and `seconds`; `teacher` is null where there is none
 
 The server listens on the loopback interface only, and answers requests to its own address only: a page of somebody
 else, whose name was made to lead here (DNS rebinding), gets nothing.

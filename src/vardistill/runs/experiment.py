@@ -2,11 +2,11 @@
 
 Beside what every run keeps (`training.folder`):
 
-teacher/, classifier/   what was fitted on the way
-samples.npz             the student's samples (`samples`) and, of pictures, the teacher's from the same noise
-                        (`teacher`) and the nearest of the data (`nearest`)
-samples.png             some of them
-evaluation.json         the student's metrics and costs
+    teacher/, classifier/   what was fitted on the way
+    samples.npz             the student's samples (`samples`) and, of pictures, the teacher's from the same noise
+                            (`teacher`) and the nearest of the data (`nearest`)
+    samples.png             some of them
+    evaluation.json         the student's metrics and costs
 """
 
 from __future__ import annotations

@@ -135,14 +135,17 @@ def evaluate_images(
         copies: whether to look for copies of training pictures, the longer half of the work.
 
     Returns:
-        fd: Fréchet distance of all samples to the training set, in units of features squared. It falls with n towards
-            its limit: compare values of equal n, and with `Reference.fd_held_out`.
-        kd: kernel distance, at most 5000 samples to as many training pictures. Unbiased.
-        precision, recall, density, coverage: in [0, 1] but for density; k = 5, min(n, M, 5000) samples and as many
-            held-out pictures.
-        memorisation: share of at most 1000 samples that copy training pictures, if asked for; about 0 without memory.
-        label_accuracy: share of samples that the classifier sees as what `labels` say, with labels and where the
-            features are a classifier's.
+        Metrics by name:
+
+        - fd: Fréchet distance of all samples to the training set, in units of features squared. It falls with n
+          towards its limit: compare values of equal n, and with `Reference.fd_held_out`.
+        - kd: kernel distance, at most 5000 samples to as many training pictures. Unbiased.
+        - precision, recall, density, coverage: in [0, 1] but for density; k = 5, min(n, M, 5000) samples and as many
+          held-out pictures.
+        - memorisation: share of at most 1000 samples that copy training pictures, if asked for; about 0 without
+          memory.
+        - label_accuracy: share of samples that the classifier sees as what `labels` say, with labels and where the
+          features are a classifier's.
 
     Raises:
         UsageError: for fewer than 6 samples or held-out pictures, samples that are not finite or of another shape than
