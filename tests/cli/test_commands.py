@@ -435,7 +435,7 @@ def test_a_student_of_two_steps_from_training_to_the_report(tmp_path: Path, capf
     assert json.loads(capfd.readouterr().out)["samples"] == 300
     (run / "report.html").unlink()
     assert cli.run(["report", str(run)]) == 0
-    assert "2 network evaluations" in (run / "report.html").read_text()
+    assert "steps per sample <b>2</b>" in (run / "report.html").read_text()
     assert cli.run(["train", "--resume", str(run)]) == 0
 
 
