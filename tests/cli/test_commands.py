@@ -258,7 +258,10 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "mog40-vardiu", "--networks", "student(lr"], "cannot read 'student(lr' as a sum"),
         (["train", "mog40-vardiu-varflow", "--parts", "vardiu"], "the terms of a sum are said by --objective"),
         (["train", "mixture8-vardiu", "--problem", "mog9"], "--problem moves presets of mog40: give mog40-vardiu"),
-        (["train", "digits-points-vardiu"], "digits has no exact teacher: choose an empirical or a learned one"),
+        (
+            ["train", "digits-points-vardiu", "--teacher", "true"],
+            "digits has no exact teacher: choose an empirical or a learned one",
+        ),
         (["train", "--config"], "--config needs a file"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "--resume"], "one run folder"),

@@ -110,14 +110,15 @@ def loading(run: RunFolder, library: str) -> str:
     """How to load the generator, here and in diffusers."""
     config = mapping(run.generator / "config.json", json.loads)
     if "network" not in config:
+        kind = "DenoisingMLP" if "times" in config else "MLP"
         return code_section(
-            "from vardistill.students.perceptron import MLP", 'samples = MLP.from_pretrained("FOLDER").sample(16)'
+            f"from vardistill.students import {kind}", f'samples = {kind}.from_pretrained("FOLDER").sample(16)'
         )
     classes = int(config.get("classes", 0))
     labels = f", labels=torch.arange(16) % {classes}" if classes else ""
     own = [
         *(["import torch"] if classes else []),
-        "from vardistill.students.network import NetworkStudent",
+        "from vardistill.students import NetworkStudent",
         f'pictures = NetworkStudent.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
     ]
     alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, steps_of(run))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
-from vardistill.domains.points.config import SCALES, PointsConfig, teacher_fit
+from vardistill.domains.points.config import SCALES, PointsConfig, ProblemName, TeacherConfig, teacher_fit
 from vardistill.errors import unknown
 from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
 from vardistill.runs.config import Config
@@ -25,7 +25,9 @@ from vardistill.training import config_files
 PICTURE_SETS: dict[str, str | None] = {"images": None, "digits": "digits", "mnist": "mnist"}
 """Targets of the recipes for pictures, and their data; `images` are those of a teacher that is given."""
 
-POINT_TARGETS = {name: name for name in SCALES if name not in PICTURE_SETS} | {"digits-points": "digits"}
+POINT_TARGETS: dict[str, ProblemName] = {name: name for name in SCALES if name not in PICTURE_SETS} | {
+    "digits-points": "digits"
+}
 """Targets of the recipes for points, and the problem's name."""
 
 
@@ -33,13 +35,21 @@ def _presets() -> dict[str, Recipe[Config]]:
     found = {}
     for target, problem in POINT_TARGETS.items():
         for name, recipe in POINTS.items():
-            config = recipe.config if problem == "mog40" else adapted(recipe.config, problem)  # type: ignore[arg-type]
-            found[f"{target}-{name}"] = Recipe(f"{target}, {recipe.about}", config)
+            config = recipe.config if problem == "mog40" else adapted(recipe.config, problem)
+            found[f"{target}-{name}"] = Recipe(f"{target}, {recipe.about}", taught(config))
     for target, data in PICTURE_SETS.items():
         for name, recipe in PICTURES.items():
             about = "pictures of a teacher" if data is None else f"{target}, pictures"
             found[f"{target}-{name}"] = Recipe(f"{about}, {recipe.about}", of_data(recipe.config, data))
     return found
+
+
+def taught(config: Config) -> Config:
+    """The configuration with a learned teacher where the problem, the digits as points, has no exact one."""
+    domain = config.domain
+    if not isinstance(domain, PointsConfig) or domain.problem != "digits":
+        return config
+    return replace(config, domain=replace(domain, teacher=TeacherConfig("learned")))
 
 
 PRESETS = _presets()
@@ -49,7 +59,7 @@ TEACHERS: dict[str, Recipe[Any]] = {
     "digits": Recipe("scikit-learn's 8×8 digits, a U-Net", fit_of("digits")),
     "mnist": Recipe("MNIST, a U-Net", fit_of("mnist")),
     **{
-        target: Recipe(f"{problem}, a perceptron fitted to its data", teacher_fit(problem))  # type: ignore[arg-type]
+        target: Recipe(f"{problem}, a perceptron fitted to its data", teacher_fit(problem))
         for target, problem in POINT_TARGETS.items()
     },
 }
