@@ -50,7 +50,7 @@ def test_every_preset_builds(name: str, teacher_run: Path) -> None:
 
 
 def test_points_without_an_exact_teacher_are_told_to_choose_one() -> None:
-    config = PRESETS["digits-points-vardiu"].config
+    config = adapted(PRESETS["mog40-vardiu"].config, "digits")
     with pytest.raises(UsageError, match="digits has no exact teacher: choose an empirical or a learned one"):
         check(config, build_domain(config))
 

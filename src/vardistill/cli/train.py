@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vardistill.training.config import NetworkConfig
 from vardistill.training.config_files import read
 
 
-def presets(targets: dict[str, str] | dict[str, str | None], recipes: dict[str, str]) -> list[str]:
+def presets(targets: Iterable[str], recipes: dict[str, str]) -> list[str]:
     """Lines of the usage: a domain's recipes and their targets."""
     return [
         *(f"  TARGET-{name:<27}{about}" for name, about in recipes.items()),
