@@ -1,11 +1,11 @@
 """Run folders: what a run leaves behind.
 
-    config.yaml         the resolved configuration (runs started by the command line)
-    metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
-    checkpoints/        complete states, for resuming
-    generator/          the finished generator: safetensors and config.json
-    environment.json    versions, hardware, threads
-    teacher/            the teacher's own run, where it was fitted on the way
+config.yaml         the resolved configuration (runs started by the command line)
+metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
+checkpoints/        complete states, for resuming
+generator/          the finished generator: safetensors and config.json
+environment.json    versions, hardware, threads
+teacher/            the teacher's own run, where it was fitted on the way
 """
 
 from __future__ import annotations
