@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -58,3 +60,8 @@ def test_the_reference_lists_every_public_module():
     modules = {name for _, name, _ in pkgutil.iter_modules(vardistill.__path__) if not name.startswith("_")}
     listed = set(re.findall(r"\bvardistill\.(\w+)", page))
     assert modules - listed == INTERNAL
+
+
+@pytest.mark.parametrize("name", ["data.Labels", "problems.MoG40", "levels.LogNormal"])
+def test_names_of_modules_load_when_they_are_first_used(name):
+    subprocess.run([sys.executable, "-c", f"import vardistill as vd; vd.{name}"], check=True)
