@@ -13,7 +13,7 @@ from vardistill.domains.base import Domain
 from vardistill.domains.points.problems import Problem
 from vardistill.reports.verdict import Standard, standards
 from vardistill.runs.config import Config
-from vardistill.runs.experiment import build_domain
+from vardistill.runs.experiment import load_domain
 from vardistill.training import config_files
 from vardistill.training.folder import RunFolder
 
@@ -21,8 +21,7 @@ from vardistill.training.folder import RunFolder
 def print_run(folder: RunFolder) -> None:
     """A finished run's metrics and where to look."""
     config: Config = config_files.read(Config, folder.config)
-    domain = build_domain(config)
-    domain.load(folder)
+    domain = load_domain(config, folder)
     print_evaluation(json.loads((folder.path / "evaluation.json").read_text()), domain)
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")

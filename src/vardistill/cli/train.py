@@ -96,7 +96,8 @@ def free_folder(name: str) -> Path:
 def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
     """The run's name, the configuration to start from and the flags that change it."""
     objective, arguments = take_value("--objective", arguments)
-    if arguments and arguments[0] == "--config":
+    from_file = bool(arguments) and arguments[0] == "--config"
+    if from_file:
         if len(arguments) < 2:
             raise UsageError("--config needs a file: the config.yaml of a run")
         path = Path(arguments[1])
@@ -112,7 +113,7 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
                 recipe = next(r for t in POINT_TARGETS for r in POINTS if preset == f"{t}-{r}")
                 raise UsageError(f"--problem moves presets of mog40: give mog40-{recipe}")
             config = adapted(config, problem)
-    return name, config if objective is None else with_objective(config, objective), rest
+    return name, config if objective is None else with_objective(config, objective, not from_file), rest
 
 
 def _resume(rest: list[str]) -> int:

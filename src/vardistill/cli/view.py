@@ -83,12 +83,12 @@ def load_pair(run: Path) -> Pair:
 def load_teacher(config: Config, run: Path, student: Student) -> tuple[Denoiser, tuple[str, ...]]:
     """The teacher with its guidance, and the names of the classes, () where no data tell them."""
     from vardistill.domains.pictures.parts import Pictures
-    from vardistill.runs.experiment import build_domain
+    from vardistill.runs.experiment import load_domain
     from vardistill.training.folder import RunFolder
 
-    domain = build_domain(config)
+    domain = load_domain(config, RunFolder(run))
     assert isinstance(domain, Pictures)
-    domain.load(RunFolder(run))
+    student.to(domain.device)
     ours, theirs = (student.data_shape, student.classes), (domain.student.data_shape, domain.classes)
     if ours != theirs:
         raise UsageError(f"the teacher has other shapes or classes than the student: {theirs}, not {ours}")

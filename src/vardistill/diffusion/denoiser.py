@@ -93,7 +93,7 @@ def check_denoiser(
     try:
         with torch.set_grad_enabled(trained):
             out, again = denoiser(x_t, t, **condition), denoiser(x_t, t, **condition)
-    except (RuntimeError, TypeError, UsageError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason, names = first_line(error), "".join(f" with {name}" for name in condition)
         raise UsageError(
             f"the {name} does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"

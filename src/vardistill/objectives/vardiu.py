@@ -287,7 +287,8 @@ class VarDiU(Objective):
         known = isinstance(self.teacher, diffusion.DensityDenoiser) and (draw.step == 1 or not self.learned)
         with torch.no_grad():
             bound = {"bound": self.bound(draw).mean()} if known else {}
-            return bound | diagnostics.posterior_information(self.of_step(draw), draw) if self.learned else bound
+            told = self.learned and draw.step == 1  # the prior of later steps' latents is not known
+            return bound | diagnostics.posterior_information(self.of_step(draw), draw) if told else bound
 
     def of_step(self, draw: Draw) -> Posterior:
         """q_φ of the student's step that made the draw."""

@@ -179,14 +179,16 @@ class WeightedSum(Objective):
         """Those of the parts' own networks, and one of the student under all losses."""
         found, trains, couples = [], {STUDENT: None}, False
         for part in self.summands:
-            names = self._names(part)
+            names, jointly = self._names(part), self._student_update(part, progress).trains
             for update in part.updates(progress):
                 renamed = replace(update, trains=tuple(names[name] for name in update.trains))
                 if update.trains_student:
                     trains |= dict.fromkeys(renamed.trains)
                     couples |= update.couples_rows
-                else:
-                    found.append(replace(renamed, name=names.get(update.name, update.name)))
+                    continue
+                if set(update.trains) & set(jointly):  # a network has one weighting in all of its updates
+                    renamed = replace(renamed, loss=_weighted(part, update))
+                found.append(replace(renamed, name=names.get(update.name, update.name)))
         student = Update(
             STUDENT,
             tuple(trains),
@@ -247,6 +249,11 @@ class WeightedSum(Objective):
             (part, draw if levels is None else draw.under(next(others)))
             for part, levels in zip(self.summands, own, strict=True)
         ]
+
+
+def _weighted(part: Part, update: Update) -> Callable[[Draw], Tensor]:
+    """An update's loss times the part's weight."""
+    return lambda draw: part.weight_at(draw.progress) * update.loss(draw)
 
 
 def _to_rows(loss: Tensor, own: Draw, draw: Draw) -> Tensor:

@@ -80,7 +80,7 @@ def check_posterior(posterior: Posterior, student: Student, condition: Mapping[s
     try:
         with torch.no_grad():
             log_q, again = (posterior(x_t, *like.new_ones(2, 2), **condition).log_prob(z) for _ in range(2))
-    except (RuntimeError, TypeError, UsageError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = first_line(error)
         raise UsageError(
             f"the posterior does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}: {reason}"

@@ -12,6 +12,7 @@ Beside what every run keeps (`training.folder`):
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def build_domain(config: Config) -> Domain:
     if isinstance(domain, PointsConfig):
         return Points(domain, training, teacher)
     return Pictures(domain, training, teacher)
+
+
+def load_domain(config: Config, folder: RunFolder) -> Domain:
+    """The domain of a finished run with its parts, on whatever device this machine has."""
+    here = replace(config, training=replace(config.training, device="auto"))
+    domain = build_domain(here)
+    domain.load(folder)
+    return domain
 
 
 def check(config: Config, domain: Domain) -> None:
@@ -156,8 +165,7 @@ def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, Any], Domain]
         UsageError: where the run cannot be used, or has nothing to measure against.
     """
     folder, config, student = load_run(path)
-    domain = build_domain(config)
-    domain.load(folder)
-    table = domain.evaluate(student, n, seed)
+    domain = load_domain(config, folder)
+    table = domain.evaluate(student.to(find_device("auto")), n, seed)
     keep_evaluation(folder, table)
     return table, domain

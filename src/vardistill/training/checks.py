@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vardistill.diffusion import Denoiser, NoiseLevels, same_schedule
 from vardistill.errors import UsageError, first_line, unknown
 from vardistill.objectives import Objective, VarDiU
+from vardistill.objectives.base import STUDENT
 from vardistill.students.student import Student
 from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Labels, Samples, StoredSamples, check_samples
@@ -28,6 +29,11 @@ def check_settings(
     """Raise UsageError unless the parts of a run fit, as far as they tell without a forward pass."""
     check_student(student, conditions)
     check_objective(objective)
+    if processes > 1 and ":" in training.device:
+        raise UsageError(
+            f"{processes} processes have a device each: set device to auto or {training.device.partition(':')[0]}, not "
+            f"{training.device}"
+        )
     check_batch(training.batch, processes, objective, levels)
     check_accumulation(training, processes, objective, levels)
     check_optimisers(training, objective)
@@ -95,12 +101,22 @@ def two_conditions(student: Student, conditions: Conditions | None) -> Mapping[s
 
 
 def check_objective(objective: Objective) -> None:
-    """Raise UsageError for what is no objective."""
+    """Raise UsageError for what is no objective, or trains networks that it has not."""
     if not isinstance(objective, Objective):
         raise UsageError(
             f"the objective must be a vardistill.objectives.Objective, but is {type(objective).__name__}: give a "
             "denoiser as teacher"
         )
+    if STUDENT in objective.networks:
+        raise UsageError(f"'{STUDENT}' is the student's name: call {type(objective).__name__}'s own network another")
+    for name in trained_networks(objective) - {STUDENT}:
+        if name not in objective.networks:
+            raise unknown(f"network in the updates of {type(objective).__name__}", name, [STUDENT, *objective.networks])
+
+
+def trained_networks(objective: Objective) -> set[str]:
+    """The names of the networks that any update trains, at the start or at the end of a run."""
+    return {name for progress in (0.0, 1.0) for update in objective.updates(progress) for name in update.trains}
 
 
 def check_tracker(training: TrainingConfig) -> None:
@@ -205,14 +221,14 @@ def check_accumulation(training: TrainingConfig, processes: int, objective: Obje
 
 def check_statistics(training: TrainingConfig, processes: int, student: Student, objective: Objective) -> None:
     """Raise UsageError for batch normalisation where a batch is parted: its statistics would be those of the parts."""
-    if training.accumulate * processes == 1:
+    if training.accumulate * processes == student.steps == 1:
         return
     for network in (student, *objective.networks.values()):
-        norm = next((module for module in network.modules() if isinstance(module, _NormBase)), None)
+        norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
         if norm is not None:
             raise UsageError(
                 f"{type(network).__name__} has {type(norm).__name__}, whose statistics are those of a whole batch: set "
-                "accumulate=1 with one process, or give it GroupNorm"
+                "accumulate=1, with one process and a student of one step, or give it GroupNorm"
             )
 
 

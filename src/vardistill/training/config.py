@@ -191,7 +191,7 @@ class TrainingConfig:
         """The optimiser's settings of a network: of NAME those of NAME, or of PART.NAME those of NAME, too."""
         lr = self.lr if network == "student" else self.auxiliary_lr
         found = Optimiser(lr, self.beta1, self.beta2, self.weight_decay, self.clip)
-        for own in self.networks:
+        for own in sorted(self.networks, key=lambda own: own.name == network):  # the exact name last
             if own.name in (network, network.rpartition(".")[2]):
                 values = {f.name: getattr(own, f.name) for f in fields(Optimiser)}
                 found = replace(found, **{name: v for name, v in values.items() if v is not None})

@@ -107,23 +107,32 @@ class ByLabel:
         self.order = labels.argsort(stable=True)
         self.counts = labels.bincount(minlength=0 if names is None else len(names))
         self.names = tuple(map(str, range(len(self.counts)))) if names is None else tuple(names)
+        self.tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def draw(self, n: int, rng: torch.Generator, labels: Tensor) -> Tensor:
-        """The place of a random sample of each label (n,), on the CPU; K, one past the last, is for any label.
+        """The place of a random sample of each label (n,), on the device of `rng`; label K, past the last, is any.
 
         Raises:
             UsageError: for labels that are not (n,) integers in [0, K], or one without samples.
         """
-        labels = labels.cpu()
-        # one past the last label stands for all of them
-        counts = torch.cat([self.counts, self.counts.sum()[None]])
-        offsets = torch.cat([self.counts.cumsum(0) - self.counts, torch.zeros(1, dtype=torch.int64)])
-        self._check(labels, n, counts)
+        if labels.device.type == "cpu":  # on an accelerator a look at them would wait for it in every step
+            self._check(labels, n)
+        order, counts, offsets = self._on(rng.device)
+        labels = labels.to(rng.device)
         # of 62 bits, so that the remainder is uniform but for n_y/2⁶²
-        u = torch.randint(2**62, (n,), generator=rng, device=rng.device).cpu() % counts[labels]
-        return self.order[offsets[labels] + u]
+        u = torch.randint(2**62, (n,), generator=rng, device=rng.device) % counts[labels]
+        return order[offsets[labels] + u]
 
-    def _check(self, labels: Tensor, n: int, counts: Tensor) -> None:
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The places by label, the numbers of each label and where it starts; one past the last stands for all."""
+        if device not in self.tables:
+            counts = torch.cat([self.counts, self.counts.sum()[None]])
+            offsets = torch.cat([self.counts.cumsum(0) - self.counts, torch.zeros(1, dtype=torch.int64)])
+            self.tables[device] = self.order.to(device), counts.to(device), offsets.to(device)
+        return self.tables[device]
+
+    def _check(self, labels: Tensor, n: int) -> None:
+        _, counts, _ = self._on(labels.device)
         if tuple(labels.shape) != (n,):
             raise UsageError(f"labels must be ({n},), but are {tuple(labels.shape)}")
         last = len(self.counts)

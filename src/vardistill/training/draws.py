@@ -83,6 +83,13 @@ class Drawn(NamedTuple):
         """The latents of the student's step, (N, *latent), without gradient."""
         return self.z if self.step == 1 else student.enter(self.z, self.renoise, self.step, **self.condition)
 
+    def entered(self, student: Student) -> Drawn:
+        """The same with the pool's latents brought to the student's step, without gradient."""
+        if self.pool is None or self.step == 1:
+            return self
+        z, renoise = self.pool
+        return self._replace(pool=(student.enter(z, renoise, self.step).to(z.dtype), renoise))
+
     def complete(self, student: Student, u: Tensor, x: Tensor, generate: Generate) -> Draw:
         """The draw of these latents and the student's samples of them, x = g(u, c), (N, *data)."""
         batch = {name: self.noise.rows(v) for name, v in self.condition.items()}
@@ -91,14 +98,13 @@ class Drawn(NamedTuple):
             times = len(z) // self.noise.t.numel()
             return generate(z, self.step, {name: v.repeat(times, *[1] * (v.ndim - 1)) for name, v in batch.items()})
 
-        pool = self.pool and (self.pool[0] if self.step == 1 else student.enter(*self.pool, self.step))
         return Draw(
             self.noise.rows(u),
             self.noise.rows(x),
             self.noise,
             of_rows if batch else lambda z: generate(z, self.step, {}),
             None if self.eta is None else self.eta.flatten(1, 2),
-            pool,
+            self.pool and self.pool[0],
             batch,
             real=None if self.real is None else self.noise.rows(self.real.to(u)),
             progress=self.progress,

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vardistill.denoisers import unguided
 from vardistill.devices import computes_in_bf16, find_device
@@ -49,6 +49,7 @@ from vardistill.training.checks import (
     check_student,
     check_tracker,
     real_samples,
+    trained_networks,
 )
 from vardistill.training.clock import Clock, phase
 from vardistill.training.config import TrainingConfig
@@ -208,20 +209,20 @@ class Trainer:
             for network in (*self.networks.values(), objective.teacher, *objective.frozen):
                 if isinstance(network, nn.Module):
                     network.compile()
+        if self.accelerator.num_processes > 1:
+            synchronise([v for n in self.networks.values() for v in (*n.parameters(), *n.buffers())], "first")
         self.average = average_of(student) if training.ema else student
         self.settings = {name: training.settings_of(name) for name in self.networks}
         self.optimizers = {
             name: adam(parameters, self.settings[name])
             for name, parameters in self.trainable.items()
-            if parameters or name == STUDENT
+            if name in trained_networks(objective) and (parameters or name == STUDENT)
         }
-        if self.accelerator.num_processes > 1:
-            synchronise([v for n in self.networks.values() for v in (*n.parameters(), *n.buffers())], "first")
         self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
         self.updates, self.evaluations = 0, 0
         self.step, self.clock = 0, Clock(training, self.accelerator)
         self.figures: dict[str, Tensor] = {}
-        self.statistics = running_statistics(*self.networks.values())
+        self.statistics = {name: running_statistics(network) for name, network in self.networks.items()}
         self.books, self.stop = Books(folder, self.accelerator), StopRequest(self.accelerator)
 
     @property
@@ -273,7 +274,7 @@ class Trainer:
 
     def update(self, update: Update, progress: float, number: int) -> None:
         """One update on a fresh draw; `number` is its place in the step."""
-        statistics = [b.clone() for b in self.statistics]
+        statistics = {name: [b.clone() for b in buffers] for name, buffers in self.statistics.items()}
         drawn = self.draw(update, progress, number)
         loss = self.backward(update, drawn)
         trained = {name: self.optimizers[name] for name in update.trains if name in self.optimizers}
@@ -286,8 +287,10 @@ class Trainer:
         for optimizer in trained.values():
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for b, before in zip(self.statistics, statistics, strict=True):
-                b.copy_(torch.where((not_finite > 0) | ~b.isfinite(), before, b))  # a variance can overflow alone
+            for name, buffers in self.statistics.items():
+                for b, before in zip(buffers, statistics[name], strict=True):  # a variance can overflow alone
+                    kept = torch.where((not_finite > 0) | ~b.isfinite(), before, b) if name in update.trains else before
+                    b.copy_(kept)
         self.skipped += not_finite
         batch, levels = self.config.batch, update.needs.levels or self.draws.levels
         path = batch * drawn.step + update.needs.pool * (drawn.step - 1)
@@ -303,7 +306,7 @@ class Trainer:
     def backward(self, update: Update, drawn: Drawn) -> Tensor:
         """Add up the gradients of what the update trains over the draw, part by part, and return the mean loss."""
         self._open(update.trains)
-        parts = self.config.accumulate
+        drawn, parts = self._entered(drawn), self.config.accumulate
         if parts > 1 and update.couples_rows:
             return self._backward_cut(update, drawn, parts)
         total = torch.zeros_like(self.skipped)
@@ -339,6 +342,10 @@ class Trainer:
     def _latents(self, drawn: Drawn) -> Tensor:
         with torch.no_grad(), self._mixed():
             return drawn.latents(self.student).to(drawn.z.dtype)
+
+    def _entered(self, drawn: Drawn) -> Drawn:
+        with torch.no_grad(), self._mixed():
+            return drawn.entered(self.student)
 
     def generate(self, u: Tensor, step: int, condition: Mapping[str, Tensor]) -> Tensor:
         """A step of the student from its latents, in the run's precision; (B, *data) in that of the latents."""
@@ -418,7 +425,7 @@ class Trainer:
     def diagnostic_draw(self, progress: float) -> Draw:
         """A draw of the student's last step from a stream of its own, so that logging does not change the run."""
         *_, update = self.objective.updates(progress)
-        drawn = self.draw(update, progress, DIAGNOSTICS, self.student.steps)
+        drawn = self._entered(self.draw(update, progress, DIAGNOSTICS, self.student.steps))
         u = self._latents(drawn)
         return drawn.complete(self.student, u, self.generate(u, drawn.step, drawn.condition), self.generate)
 
@@ -508,13 +515,13 @@ def silence(*modules: nn.Module) -> None:
     for module in modules:
         module.eval()
         for child in module.modules():
-            if isinstance(child, _NormBase):
+            if isinstance(child, _BatchNorm):
                 child.train()
 
 
 def running_statistics(*modules: nn.Module) -> list[Tensor]:
     """What a forward pass changes in training mode: the statistics of batch normalisation."""
-    norms = [child for module in modules for child in module.modules() if isinstance(child, _NormBase)]
+    norms = [child for module in modules for child in module.modules() if isinstance(child, _BatchNorm)]
     return [b for norm in norms if norm.training for b in norm.buffers()]
 
 

@@ -129,7 +129,7 @@ class NetworkStudentConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require("ratio", self.ratio, self.ratio is None or self.ratio > 0, "positive")
-        require("steps_per_sample", self.steps_per_sample, self.steps_per_sample >= 1, "at least 1")
+        require("steps_per_sample", self.steps_per_sample, 1 <= self.steps_per_sample <= 64, "from 1 to 64")
         require("lora_rank", self.lora_rank, self.lora_rank >= 0, "0 or positive")
         require("start", self.start, not self.lora_rank or self.start == "teacher", "'teacher' with a lora_rank")
 

@@ -152,13 +152,21 @@ class Pictures:
 
     def __init__(self, config: PicturesConfig, training: TrainingConfig, takes_teacher: bool = True) -> None:
         self.config, self.training, self.seed = config, training, training.seed
-        self.device = find_device(training.device)
-        self.mixed = computes_in_bf16(training.precision, self.device)
         if not config.teacher and config.data is None:
             raise UsageError(
                 "no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline, or --data, to "
                 "which one is fitted first"
             )
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return find_device(self.training.device)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether its networks compute in bfloat16."""
+        return computes_in_bf16(self.training.precision, self.device)
 
     def load(self, folder: RunFolder | None) -> None:
         """Load teacher and data, and build the student; a classifier that has yet to be fitted is stood in for."""

@@ -48,8 +48,9 @@ class PerceptronConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("latent", "depth", "width", "steps_per_sample"):
+        for name in ("latent", "depth", "width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("steps_per_sample", self.steps_per_sample, 1 <= self.steps_per_sample <= 64, "from 1 to 64")
         require("fourier", self.fourier, self.fourier >= 0, "0 or positive")
         require("ratio", self.ratio, self.ratio is None or self.ratio > 0, "positive")
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -90,7 +91,11 @@ class Points:
         self.problem: Problem = PROBLEMS[config.problem](self.schedule)  # stays on the CPU; the teacher moves
         self.data_std = self.problem.data_std
         (self.dimension,) = self.problem.data_shape
-        self.mixed = computes_in_bf16(training.precision, find_device(training.device))
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether perceptrons compute in bfloat16."""
+        return computes_in_bf16(self.training.precision, find_device(self.training.device))
 
     def load(self, folder: RunFolder | None) -> None:
         """Build teacher and student."""
@@ -250,7 +255,7 @@ class Points:
 
     def evaluate(self, student: Student, n: int, seed: int) -> dict[str, Any]:
         """Metrics of n samples against the problem."""
-        return self._table(student.sample(n, seed=seed), seed + 1)
+        return self._table(student.sample(n, seed=seed).cpu(), seed + 1)
 
     def _table(self, samples: Tensor, seed: int) -> dict[str, Any]:
         rng = torch.Generator().manual_seed(seed)

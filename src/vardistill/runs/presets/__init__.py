@@ -73,11 +73,19 @@ def find_preset(name: str) -> Config:
     return PRESETS[name].config
 
 
-def with_objective(config: Config, text: str) -> Config:
+RATES = (
+    "lr", "auxiliary_lr", "networks", "beta1", "beta2", "weight_decay", "lr_schedule", "lr_final", "warmup",
+    "head_start", "clip", "ema",
+)  # fmt: skip
+"""Settings of training that go with an objective wherever it is used; steps, batch and books with a whole recipe."""
+
+
+def with_objective(config: Config, text: str, whole: bool = True) -> Config:
     """The configuration with another objective: NAME(key=value), or a sum of such with weights.
 
     Each is configured as in the domain's recipe of its name, with the options on top. Levels and training are those of
-    the first one's recipe; a part that compares groups has the same levels shared, with its options of levels on top.
+    the first one's recipe (not `whole`: of training its rates alone, as for a configuration that a user wrote); a part
+    that compares groups has the same levels shared, with its options of levels on top.
 
     Raises:
         UsageError: for an unknown objective or option, or text that cannot be read.
@@ -95,7 +103,8 @@ def with_objective(config: Config, text: str) -> Config:
         base = adapted(base, domain.problem)
     levels = config_files.from_dict(LevelsConfig, config_files.to_dict(base.levels) | _options(first, LevelsConfig))
     own = _objective(first, recipes)
-    training = replace(base.training, seed=config.training.seed)
+    rates = {name: getattr(base.training, name) for name in RATES}
+    training = replace(base.training, seed=config.training.seed) if whole else replace(config.training, **rates)
     if not others and first.weight == 1 and first.weight_end is None:
         return replace(config, objective=own, levels=levels, training=training)
     parts = [PartConfig(own, first.weight, first.weight_end)]
