@@ -19,7 +19,7 @@ import small_pictures
 from small_pictures import QUICK, save_npz
 from vardistill.cli import main as cli
 from vardistill.cli.tables import print_evaluation
-from vardistill.domains.pictures import parts, teach
+from vardistill.domains.pictures import config, teach
 from vardistill.domains.pictures.parts import teachers_columns
 from vardistill.runs.presets import PICTURES, TEACHERS
 
@@ -391,7 +391,7 @@ def test_a_student_of_two_steps_from_training_to_diffusers(
 def test_a_run_without_a_teacher_fits_one_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "fit_of", lambda data: small_pictures.TEACH)
+        patch.setattr(config, "fit_of", lambda data: small_pictures.TEACH)
         assert cli.run(["train", "digits-varflow", *QUICK, "--out", str(run)]) == 0
     told = " ".join(capfd.readouterr().out.split())
     assert "teacher, 2" in told

@@ -13,11 +13,12 @@ import torch
 from tiny_models import tiny_unet
 from vardistill.cli import main as cli
 from vardistill.denoisers import DiffusersDenoiser, Preconditioned, from_diffusers
-from vardistill.domains.pictures.config import ImagesConfig
+from vardistill.domains.pictures.config import PicturesConfig
 from vardistill.errors import UsageError
 from vardistill.export import onnx as export
 from vardistill.export.onnx import export_diffusers, export_onnx, onnx_error, traceable
 from vardistill.networks import LevelMLP
+from vardistill.runs.config import Config
 from vardistill.students import MLP, DenoisingStudent, NetworkStudent, from_teacher
 from vardistill.training.config_files import write
 
@@ -52,7 +53,7 @@ def run(tmp_path: Path) -> Path:
     """A finished run on pictures, as far as exports look at it."""
     folder = tmp_path / "run"
     student().save_pretrained(folder / "generator")
-    write(ImagesConfig(teacher="elsewhere/runs/unet-teacher"), folder / "config.yaml")
+    write(Config(PicturesConfig("elsewhere/runs/unet-teacher")), folder / "config.yaml")
     return folder
 
 

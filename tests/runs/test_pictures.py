@@ -23,6 +23,7 @@ from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.diffusion.samplers import sample
+from vardistill.domains.pictures import config as pictures_config
 from vardistill.domains.pictures import parts
 from vardistill.domains.pictures.config import NetworkStudentConfig
 from vardistill.domains.pictures.data import load_images
@@ -511,7 +512,7 @@ def test_a_student_of_several_steps_is_trained_measured_and_resumed(
 @pytest.fixture
 def short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fit of a teacher to data in four steps, with a checkpoint after the second."""
-    monkeypatch.setattr(parts, "fit_of", lambda data: replace(small_pictures.TEACH, data=data))
+    monkeypatch.setattr(pictures_config, "fit_of", lambda data: replace(small_pictures.TEACH, data=data))
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ class TestPosterior:
         q = posterior(MixtureOfGaussians, axes, 2)
         bent = of_start(generator, VE(), rng, 256)
         bent = replace(bent, x=bent.x + (bent.z[:, :1] ** 2) * FACTOR[:, 0])
-        VarDiU(teacher(VE()), q, posterior_steps=2).critic_loss(bent).mean().backward()
+        VarDiU(teacher(VE()), q, posterior_steps=2).posterior_loss(bent).mean().backward()
         last = list(q.parameters())[-2]
         assert last.grad is not None
         slopes = last.grad.view(q.components, 5, -1)[:, 1:].flatten(1)

@@ -18,7 +18,7 @@ from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
-from vardistill.runs.experiment import load_generator
+from vardistill.students import load_student
 from vardistill.students.denoising import INITIAL_RATIO
 from vardistill.students.network import NetworkStudent, describe, has_adapters
 
@@ -356,6 +356,6 @@ def test_a_damaged_student_is_told_in_one_line(damage: str, tmp_path: Path) -> N
         shutil.rmtree(folder)
         folder.mkdir()
     with pytest.raises(UsageError) as caught:
-        load_generator(folder, NetworkStudent)
+        load_student(folder, NetworkStudent)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value) or damage == "class"

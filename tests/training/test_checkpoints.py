@@ -51,7 +51,7 @@ class TestKeeping:
 
     def test_tensors_are_copied_straight_to_the_host(self) -> None:
         """One copy into memory of the host, and nothing beside it, of whatever strides the tensor is."""
-        for name, v in state().tensors["generator"].items():
+        for name, v in state().tensors["network.student"].items():
             with OperatorCounter() as operators:
                 copied = checkpoints._copy(v.requires_grad_() if name == "weight" else v)
             assert [operator for operator in operators.names if "detach" not in operator] == [

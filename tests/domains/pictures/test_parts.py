@@ -50,7 +50,7 @@ PARTS: dict[str, list[type[Objective]]] = {
 def pictures(teacher: str | Path, training: TrainingConfig | None = None, **changes: Any) -> Pictures:
     """The parts of a run with this teacher, loaded without a folder."""
     training = TrainingConfig(device="cpu") if training is None else training
-    found = PicturesConfig(str(teacher), **changes).build(training)
+    found = Pictures(PicturesConfig(str(teacher), **changes), training)
     found.load(None)
     return found
 

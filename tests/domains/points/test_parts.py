@@ -35,7 +35,7 @@ SMALL = PointsConfig("mixture2", student=PerceptronConfig(depth=1, width=8))
 
 
 def points(config: PointsConfig = SMALL, takes_teacher: bool = True, **training: Any) -> Points:
-    found = config.build(TrainingConfig(**training), takes_teacher)
+    found = Points(config, TrainingConfig(**training), takes_teacher)
     found.load(None)
     return found
 
