@@ -197,6 +197,7 @@ def complete(drawn: Drawn, generator: Student) -> Draw:
         x: Tensor = generator(z, **which, **condition)
         return x
 
+    drawn = drawn.entered(generator)
     u = drawn.latents(generator)
     return drawn.complete(generator, u, generate(u, drawn.step, drawn.condition), generate)
 

@@ -97,7 +97,9 @@ def test_a_part_sees_the_same_latents_and_real_samples_under_its_own_noise(
 def test_its_updates_are_those_of_the_parts_networks_and_one_of_the_student(
     generator: Linear, rng: torch.Generator
 ) -> None:
-    """The weight of a part is none of its networks' own losses', and a part's levels are its networks' own."""
+    """A part's levels are its networks' own; its weight is that of a posterior, which the student's loss trains, too, and
+    none of a critic's, whose loss is its own.
+    """
     vardiu, diff_instruct = VarDiU(TEACHER, posterior(), posterior_steps=3), DiffInstruct(TEACHER, critic(), 4)
     both = WeightedSum([Part(vardiu, 0.1), Part(diff_instruct, 0.1, OWN), Part(VarFlow(), 0.1)])
     of_posterior, of_critic, of_student = both.updates()
@@ -109,7 +111,7 @@ def test_its_updates_are_those_of_the_parts_networks_and_one_of_the_student(
     assert (of_student.couples_rows, of_posterior.couples_rows, of_critic.couples_rows) == (True, False, False)
     assert of_student.needs.other_levels == (OWN,)
     draw = a_draw(generator, rng)
-    torch.testing.assert_close(of_posterior.loss(draw), vardiu.posterior_loss(draw))
+    torch.testing.assert_close(of_posterior.loss(draw), 0.1 * vardiu.posterior_loss(draw))
     torch.testing.assert_close(of_critic.loss(draw), diff_instruct.critic_loss(draw))
     assert not of_critic.needs.real
     assert of_student.needs.real
@@ -316,3 +318,15 @@ class TestMistakes:
             check_batch(12, 2, both, NoiseLevels(VE(), AtTimes((0.5,))))
         with pytest.raises(UsageError, match="groups need at least 2 latents each, but batch=4 has 4 shared levels"):
             check_batch(4, 1, both, NoiseLevels(VE(), AtTimes((0.5,))))
+
+
+def test_a_posterior_has_one_weighting_in_all_of_its_updates(generator: Linear, rng: torch.Generator) -> None:
+    """Its gradient is the same in its own update and in the student's, for any weight of the part, which may move."""
+    q = posterior()
+    both = WeightedSum([Part(VarDiU(TEACHER, q, posterior_steps=2), lambda progress: 0.01 + progress), Part(VarFlow())])
+    own, student = both.updates()
+    draw = a_draw(generator, rng)
+    parameters = list(q.parameters())
+    gradients = [torch.autograd.grad(u.loss(draw).mean(), parameters, allow_unused=True) for u in (own, student)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)

@@ -547,7 +547,7 @@ class TestRefusals:
         """By accumulation, or by two processes: its statistics would be those of parts."""
         if not options:
             monkeypatch.setenv("WORLD_SIZE", "2")
-        match = "has BatchNorm1d, whose statistics are those of a whole batch: set accumulate=1 with one process, or gi"
+        match = "has BatchNorm1d, whose statistics are those of a whole batch: set accumulate=1, with one process and a"
         for generator, objective in ((Normalised(), small_runs.objective()), (Plain(), NormalisedDistance())):
             with pytest.raises(UsageError, match=match) as caught:
                 Trainer(generator, objective, small_runs.levels(), small_runs.config(**options))
