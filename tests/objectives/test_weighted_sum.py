@@ -97,7 +97,7 @@ def test_a_part_sees_the_same_latents_and_real_samples_under_its_own_noise(
 def test_its_updates_are_those_of_the_parts_networks_and_one_of_the_student(
     generator: Linear, rng: torch.Generator
 ) -> None:
-    """A part's levels are its networks' own; its weight is that of a posterior, which the student's loss trains, too, and
+    """A part's levels are its networks' own; its weight is a posterior's, which the student's loss trains, too, and
     none of a critic's, whose loss is its own.
     """
     vardiu, diff_instruct = VarDiU(TEACHER, posterior(), posterior_steps=3), DiffInstruct(TEACHER, critic(), 4)
