@@ -42,9 +42,9 @@ def ratios(schedule: Schedule, times: tuple[float, ...]) -> list[float]:
 @every_schedule
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_times_are_karrass_without_the_last(schedule: Schedule, steps: int) -> None:
-    """r_k^(1/7) falls evenly from (5 σ_d)^(1/7) to (0.004 σ_d)^(1/7) on a grid of n + 1 points."""
+    """r_k^(1/7) falls evenly from (5 σ_d)^(1/7) to (0.25 σ_d)^(1/7) on a grid of n + 1 points."""
     times = default_times(schedule, steps, data_std=0.5)
-    grid = torch.linspace(2.5 ** (1 / 7), 0.002 ** (1 / 7), steps + 1, dtype=torch.float64)[:-1] ** 7
+    grid = torch.linspace(2.5 ** (1 / 7), 0.125 ** (1 / 7), steps + 1, dtype=torch.float64)[:-1] ** 7
     assert ratios(schedule, times) == pytest.approx(grid.tolist(), rel=1e-6)
 
 
@@ -62,10 +62,10 @@ def test_one_time_is_that_of_the_ratio_to_the_bit(schedule: Schedule) -> None:
 
 
 def test_the_schedules_own_ends_are_kept() -> None:
-    """VE(0.1, 1) reaches neither 5 σ_d nor 0.004 σ_d: the grid runs from 1 to 0.1."""
-    times = default_times(VE(0.1, 1.0), 2, data_std=1.0)
+    """VE(0.3, 1) reaches neither 5 σ_d nor 0.25 σ_d: the grid runs from 1 to 0.3."""
+    times = default_times(VE(0.3, 1.0), 2, data_std=1.0)
     assert times[0] == 1
-    assert ratios(VE(0.1, 1.0), times)[1] ** (1 / 7) == pytest.approx((1 + 0.1 ** (1 / 7)) / 2)
+    assert ratios(VE(0.3, 1.0), times)[1] ** (1 / 7) == pytest.approx((1 + 0.3 ** (1 / 7)) / 2)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -73,7 +73,7 @@ def test_times_of_a_table_are_the_nearest_steps(steps: int) -> None:
     times = default_times(TABLE, steps)
     indices = [round(999 * t) for t in times]
     assert times == tuple(i / 999 for i in indices)
-    end = max(0.002, ratios(TABLE, (0.0,))[0])
+    end = max(0.125, ratios(TABLE, (0.0,))[0])
     grid = torch.linspace(2.5 ** (1 / 7), end ** (1 / 7), steps + 1, dtype=torch.float64)[:-1] ** 7
     exact = (999 * TABLE.time(grid)).tolist()
     assert all(abs(i - x) <= 0.5 for i, x in zip(indices, exact, strict=True))

@@ -20,8 +20,9 @@ from vardistill.students.student import Student
 INITIAL_RATIO = 5.0
 """Default noise-to-signal ratio of t_1 in standard deviations of the data: SiD's σ = 2.5 for σ_d = ½."""
 
-LAST_RATIO = 0.004
-"""r_min, likewise: EDM's σ = 0.002 for σ_d = ½."""
+LAST_RATIO = 0.25
+"""r_min, likewise. A step at less noise sees its input's errors and can hardly mend them: the lists of SiD-LSG (arXiv
+2406.01561) and DMD2 (arXiv 2405.14867) end near σ_d, too."""
 
 RHO = 7.0
 """ρ of the spacing, EDM's."""
