@@ -21,6 +21,7 @@ from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.schedules import VE
 from vardistill.objectives.base import STUDENT
 from vardistill.runs.config import Config
+from vardistill.runs.experiment import build_domain
 from vardistill.runs.presets.points import (
     DEMO,
     VARDIU_VARFLOW,
@@ -37,7 +38,7 @@ def small(config: Config) -> Config:
 
 
 def trainer(config: Config) -> Trainer:
-    domain = config.domain.build(config.training)
+    domain = build_domain(config)
     domain.load(None)
     return variance.trainer_of(config, domain.student)
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from vardistill.domains.points.scales import teacher_fit
 
 from vardistill import __version__
 from vardistill.cli import main as cli
-from vardistill.domains.points.config import PointsTeachConfig
+from vardistill.domains.points.config import PointsTeachConfig, teacher_fit
 from vardistill.objectives.registry import OBJECTIVES
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURES, POINTS, TEACHERS
@@ -239,7 +238,7 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "mog40-vardiu", "--eval-samples", "1"], "eval_samples must be at least 2"),
         (["train", "mog40-vardiu", "--depth", "0"], "depth must be at least 1"),
         (["train", "mog40-vardiu", "extra"], "extra"),
-        (["train", "mog40-vardiu", "--steps-per-sample", "0"], "steps_per_sample must be at least 1, but is 0"),
+        (["train", "mog40-vardiu", "--steps-per-sample", "0"], "steps_per_sample must be from 1 to 64, but is 0"),
         (["train", "mog40-vardiu", "--objective"], "--objective needs a value"),
         (["train", "mog40-vardiu", "--objective", "varflw"], "unknown objective 'varflw': did you mean varflow"),
         (

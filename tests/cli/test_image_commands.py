@@ -276,7 +276,7 @@ def test_the_usage_names_every_preset(capsys: pytest.CaptureFixture[str]) -> Non
         (["train", "digits-varflow", "--data", "digit"], "unknown image source 'digit'"),
         (["train", "digits-vardiu", "--posterior", "nsf"], "unknown posterior of pictures 'nsf'"),
         (["train", "digits-vardiu", "--objective", "varflow(space=pixels)"], "varflow.space must be"),
-        (["train", "digits-vardiu", "--steps-per-sample", "0"], "steps_per_sample must be at least 1"),
+        (["train", "digits-vardiu", "--steps-per-sample", "0"], "steps_per_sample must be from 1 to 64"),
         (["train", "images-vardiu", "--teacher", "nowhere/at/all"], "nowhere/at/all"),
         (["train", "images-vardiu", "--teacher", "."], "cannot read model_index.json"),
     ],

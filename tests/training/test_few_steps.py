@@ -133,7 +133,7 @@ class TestTraining:
         assert (drawn.step, drawn.renoise.shape) == (1, (0, 8, 2))
 
     def test_four_steps_learn_a_mixture_better_than_they_begin(self) -> None:
-        """By the energy distance of 1000 samples to the teacher's; from a denoiser that knows nothing but the data's scale.
+        """By the energy distance of 1000 samples to the teacher's; from a denoiser that knows the data's scale alone.
 
         What is left after 300 steps is what eight units cannot do: after 1000 it is the same.
         """
