@@ -344,7 +344,7 @@ def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_
     [
         (["sample", "--num", "0"], "num must be at least 1, but is 0"),
         (["evaluate", "--num", "-5"], "num must be at least 1, but is -5"),
-        (["sample", "--out", "x.jpg"], ".npz or .png"),
+        (["sample", "--out", "x.jpg"], ".npz, .png"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
         (["evaluate", "--num", "1"], "2"),
         (["evaluate", "--num", "1000000000000"], "there is not enough memory"),
