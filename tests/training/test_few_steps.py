@@ -132,11 +132,13 @@ class TestTraining:
         drawn = job.draw(job.objective.updates()[-1], 0.5, 0)
         assert (drawn.step, drawn.renoise.shape) == (1, (0, 8, 2))
 
-    def test_four_steps_learn_a_mixture_better_than_they_begin(self) -> None:
+    def test_four_steps_learn_a_mixture_better_than_they_begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the energy distance of 1000 samples to the teacher's; from a denoiser that knows the data's scale alone.
 
-        What is left after 300 steps is what eight units cannot do: after 1000 it is the same.
+        The levels are those that the bound was set for, down to EDM's smallest. From the default ones it begins
+        nearer, and eight units end at 0.504 of that.
         """
+        monkeypatch.setattr("vardistill.students.denoising.LAST_RATIO", 0.004)
 
         def distance(student: DenoisingStudent) -> float:
             x, y = student.sample(1000, seed=3), small_runs.teacher().sample(1000, torch.Generator().manual_seed(4))
@@ -145,7 +147,7 @@ class TestTraining:
         job = trainer("varflow", 4, steps=300, batch=64, ema=0.9, log_every=100, eval_every=0)
         before = distance(job.student)
         run = job.run()
-        assert distance(run.generator) < 0.6 * before
+        assert distance(run.generator) < 0.5 * before
 
 
 class TestRefusals:
