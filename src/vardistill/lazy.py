@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -22,26 +25,26 @@ class Later:
         return value
 
 
-def attach(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """`__getattr__` and `__all__` of a package.
+def attach(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """`__getattr__` and `__all__` of a package whose `__init__.py` imports its public names for type checkers alone.
 
-    Args:
-        package: its name.
-        modules: public names, parted by spaces, by the place below the package that has them: a module that defines
-            them, or a package whose modules they are.
+    That block, under `if TYPE_CHECKING:`, is read from the source: names stand there once. Modules that it does not
+    name load when they are asked for, too.
     """
-    homes = {name: place for place, names in modules.items() for name in names.split()}
+    source = Path(str(sys.modules[package].__file__)).read_text("utf-8")
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def load(name: str) -> Any:
-        if name not in homes:
-            try:
-                return importlib.import_module(f"{package}.{name}")
-            except ModuleNotFoundError as error:
-                if error.name != f"{package}.{name}":
-                    raise
-                raise AttributeError(f"module '{package}' has no attribute '{name}'") from None
-        place = f"{package}.{homes[name]}"
-        home = importlib.import_module(place)
-        return getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{place}.{name}")
+        home = homes.get(name, package)
+        if home != package and hasattr(module := importlib.import_module(home), name):
+            return getattr(module, name)
+        try:
+            return importlib.import_module(f"{home}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{home}.{name}":
+                raise
+            raise AttributeError(f"module '{package}' has no attribute '{name}'") from None
 
-    return load, sorted({*homes, *(place for place, names in modules.items() if not names)})
+    return load, sorted(homes)

@@ -16,8 +16,7 @@ from vardistill.bench.cells import Settings
 from vardistill.bench.named import PICTURES, STEPS, with_student
 from vardistill.bench.page import page
 from vardistill.bench.results import Result
-from vardistill.domains.pictures import config as pictures
-from vardistill.domains.pictures import parts, teach
+from vardistill.domains.pictures import config as pictures, parts, teach
 from vardistill.runs import experiment
 from vardistill.runs.config import Config
 

@@ -23,8 +23,7 @@ from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.diffusion.samplers import sample
-from vardistill.domains.pictures import config as pictures_config
-from vardistill.domains.pictures import parts
+from vardistill.domains.pictures import config as pictures_config, parts
 from vardistill.domains.pictures.config import NetworkStudentConfig
 from vardistill.domains.pictures.data import load_images
 from vardistill.domains.pictures.evaluate import even_labels

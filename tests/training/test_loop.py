@@ -15,8 +15,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,8 +31,7 @@ from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.posteriors.few import DiagonalGaussian, Posterior, Prior
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
-from vardistill.training import checks
-from vardistill.training import clock as clock_module
+from vardistill.training import checks, clock as clock_module
 from vardistill.training.books import StopRequest
 from vardistill.training.checks import check_batch
 from vardistill.training.clock import phase

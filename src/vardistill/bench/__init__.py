@@ -7,24 +7,10 @@ from typing import TYPE_CHECKING
 from vardistill.lazy import attach
 
 if TYPE_CHECKING:
-    from vardistill.bench.cells import Bench as Bench
-    from vardistill.bench.cells import Budget as Budget
-    from vardistill.bench.cells import Cell as Cell
-    from vardistill.bench.cells import grid as grid
+    from vardistill.bench.cells import Bench as Bench, Budget as Budget, Cell as Cell, grid as grid
     from vardistill.bench.named import BENCHES as BENCHES
     from vardistill.bench.page import write as write
-    from vardistill.bench.results import Results as Results
-    from vardistill.bench.results import collect as collect
-    from vardistill.bench.running import run_bench as run_bench
-    from vardistill.bench.running import run_cells as run_cells
+    from vardistill.bench.results import Results as Results, collect as collect
+    from vardistill.bench.running import run_bench as run_bench, run_cells as run_cells
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "cells": "Bench Budget Cell grid",
-        "named": "BENCHES",
-        "page": "write",
-        "results": "Results collect",
-        "running": "run_bench run_cells",
-    },
-)
+__getattr__, __all__ = attach(__name__)

@@ -8,31 +8,17 @@ from vardistill.lazy import attach
 
 if TYPE_CHECKING:
     from vardistill.denoisers.azula import from_azula as from_azula
-    from vardistill.denoisers.diffusers import DiffusersDenoiser as DiffusersDenoiser
-    from vardistill.denoisers.diffusers import from_diffusers as from_diffusers
+    from vardistill.denoisers.diffusers import DiffusersDenoiser as DiffusersDenoiser, from_diffusers as from_diffusers
     from vardistill.denoisers.edm import from_edm as from_edm
-    from vardistill.denoisers.guidance import Guided as Guided
-    from vardistill.denoisers.guidance import unguided as unguided
+    from vardistill.denoisers.guidance import Guided as Guided, unguided as unguided
     from vardistill.denoisers.mixed import Mixed as Mixed
-    from vardistill.denoisers.mixture import Empirical as Empirical
-    from vardistill.denoisers.mixture import GaussianMixture as GaussianMixture
-    from vardistill.denoisers.module import FromModule as FromModule
-    from vardistill.denoisers.module import Rescheduled as Rescheduled
-    from vardistill.denoisers.module import from_module as from_module
-    from vardistill.denoisers.module import reschedule as reschedule
-    from vardistill.denoisers.network import Preconditioned as Preconditioned
-    from vardistill.denoisers.network import dsm_loss as dsm_loss
+    from vardistill.denoisers.mixture import Empirical as Empirical, GaussianMixture as GaussianMixture
+    from vardistill.denoisers.module import (
+        FromModule as FromModule,
+        Rescheduled as Rescheduled,
+        from_module as from_module,
+        reschedule as reschedule,
+    )
+    from vardistill.denoisers.network import Preconditioned as Preconditioned, dsm_loss as dsm_loss
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "module": "FromModule Rescheduled from_module reschedule",
-        "azula": "from_azula",
-        "diffusers": "DiffusersDenoiser from_diffusers",
-        "edm": "from_edm",
-        "guidance": "Guided unguided",
-        "mixed": "Mixed",
-        "mixture": "Empirical GaussianMixture",
-        "network": "Preconditioned dsm_loss",
-    },
-)
+__getattr__, __all__ = attach(__name__)

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 from vardistill.lazy import attach
 
 if TYPE_CHECKING:
-    from vardistill.export.onnx import export_diffusers as export_diffusers
-    from vardistill.export.onnx import export_onnx as export_onnx
+    from vardistill.export.onnx import export_diffusers as export_diffusers, export_onnx as export_onnx
     from vardistill.export.pipelines import save_pipeline as save_pipeline
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "onnx": "export_diffusers export_onnx",
-        "pipelines": "save_pipeline",
-    },
-)
+__getattr__, __all__ = attach(__name__)

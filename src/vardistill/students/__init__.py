@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 from vardistill.lazy import attach
 
 if TYPE_CHECKING:
-    from vardistill.students.axes import PrincipalAxes as PrincipalAxes
-    from vardistill.students.axes import principal_axes as principal_axes
-    from vardistill.students.denoising import DenoisingStudent as DenoisingStudent
-    from vardistill.students.denoising import default_times as default_times
+    from vardistill.students.axes import PrincipalAxes as PrincipalAxes, principal_axes as principal_axes
+    from vardistill.students.denoising import DenoisingStudent as DenoisingStudent, default_times as default_times
     from vardistill.students.hub import SafeHubMixin as SafeHubMixin
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.students.perceptron import MLP as MLP
@@ -19,17 +17,4 @@ if TYPE_CHECKING:
     from vardistill.students.student import Student as Student
     from vardistill.students.teacher import from_teacher as from_teacher
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "axes": "PrincipalAxes principal_axes",
-        "denoising": "DenoisingStudent default_times",
-        "hub": "SafeHubMixin",
-        "network": "NetworkStudent",
-        "perceptron": "MLP",
-        "preconditioned": "DenoisingMLP",
-        "saved": "load_student",
-        "student": "Student",
-        "teacher": "from_teacher",
-    },
-)
+__getattr__, __all__ = attach(__name__)

@@ -14,10 +14,8 @@ from vardistill.errors import unknown
 from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
 from vardistill.runs.config import Config
 from vardistill.runs.presets import pictures, points
-from vardistill.runs.presets.pictures import PICTURES as PICTURES
-from vardistill.runs.presets.pictures import of_data
-from vardistill.runs.presets.points import POINTS as POINTS
-from vardistill.runs.presets.points import adapted as adapted
+from vardistill.runs.presets.pictures import PICTURES as PICTURES, of_data
+from vardistill.runs.presets.points import POINTS as POINTS, adapted as adapted
 from vardistill.runs.presets.recipes import Recipe, grouped
 from vardistill.specs import Spec, parse_sum
 from vardistill.training import config_files
