@@ -27,6 +27,7 @@ from vardistill.diffusion.schedules import VE
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, Part, Update, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
+from vardistill.runs.distill import distill
 from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
@@ -34,7 +35,7 @@ from vardistill.training import checkpoints
 from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Labels, Samples
 from vardistill.training.folder import RunFolder
-from vardistill.training.loop import Diverged, Interrupted, Run, Trainer, distill
+from vardistill.training.loop import Diverged, Interrupted, Run, Trainer
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
 KINDS = ("batch", "pool", "learned", "drawn", "varflow", "diff-instruct", "sum")

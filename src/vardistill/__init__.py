@@ -26,14 +26,10 @@ if TYPE_CHECKING:
     from vardistill.domains.points import problems as problems
     from vardistill.errors import UsageError as UsageError
     from vardistill.runs.config import Config as Config
+    from vardistill.runs.distill import distill as distill
     from vardistill.students.network import NetworkStudent as NetworkStudent
     from vardistill.training import data as data
     from vardistill.training.config import TrainingConfig as TrainingConfig
-    from vardistill.training.loop import (
-        Diverged as Diverged,
-        Interrupted as Interrupted,
-        Run as Run,
-        distill as distill,
-    )
+    from vardistill.training.loop import Diverged as Diverged, Interrupted as Interrupted, Run as Run
 
 __getattr__, __all__ = attach(__name__)

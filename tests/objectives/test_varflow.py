@@ -33,9 +33,10 @@ from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
 from vardistill.objectives import VarFlow
 from vardistill.objectives.varflow import Cross
+from vardistill.runs.distill import distill
 from vardistill.training import loop as training_module
 from vardistill.training.checks import check_batch
-from vardistill.training.loop import Trainer, distill
+from vardistill.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -23,10 +23,11 @@ from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.objectives.weighted_sum import PartWeight
 from vardistill.posteriors.few import DiagonalGaussian, FullGaussian, Prior
+from vardistill.runs.distill import distill
 from vardistill.training.checks import check_batch
 from vardistill.training.defaults import with_default_levels
 from vardistill.training.folder import RunFolder
-from vardistill.training.loop import Trainer, distill
+from vardistill.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

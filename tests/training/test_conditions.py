@@ -17,9 +17,10 @@ from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, Part, VarDiU, VarFlow, WeightedSum
 from vardistill.posteriors.few import Conditional, DiagonalGaussian, Posterior, Prior
+from vardistill.runs.distill import distill
 from vardistill.students.student import Student
 from vardistill.training.data import Labels, StoredSamples
-from vardistill.training.loop import Trainer, distill
+from vardistill.training.loop import Trainer
 
 SHIFT = 3.0
 

@@ -29,6 +29,7 @@ from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, Objective, VarDiU
 from vardistill.posteriors.few import DiagonalGaussian, Posterior, Prior
+from vardistill.runs.distill import distill
 from vardistill.students.perceptron import MLP
 from vardistill.students.student import Student
 from vardistill.training import checks, clock as clock_module
@@ -37,7 +38,7 @@ from vardistill.training.checks import check_batch
 from vardistill.training.clock import phase
 from vardistill.training.config import NetworkConfig, TrainingConfig
 from vardistill.training.folder import RunFolder
-from vardistill.training.loop import Diverged, Interrupted, Trainer, average_of, distill, learning_rate
+from vardistill.training.loop import Diverged, Interrupted, Trainer, average_of, learning_rate
 from vardistill.training.optimisers import adam_state
 
 

@@ -28,11 +28,12 @@ from vardistill.diffusion.noise import NoiseLevels
 from vardistill.objectives.base import STUDENT, Update
 from vardistill.reports.figures import MUTED, bare, doublings, legend_beside, ticks
 from vardistill.runs.config import Config
+from vardistill.runs.distill import distill
 from vardistill.runs.experiment import build_domain, real_samples
 from vardistill.runs.presets.points import DEMO
 from vardistill.students import Student
 from vardistill.training.folder import RunFolder
-from vardistill.training.loop import Trainer, distill
+from vardistill.training.loop import Trainer
 
 STEPS, CRITIC_STEPS = 500, 3000
 """Of the student's training, and of the auxiliary networks' at that student."""

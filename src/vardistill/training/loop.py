@@ -17,7 +17,6 @@ d = min(ema, (1 + n)/(10 + n)), after n earlier updates of the student.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vardistill.denoisers import unguided
 from vardistill.devices import computes_in_bf16, find_device
-from vardistill.diffusion import Denoiser, Draw, NoiseLevels
+from vardistill.diffusion import Draw, NoiseLevels
 from vardistill.errors import UsageError
 from vardistill.objectives import Objective, Update
 from vardistill.objectives.base import STUDENT
@@ -44,9 +43,7 @@ from vardistill.training import checkpoints
 from vardistill.training.books import Books, StopRequest
 from vardistill.training.checks import (
     check_networks,
-    check_objective,
     check_settings,
-    check_student,
     check_tracker,
     real_samples,
     trained_networks,
@@ -54,9 +51,8 @@ from vardistill.training.checks import (
 from vardistill.training.clock import Clock, phase
 from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Samples
-from vardistill.training.defaults import default_objective, with_default_levels
 from vardistill.training.draws import DIAGNOSTICS, Drawn, Draws
-from vardistill.training.folder import RunFolder, create
+from vardistill.training.folder import RunFolder
 from vardistill.training.optimisers import (
     adam,
     adam_state,
@@ -103,67 +99,8 @@ class Run:
     path: Path | None = None
 
 
-def distill(
-    student: Student,
-    *,
-    teacher: Denoiser | None = None,
-    objective: Objective | None = None,
-    data: Samples | Tensor | None = None,
-    conditions: Conditions | None = None,
-    levels: NoiseLevels | None = None,
-    training: TrainingConfig | None = None,
-    evaluate: Evaluate | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-) -> Run:
-    """Distil a diffusion model into a generator of one step, or of as many as the student has.
-
-    Args:
-        student: its weights are trained in place, with dropout silent.
-        teacher: the denoiser to distil with `default_objective`.
-        objective: instead of `teacher`, an objective that knows its own, or needs none.
-        data: real samples for objectives that compare with them: a tensor (n, *data), or a function of their number
-            and a generator of random numbers (see `vardistill.data`).
-        conditions: what a conditional student and its teacher are told, `vardistill.data.Labels` for example.
-        levels: noise levels; default `default_levels` for the student's `data_std`; the parts of a sum that compare
-            groups get shared ones of their own.
-        training: optimisation settings.
-        evaluate: metrics of the (averaged) student, called at intervals.
-        out: a new or empty folder for the run; None keeps nothing on disk. A student that is no hub mixin leaves
-            its weights there alone, without a configuration.
-        resume: go on from the latest checkpoint in `out`.
-
-    Raises:
-        UsageError: for not exactly one of `teacher` and `objective`, a teacher that has no default objective for the
-            student, a student that is none or gives no samples of its data shape, a teacher, posterior or critic
-            that does not fit it, levels that the teacher's schedule does not reach, data beside a teacher alone, a
-            run folder that cannot be used, or a checkpoint that is damaged or of another run.
-        Interrupted: after Ctrl-C, with a checkpoint kept.
-        Diverged: after too many skipped steps, with a checkpoint kept.
-    """
-    training = TrainingConfig() if training is None else training
-    if (teacher is None) == (objective is None):
-        raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
-    if teacher is not None and data is not None:
-        raise UsageError("no default objective compares with data: leave data out, or give objective=, e.g. VarFlow")
-    check_student(student, conditions)
-    if objective is None:
-        assert teacher is not None
-        objective = default_objective(teacher, student)
-    check_objective(objective)
-    if levels is None:
-        shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
-        objective, levels = with_default_levels(objective, student, math.gcd(*shares, 8))
-    if resume and out is None:
-        raise UsageError("resume needs the run folder: give it as out")
-    folder = None
-    if out is not None:
-        folder = RunFolder(Path(out)) if resume else create(Path(out))
-    return Trainer(student, objective, levels, training, evaluate, folder, data, conditions).run(resume)
-
-
 class Trainer:
-    """The state of a run and the loop over its steps; see `distill`.
+    """The state of a run and the loop over its steps; see `runs.distill`.
 
     Attributes:
         networks: the student and the objective's networks, by name; so are `trainable`, their parameters that are not
