@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ DISCRETE = (
 )
 EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+
+WEIGHTS = "diffusion_pytorch_model"
+"""What diffusers calls the files of a network's weights."""
 
 Network = Callable[..., Tensor]
 """(x, time, labels=None, **condition) → prediction, shape of x."""
@@ -270,7 +274,7 @@ def from_diffusers(
 
     Args:
         source: a folder or hub id of a pipeline, a pipeline, or a pair (network, scheduler).
-        variant: of the weights' files, such as "fp16".
+        variant: of the weights' files, such as "fp16"; default those of no variant, else the only one.
         dtype: of the loaded weights; a pipeline or pair keeps its own.
 
     Raises:
@@ -299,12 +303,18 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
         raise unsupported_network(network_class)
     if scheduler_class not in (*DISCRETE, *EDM, *FLOW):
         raise unsupported_scheduler(scheduler_class)
-    local = {"local_files_only": Path(source).is_dir()}
+    is_folder = Path(source).is_dir()
+    local = {"local_files_only": is_folder}
+    if is_folder:  # the hub is not asked before something fails
+        variant = found_variant(source, part, variant)
     weights = {"use_safetensors": True, "variant": variant, "torch_dtype": dtype, "output_loading_info": True}
     try:
         scheduler = getattr(diffusers, scheduler_class).from_pretrained(source, subfolder="scheduler", **local)
         network, info = getattr(diffusers, network_class).from_pretrained(source, subfolder=part, **local, **weights)
     except Exception as error:  # files may be missing, cut off or of other shapes: each reader has its own errors
+        found = variant if is_folder else found_variant(source, part, variant)
+        if found != variant:
+            return load(source, found, dtype)
         raise unreadable(source, f"its {part} or scheduler", error) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -328,6 +338,48 @@ def read_index(source: str) -> dict[str, Any]:
         return dict(json.loads(text).items())
     except Exception as error:  # the hub's client has some twenty kinds
         raise unreadable(source, "model_index.json", error) from error
+
+
+def found_variant(source: str, part: str, variant: str | None) -> str | None:
+    """The variant of a pipeline's weights to load: the one asked for, else none, else the only one.
+
+    Raises:
+        UsageError: where there are several, another than the one asked for, or pickled weights alone.
+    """
+    names = [name for name in weights_files(source, part) if name.startswith(WEIGHTS)]
+    safe = {variant_of(name) for name in names if name.endswith(".safetensors")}
+    if variant in safe or not names:
+        return variant
+    if not safe:
+        raise UsageError(
+            f"{source}/{part} has its weights as pickle alone, which may run code of whoever made it; if trusted, "
+            f'convert them: python -c "import diffusers as d; d.DiffusionPipeline.from_pretrained({source!r}, '
+            "use_safetensors=False).save_pretrained('converted')\""
+        )
+    known = " and ".join(sorted(name or "none" for name in safe))
+    if variant is not None:
+        raise UsageError(f"{source}/{part} has no weights of the variant '{variant}': it has those of {known}")
+    if len(safe) > 1:
+        raise UsageError(f"{source}/{part} has weights of the variants {known}: say which by variant (--variant)")
+    return safe.pop()
+
+
+def variant_of(name: str) -> str | None:
+    """Of a file of weights: `WEIGHTS`[.VARIANT].safetensors, with -00001-of-00002 in it where they are in parts."""
+    return re.sub(r"-\d+-of-\d+", "", name.removeprefix(WEIGHTS).removesuffix(".safetensors")).lstrip(".") or None
+
+
+def weights_files(source: str, part: str) -> list[str]:
+    """The names of the files in a part of a pipeline's folder or hub repository; none where the hub does not answer."""
+    if Path(source).is_dir():
+        folder = Path(source) / part
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    try:
+        from huggingface_hub import list_repo_tree
+
+        return [Path(entry.path).name for entry in list_repo_tree(source, part)]
+    except Exception:  # offline, say: weights that were downloaded before are read all the same
+        return []
 
 
 def unreadable(source: str, what: str, error: Exception) -> UsageError:

@@ -65,7 +65,7 @@ def of_denoiser(
     denoiser: DiffusersDenoiser, monkeypatch: pytest.MonkeyPatch, data: str | None = None, **changes: Any
 ) -> Pictures:
     """The parts of a run whose teacher is this network."""
-    monkeypatch.setattr(parts, "load_teacher", lambda source: Teacher(denoiser))
+    monkeypatch.setattr(parts, "load_teacher", lambda *source: Teacher(denoiser))
     return pictures("given", data=data, **changes)
 
 
@@ -334,6 +334,14 @@ def test_a_pipeline_brings_neither(tmp_path: Path) -> None:
     folder = tiny_pipeline_folder(tmp_path / "edm", tiny_unet(classes=3), scheduler)
     domain = pictures(folder)
     assert (domain.classes, domain.data_std) == (3, 0.7)
+
+
+def test_a_pipelines_weights_may_be_of_a_variant(tmp_path: Path) -> None:
+    folder = tiny_pipeline_folder(tmp_path / "x")
+    tiny_unet(seed=1).save_pretrained(folder / "unet", variant="ema")
+    plain, ema = (pictures(folder, variant=name).source.denoiser.network.conv_in.weight for name in (None, "ema"))
+    assert torch.equal(ema, tiny_unet(seed=1).conv_in.weight)
+    assert torch.equal(plain, tiny_unet().conv_in.weight)
 
 
 def test_labels_must_mean_what_the_teachers_do(teacher_run: Path, tmp_path: Path) -> None:

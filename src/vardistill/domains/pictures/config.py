@@ -146,6 +146,8 @@ class PicturesConfig:
     teacher: str = ""
     """A folder of `vardistill teach`, a diffusers pipeline's folder, or its hub id; default: one is fitted to the data
     first."""
+    variant: str | None = None
+    """Of a pipeline's weights, such as fp16; default: those of no variant, else the only one."""
     data: str | None = None
     """Pictures to measure against and, for VarFlow, to learn from, as `vardistill teach` takes them; default: the
     teacher's own."""

@@ -89,15 +89,19 @@ class Teacher:
     class_names: tuple[str, ...] = ()
 
 
-def load_teacher(source: str) -> Teacher:
+def load_teacher(source: str, variant: str | None = None) -> Teacher:
     """The teacher of a run of `vardistill teach`, of a diffusers pipeline's folder, or of a hub id.
+
+    Args:
+        source: one of these.
+        variant: of a pipeline's weights; see `from_diffusers`.
 
     Raises:
         UsageError: where it cannot be read.
     """
     run = RunFolder(Path(source))
     if not run.config.is_file():
-        return Teacher(load_denoiser(source))
+        return Teacher(load_denoiser(source, variant))
     config: PicturesTeachConfig = config_files.read(PicturesTeachConfig, run.config)
     pipeline, classifier = run.path / "pipeline", run.path / "classifier"
     if not pipeline.is_dir():
@@ -116,9 +120,9 @@ def class_names_of(classifier: Path) -> tuple[str, ...]:
         raise UsageError(f"{classifier / 'config.json'} is damaged or does not name the classes") from error
 
 
-def load_denoiser(source: str) -> DiffusersDenoiser:
+def load_denoiser(source: str, variant: str | None = None) -> DiffusersDenoiser:
     """`from_diffusers`, for a network that takes nothing but labels."""
-    denoiser = from_diffusers(source)
+    denoiser = from_diffusers(source, variant)
     if (name := network_name(denoiser.network)) not in PARTS:
         raise UsageError(f"{source} is a {name}, which takes more than labels: give one of {', '.join(PARTS)}")
     return denoiser
@@ -183,7 +187,7 @@ class Pictures:
     def _load_source(self, folder: RunFolder | None) -> None:
         config = self.config
         if config.teacher:
-            teacher = load_teacher(config.teacher)
+            teacher = load_teacher(config.teacher, config.variant)
         elif folder is not None:
             teacher = load_teacher(str(folder.teacher))
         else:
