@@ -36,7 +36,7 @@ PICTURE_QUALITY = ("fd", "kd", "precision", "recall", "density", "coverage", "la
 
 def tiny(config: Config) -> Config:
     """The configuration with small networks and few samples."""
-    training = replace(config.training, batch=64, eval_samples=500, log_every=5, checkpoint_every=5)
+    training = replace(config.training, batch=64, eval_samples=256, log_every=5, checkpoint_every=5)
     return with_student(replace(config, training=training), width=16, depth=1)
 
 
@@ -275,7 +275,7 @@ _ALL = (
         lambda seeds: grid(SMOKE, seeds=seeds),
         metrics=QUALITY,
         curves=("log_mmd",),
-        seeds=2,
+        seeds=1,
         budget=Budget("steps", 20),
     ),
     Bench(

@@ -127,16 +127,13 @@ def bound_gap(
     fine, coarse = Quadrature(generator, nodes, rng.device), Quadrature(generator, nodes // 2, rng.device)
     rows = []
     for r in ratio.tolist():
-        parts = []
-        for _ in range(batches):
-            draw = draw_level(objective, generator, r, n, rng)
-            x_t, noise = draw.x_t, draw.noise
-            log_student = fine.log_density(x_t, noise.alpha, noise.sigma)
-            log_student_coarse = coarse.log_density(x_t, noise.alpha, noise.sigma)
-            diu = objective.bound(draw).double()
-            dikl = log_student - teacher.log_prob(x_t, noise.t).double()
-            parts.append(torch.stack([diu, dikl, diu - dikl, log_student - log_student_coarse]))
-        values = torch.cat(parts, 1)
+        draws = [draw_level(objective, generator, r, n, rng) for _ in range(batches)]
+        diu = torch.cat([objective.bound(draw) for draw in draws]).double()
+        noise = [(draw.x_t, draw.noise.t, draw.noise.alpha, draw.noise.sigma) for draw in draws]
+        x_t, t, *scales = (torch.cat(parts) for parts in zip(*noise, strict=True))
+        log_student = fine.log_density(x_t, *scales)
+        dikl = log_student - teacher.log_prob(x_t, t).double()
+        values = torch.stack([diu, dikl, diu - dikl, log_student - coarse.log_density(x_t, *scales)])
         means, errors = values.mean(1), values.std(1) / math.sqrt(n * batches)
         rows.append(torch.cat([means[:3], errors[:3], means[3:].abs()]).cpu())
     return BoundGap(ratio, *torch.stack(rows, 1))
@@ -234,24 +231,24 @@ class Quadrature:
         −α²/(2σ²), 1) with the node (x_m, ‖x_m‖², ln w_m).
         """
         x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double()[:, None], sigma.double()[:, None]
-        log_sum, _ = self._sums(x_t, alpha, sigma)
+        log_sum, _ = self._sums(x_t, alpha, sigma, columns=0)
         log_normaliser = x_t.shape[1] * (sigma.log() + 0.5 * math.log(2 * math.pi)).squeeze(1)
         return log_sum - 0.5 * (x_t / sigma).square().sum(1) - log_normaliser
 
     def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """∇ log p_θ^t(x_t) = (α E[x | x_t] − x_t)/σ², (R, d), the expectation over the nodes."""
         x_t, alpha, sigma = x_t.flatten(1).double(), alpha.double()[:, None], sigma.double()[:, None]
-        _, mean = self._sums(x_t, alpha, sigma)
+        _, mean = self._sums(x_t, alpha, sigma, columns=x_t.shape[1])
         return (alpha * mean - x_t) / sigma**2
 
-    def _sums(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,), and the mean of x_m with these weights, (R, d)."""
+    def _sums(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """The logarithm of Σ_m exp⟨row, node_m⟩ for every row, (R,), and so weighted the mean of x_m's `columns`."""
         rows = torch.cat([alpha / sigma**2 * x_t, -0.5 * (alpha / sigma) ** 2, torch.ones_like(sigma)], 1)
         size = ROWS if rows.device.type == "cpu" else DEVICE_ROWS
-        parts = [self._block_sums(part) for part in torch.split(rows, size)]
+        parts = [self._block_sums(part, columns) for part in torch.split(rows, size)]
         return torch.cat([log_sum for log_sum, _ in parts]), torch.cat([mean for _, mean in parts])
 
-    def _block_sums(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _block_sums(self, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         logs, means = [], []
         for nodes in torch.split(self.nodes, COLUMNS if rows.device.type == "cpu" else DEVICE_COLUMNS):
             terms = rows @ nodes.T
@@ -259,7 +256,7 @@ class Quadrature:
             relative = terms.sub_(largest[:, None]).clamp_(min=SMALLEST_TERM).exp_()
             total = relative.sum(1)
             logs.append(largest + total.log())
-            means.append(relative @ nodes[:, :-2] / total[:, None])
+            means.append(relative @ nodes[:, :columns] / total[:, None])
         stacked = torch.stack(logs)
         return stacked.logsumexp(0), (stacked.softmax(0)[..., None] * torch.stack(means)).sum(0)
 

@@ -64,11 +64,9 @@ BOUND_RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 GAP_RATIOS = (1.0, 4.0, 16.0)
 """Those over which the curves of a run's bound, KL and gap are averaged."""
 
-BOUND_DRAWS = 2048
-"""Draws at each of these for the bound, the KL and the gap, at least."""
-
-CRITIC_DRAWS = 2048
-"""Draws at each of these for the critic's bias: the mean gradients that it compares are small beside their noise."""
+DRAWS = 2048
+"""Draws at each of these for the bound, the KL, the gap and the critic's bias, whose mean gradients are small beside
+their noise; a run that evaluates fewer samples has as many of them."""
 
 
 class Points:
@@ -240,8 +238,7 @@ class Points:
                 errors = teacher_errors(objective.teacher, self.problem, device)["relative_score_error"]
                 teacher_error["teacher_error"] = sum(errors) / len(errors)
             rng = torch.Generator(device).manual_seed(seed + 3)
-            n = max(2, self.training.batch)
-            return table | teacher_error | student_divergence(objective, student, exact, rng, n)
+            return table | teacher_error | student_divergence(objective, student, exact, rng, self.training)
 
         return measure
 
@@ -249,7 +246,7 @@ class Points:
         """Samples, final metrics and, where densities are exact, the bound's gap."""
         n, seed = self.training.eval_samples, self.seed
         samples = student.sample(n, seed=seed + 1).cpu()
-        gap = final_gap(objective, self.student, max(2, self.training.batch))
+        gap = final_gap(objective, self.student, self.training)
         extras = {} if gap is None else {"bound.json": gap}
         return Finished({"samples": samples}, self._table(samples, seed + 3), extras)
 
@@ -276,7 +273,11 @@ def has_quadrature(student: Student) -> bool:
 
 
 def student_divergence(
-    objective: Objective, student: Student, truth: GaussianMixture | None, rng: torch.Generator, n: int
+    objective: Objective,
+    student: Student,
+    truth: GaussianMixture | None,
+    rng: torch.Generator,
+    training: TrainingConfig,
 ) -> dict[str, float]:
     """The diffusive KL over `GAP_RATIOS`, from the objective's bound where it has one, and what a critic adds to it.
 
@@ -290,28 +291,34 @@ def student_divergence(
     table: dict[str, float] = {}
     for part in objective.parts:
         if isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
-            size, batches = bound_batches(part, n)
-            gap = bound_gap(part, student, GAP_RATIOS, rng, size, nodes=128, batches=batches)
+            gap = bound_gap(part, student, GAP_RATIOS, rng, nodes=128, **bound_batches(part, training))
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
         elif isinstance(part, DiffInstruct):
-            bias = critic_bias(part, student, GAP_RATIOS, rng, CRITIC_DRAWS, nodes=128)
+            bias = critic_bias(part, student, GAP_RATIOS, rng, draws(training), nodes=128)
             table |= {"critic_error": float(bias.critic_error.mean()), "gradient_bias": float(bias.gradient_bias)}
     if "dikl" not in table and isinstance(teacher, DensityDenoiser):
-        table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, BOUND_DRAWS, nodes=128).mean())
+        table["dikl"] = float(diffusive_kl(teacher, student, GAP_RATIOS, rng, draws(training), nodes=128).mean())
     return table
 
 
-def bound_batches(objective: VarDiU, n: int) -> tuple[int, int]:
-    """The size and the number of the batches of `BOUND_DRAWS` draws: those of a run, n, where they are candidates."""
-    return (n, math.ceil(BOUND_DRAWS / n)) if objective.candidates == "batch" else (max(n, BOUND_DRAWS), 1)
+def draws(training: TrainingConfig) -> int:
+    """At each noise level."""
+    return min(DRAWS, training.eval_samples)
 
 
-def final_gap(objective: Objective, student: Student, n: int) -> dict[str, list[float]] | None:
-    """DiU, DiKL and their gap at `BOUND_RATIOS` over batches of n draws, where densities are exact."""
+def bound_batches(objective: VarDiU, training: TrainingConfig) -> dict[str, int]:
+    """Size and number of the batches of so many draws, at least: the run's own batches where they are candidates."""
+    n = max(2, training.batch)
+    if objective.candidates == "batch":
+        return {"n": n, "batches": math.ceil(draws(training) / n)}
+    return {"n": max(n, draws(training))}
+
+
+def final_gap(objective: Objective, student: Student, training: TrainingConfig) -> dict[str, list[float]] | None:
+    """DiU, DiKL and their gap at `BOUND_RATIOS`, where densities are exact."""
     for part in objective.parts:
         if has_quadrature(student) and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
             rng = torch.Generator(next(student.parameters()).device).manual_seed(0)
-            size, batches = bound_batches(part, n)
-            gap = bound_gap(part, student, BOUND_RATIOS, rng, size, batches=batches)
+            gap = bound_gap(part, student, BOUND_RATIOS, rng, **bound_batches(part, training))
             return {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}
     return None
