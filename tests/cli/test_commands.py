@@ -109,6 +109,19 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     assert (np.load(finished / "samples.npz")["samples"] == before).all()
 
 
+def test_a_finished_run_is_trained_for_longer(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert "20 steps already: give more, not 12" in refused(capsys, "train", "--resume", str(run), "--steps", "12")
+    assert cli.run(["train", "--resume", str(run), "--steps", "24"]) == 0
+    assert "another course of the learning rate and the noise levels" in capsys.readouterr().err
+    assert read(Config, run / "config.yaml").training.steps == 24
+    assert max(line["step"] for line in RunFolder(run).history()) == 24
+    assert "unknown flag" in refused(capsys, "train", "--resume", str(run), "--lr", "1")
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "killed")
     run.path.mkdir()

@@ -1,10 +1,10 @@
-"""`vardistill train PRESET|--config FILE|--resume RUN [--flags]`."""
+"""`vardistill train PRESET|--config FILE [--flags]|--resume RUN [--steps N]`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional, take_value, value_of
@@ -30,6 +30,7 @@ USAGE = "\n".join(
         "usage: vardistill train PRESET [--flags]        `vardistill train PRESET --help` lists the flags",
         "       vardistill train --config FILE [--flags] repeat a run from its config.yaml",
         "       vardistill train --resume RUN            go on with a run that was interrupted",
+        "       vardistill train --resume RUN --steps N  train a run for longer, to step N",
         "",
         "any PRESET takes --objective, as in --objective 'diff-instruct + 6..1*varflow(beta=0.5)'",
         "",
@@ -48,6 +49,16 @@ class Arguments:
     out: Path | None = None
     """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
     run: Config = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class Longer:
+    """What a run that goes on may be given more of."""
+
+    steps: int | None = None
+    """Steps of the whole run, those that it has among them."""
+    max_minutes: float | None = None
+    """Minutes of the whole run, likewise."""
 
 
 def main(arguments: list[str]) -> int:
@@ -116,10 +127,16 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
     return name, config if objective is None else with_objective(config, objective, not from_file), rest
 
 
-def _resume(rest: list[str]) -> int:
-    if len(rest) != 1:
-        raise UsageError("--resume takes one run folder, and no flags: a run goes on as it was configured")
+def _resume(arguments: list[str]) -> int:
+    run, rest = take_positional(arguments)
+    if run is None:
+        raise UsageError("--resume needs one run folder: vardistill train --resume RUN")
+    more = parse(Longer, rest, "train --resume RUN", "Go on with a run, where it stopped or for longer.")
     from vardistill.training.folder import open_run
 
-    folder = open_run(Path(rest[0]))
-    return train(read(Config, folder.config), folder.path, resume=True)
+    folder = open_run(Path(run))
+    config: Config = read(Config, folder.config)
+    given = {name: v for name, v in asdict(more).items() if v is not None}
+    if given and config.training.max_minutes is not None and more.max_minutes is None:
+        raise UsageError(f"the run ends after {config.training.max_minutes:g} minutes: give --max-minutes, too")
+    return train(replace(config, training=replace(config.training, **given)), folder.path, resume=True)

@@ -74,7 +74,7 @@ class FromModule(nn.Module):
         super().__init__()
         self.module = module
         self.schedule = schedule
-        self.to_x, self.loss_weight = to_x(predicts), unit_weight(predicts)
+        self.predicts, self.to_x, self.loss_weight = predicts, to_x(predicts), unit_weight(predicts)
         self.time = time
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class VarDiU(Objective):
         networks = {"posterior": nn.ModuleList(self.posteriors) if others else first} if self.learned else {}
         super().__init__(teacher, networks)
         self.candidates, self.pool, self.posterior_steps = candidates, pool, posterior_steps
-        self.control_variate = known[control_variate]
+        self.control_variate, self.sigma_data, self.c = control_variate, sigma_data, known[control_variate]
 
     @property
     def needs(self) -> Needs:
@@ -248,7 +248,7 @@ class VarDiU(Objective):
         """w(t)/d times the integrand of the bound, up to constants and the value of log p_d^t, (R,)."""
         noise, x_t = draw.noise, draw.x_t
         with torch.no_grad():
-            ratio = self.control_variate(noise.sigma / noise.alpha) / noise.sigma
+            ratio = self.c(noise.sigma / noise.alpha) / noise.sigma
             s_t = draw.score(self.teacher) + diffusion.expand(ratio, x_t) * noise.eps
         return noise.weight * (self._latent_terms(draw, x_t) / dimension(x_t) - inner(s_t, x_t))
 

@@ -66,7 +66,10 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
         real_samples(config, domain),
         domain.conditions,
     )
-    run = trainer.run(resume and any(folder.checkpoints.glob("step-*")))
+    if resume and any(folder.checkpoints.glob("step-*")):
+        trainer.restore()
+        on_main(lambda: lengthen(config, folder))
+    run = trainer.run()
     on_main(lambda: finish(domain, folder, run, objective))
     return folder
 
@@ -114,6 +117,13 @@ def prepare(config: Config, domain: Domain, folder: RunFolder, resume: bool) -> 
         create(folder.path)
         config_files.write(config, folder.config)
     domain.prepare(folder)
+
+
+def lengthen(config: Config, folder: RunFolder) -> None:
+    """Keep the configuration of a run that goes on for longer; what was measured at its former end goes."""
+    if config != config_files.read(Config, folder.config):
+        config_files.write(config, folder.config)
+        (folder.path / "evaluation.json").unlink(missing_ok=True)
 
 
 def real_source(config: Config) -> Any:

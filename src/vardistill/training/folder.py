@@ -1,6 +1,7 @@
 """Run folders: what a run leaves behind.
 
 config.yaml         the resolved configuration (runs started by the command line)
+identity.json       what the run is, which a resumed one is compared with: see `training.identity`
 metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
 checkpoints/        complete states, for resuming
 generator/          the finished generator: safetensors and config.json
@@ -41,6 +42,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """What the run is."""
+        return self.path / "identity.json"
 
     @property
     def metrics(self) -> Path:

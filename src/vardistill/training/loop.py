@@ -17,6 +17,7 @@ d = min(ema, (1 + n)/(10 + n)), after n earlier updates of the student.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from vardistill.objectives.base import STUDENT
 from vardistill.objectives.diagnostics import diversities, low_level_share
 from vardistill.processes import launched, on_main, several_on_cpu, synchronise
 from vardistill.students.student import Student
-from vardistill.training import checkpoints
+from vardistill.training import checkpoints, identity
 from vardistill.training.books import Books, StopRequest
 from vardistill.training.checks import (
     check_networks,
@@ -158,6 +159,7 @@ class Trainer:
         self.skipped, self.skipped_before = torch.zeros((), device=device), 0.0
         self.updates, self.evaluations = 0, 0
         self.step, self.clock = 0, Clock(training, self.accelerator)
+        self.restored = False
         self.figures: dict[str, Tensor] = {}
         self.statistics = {name: running_statistics(network) for name, network in self.networks.items()}
         self.books, self.stop = Books(folder, self.accelerator), StopRequest(self.accelerator)
@@ -167,12 +169,20 @@ class Trainer:
         """The lines of metrics."""
         return self.books.history
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run is; see `training.identity`."""
+        draws = self.draws
+        return identity.identity(self.student, self.objective, draws.levels, draws.data, draws.conditions, self.config)
+
     def run(self, resume: bool = False) -> Run:
         """Train to the last step or to the end of the budget, and return the result."""
         if resume:
-            self._restore()
-        else:
+            self.restore()
+        elif not self.restored:
             self.books.begin()
+            if (folder := self.folder) is not None:
+                on_main(lambda: identity.begin(folder, self.identity))
         self.clock.start()
         with self.stop.heeded(), self.books.opened(self.step, self.clock.planned):
             progress = self.clock.progress(self.step)
@@ -400,15 +410,26 @@ class Trainer:
         folder, state = self.folder, checkpoints.State(self.step, self.clock.elapsed(), self._tensors())
         on_main(lambda: checkpoints.save(folder.checkpoints, state, self.config.keep_checkpoints))
 
-    def _restore(self) -> None:
-        assert self.folder is not None
-        state = checkpoints.load(checkpoints.latest(self.folder.checkpoints), self.skipped.device)
+    def restore(self) -> None:
+        """Go on from the folder's latest checkpoint.
+
+        Raises:
+            UsageError: for a checkpoint that is damaged or of another run, or a run that has so many steps already.
+        """
+        folder = self.folder
+        assert folder is not None
+        state = checkpoints.load(checkpoints.latest(folder.checkpoints), self.skipped.device)
+        levels = self.draws.levels
+        changes = on_main(lambda: identity.go_on(folder, self.identity, state.step, self.objective, levels))
+        for line in changes or ():
+            print(f"vardistill: {line}", file=sys.stderr)
         checkpoints.restore(state, self._tensors())
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
         self.updates, self.evaluations = int(counters["updates"]), int(counters["network_evaluations"])
         self.books.resume(self.step)
+        self.restored = True
 
     def _finish(self) -> Run:
         self._open(tuple(self.networks))
