@@ -17,10 +17,10 @@ from torch import nn
 import small_runs
 from operator_counter import OperatorCounter
 from vardistill.errors import UsageError
+from vardistill.runs.distill import distill
 from vardistill.students.perceptron import MLP
 from vardistill.training import checkpoints
 from vardistill.training.checkpoints import State, latest, load, match, save
-from vardistill.training.loop import distill
 
 
 def state(step: int = 3) -> State:

@@ -15,8 +15,8 @@ from vardistill.denoisers import GaussianMixture
 from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
 from vardistill.objectives import VarFlow
+from vardistill.runs.distill import distill
 from vardistill.training.data import BLOCK, Labels, StoredSamples, check_samples, teacher_samples
-from vardistill.training.loop import distill
 
 
 class TestLabels:
