@@ -180,7 +180,7 @@ class TestState:
         trained.run()
         resumed = small_runs.trainer("sum", folder, steps=6)
         fresh = state(resumed)
-        resumed._restore()
+        resumed.restore()
         after = state(resumed)
         names = [name for name in after if name.startswith("network.posterior")]
         assert names

@@ -222,8 +222,8 @@ def moved_schedules(
     return [name for name, moves in moved.items() if moves]
 
 
-def begin(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """Keep what a new run is."""
+def write(folder: RunFolder, own: Mapping[str, Any]) -> None:
+    """Keep what a run is."""
     write_whole(folder.identity, json.dumps(own, indent=2))
 
 
@@ -242,8 +242,10 @@ def read(folder: RunFolder) -> dict[str, Any]:
         raise UsageError(f"cannot read {folder.identity}: {first_line(error)}") from error
 
 
-def go_on(folder: RunFolder, own: Mapping[str, Any], step: int, objective: Objective, levels: NoiseLevels) -> list[str]:
-    """Keep what a resumed run is now, and return what it changes, in lines.
+def changes(
+    folder: RunFolder, own: Mapping[str, Any], step: int, objective: Objective, levels: NoiseLevels
+) -> list[str]:
+    """What a resumed run changes, in lines.
 
     Args:
         folder: of the run.
@@ -264,11 +266,11 @@ def go_on(folder: RunFolder, own: Mapping[str, Any], step: int, objective: Objec
         raise UsageError(
             f"the run in {folder.path} is another one: {few}{more}: give what it began with, or another folder"
         )
-    changed = {name: found[f"training.{name}"] for name in MENDABLE if f"training.{name}" in found}
-    lines = [f"the run goes on otherwise than it began: {name} {how}" for name, how in sorted(changed.items())]
-    if {"steps", "max_minutes"} & changed.keys():
+    told = {name: found[f"training.{name}"] for name in MENDABLE if f"training.{name}" in found}
+    lines = [f"the run goes on otherwise than it began: {name} {how}" for name, how in sorted(told.items())]
+    if {"steps", "max_minutes"} & told.keys():
         before, after = (from_dict(TrainingConfig, some["training"], "training") for some in (kept, own))
-        if "steps" in changed and after.steps <= step:
+        if "steps" in told and after.steps <= step:
             raise UsageError(f"the run has {step:,} steps already: give more, not {after.steps:,}")
         moved = moved_schedules(before, after, step, objective, levels)
         if moved:
@@ -276,5 +278,4 @@ def go_on(folder: RunFolder, own: Mapping[str, Any], step: int, objective: Objec
                 f"the first {step:,} steps had another course of {' and '.join(moved)}: the numbers are not those of a "
                 "run that was as long from the start"
             )
-    begin(folder, own)
     return lines

@@ -182,7 +182,7 @@ class Trainer:
         elif not self.restored:
             self.books.begin()
             if (folder := self.folder) is not None:
-                on_main(lambda: identity.begin(folder, self.identity))
+                on_main(lambda: identity.write(folder, self.identity))
         self.clock.start()
         with self.stop.heeded(), self.books.opened(self.step, self.clock.planned):
             progress = self.clock.progress(self.step)
@@ -420,10 +420,11 @@ class Trainer:
         assert folder is not None
         state = checkpoints.load(checkpoints.latest(folder.checkpoints), self.skipped.device)
         levels = self.draws.levels
-        changes = on_main(lambda: identity.go_on(folder, self.identity, state.step, self.objective, levels))
-        for line in changes or ():
-            print(f"vardistill: {line}", file=sys.stderr)
+        told = on_main(lambda: identity.changes(folder, self.identity, state.step, self.objective, levels))
         checkpoints.restore(state, self._tensors())
+        on_main(lambda: identity.write(folder, self.identity))
+        for line in told or ():
+            print(f"vardistill: {line}", file=sys.stderr)
         self.step, self.skipped_before = state.step, float(self.skipped)
         counters = state.tensors["counters"]
         self.clock.spent, self.clock.cpu_spent = state.seconds, float(counters["cpu_seconds"])
