@@ -227,7 +227,7 @@ class TestResuming:
         self.refused(run, "is another one: teacher", small_runs.generator().float(), objective=single)
 
     def test_another_objective(self, run: Path) -> None:
-        self.refused(run, "is another one: objective.candidates was 0 and is batch", objective=small_runs.objective("batch"))
+        self.refused(run, "candidates was 0 and is batch", objective=small_runs.objective("batch"))
 
     def test_a_foreign_file(self, run: Path) -> None:
         file = latest(run / "checkpoints") / "state.safetensors"
