@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +20,58 @@ def accelerator_of(path: Path, tracker: str | None) -> Accelerator:
     return Accelerator(cpu=True, log_with=tracker, project_dir=str(path))
 
 
-class Bar:
-    """Stands in the place of the progress bar."""
-
-    n, total = 3, None
-
-    def update(self, steps: int) -> None:
-        self.n += steps
-
-
 def test_the_total_of_a_budget_is_what_its_pace_lets_expect() -> None:
     """Of a number of steps it is that number at every step, without the rounding of step/progress."""
     books = Books(None, accelerator_of(Path(), None))
-    books.bar = Bar()  # type: ignore[assignment]
-    books.advance(4, 0.0)
-    assert (books.bar.n, books.bar.total) == (4, None)
-    for step, progress, total in ((5, 0.001, 5000), (10, 0.1, 100), (60, 0.5, 120), (130, 1.0, 130)):
-        books.advance(step, progress)
-        assert (books.bar.n, books.bar.total) == (step, total)
+    with books.opened(3, None):
+        books.advance(4, 0.0, math.inf)
+        assert (books.bar.n, books.bar.total) == (4, None)
+        for step, progress, total in ((5, 0.001, 5000), (10, 0.1, 100), (60, 0.5, 120), (130, 1.0, 130)):
+            books.advance(step, progress, 1.0)
+            assert (books.bar.n, books.bar.total) == (step, total)
     for steps in (7, 1000, 123_457):
-        for step in range(1, steps + 1, 1 + steps // 500):
-            books.advance(step, step / steps)
-            assert books.bar.total == steps
+        with books.opened(0, steps):
+            for step in range(1, steps + 1, 1 + steps // 500):
+                books.advance(step, step / steps, 1.0)
+                assert books.bar.total == steps
 
 
 @pytest.mark.parametrize("steps", [None, 1000])
-def test_the_bar_tells_the_time_left(steps: int | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """After half of the time it is as much again, whatever the number of steps that the budget comes before."""
+def test_a_file_gets_plain_lines_with_the_time_left_and_all_figures(
+    steps: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     books = Books(None, accelerator_of(Path(), None))
+    values = {"log_mmd": -4.0, "modes_found": 40.0, "loss": -1234.5678, "bound": 2.0, "log_density": -7.25}
     with books.opened(0, steps):
-        books.advance(30, 0.5)
-        figures = books.bar.format_dict
-        assert (figures["n"], figures["total"]) == (30, 60)
-    assert "30/60" in capsys.readouterr().err
+        books.record("train", 30, 1.0, values)
+        books.advance(30, 0.5, 247.0)
+    told = capsys.readouterr().err
+    assert not set(told) & {"\r", "\033"}
+    assert told.splitlines()[-1] == (
+        " 50% 30/60 steps, 4:07 left, log_mmd -4, modes_found 40, loss -1235, bound 2, log_density -7.25"
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [80, 132])
+def test_a_terminal_gets_a_bar_that_fits_with_whole_figures(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    books = Books(None, accelerator_of(Path(), None))
+    with books.opened(0, 20_000):
+        values = {"log_mmd": -4.125, "modes_found": 40.0, "loss": -1234.5678, "bound": 2.25, "log_density": -7.25}
+        books.record("train", 10_000, 1.0, values)
+        books.advance(10_000, 0.5, 36_247.0)
+    shown = terminal.getvalue().replace("\n", "\r").rstrip("\r").split("\r")[-1].rstrip()
+    assert len(shown) < min(width, 121)
+    assert "10000/20000 steps, 10:04:07 left, log_mmd -4.125" in shown
+    assert ("bound" in shown) == (width > 100)
+    assert re.fullmatch(r".* steps, [\d:]+ left(, \w+ [-\d.]*\d)+", shown)
 
 
 @pytest.mark.filterwarnings("ignore")

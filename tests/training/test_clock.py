@@ -46,6 +46,20 @@ def a_clock(**training: Any) -> Clock:
     return Clock(small_runs.config(**training), alone)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "left"), [(None, 950.0), (4.0, 190.0), (100.0, 950.0)], ids=["steps", "minutes first", "steps first"]
+)
+def test_the_time_left_is_that_of_whichever_ends_first(minutes: float | None, left: float, time: Time) -> None:
+    """After 5 of 100 steps in 50 s, in which resumed work has no part."""
+    clock = a_clock(steps=100, max_minutes=minutes)
+    assert clock.left(0) == math.inf
+    time.passes(wall=50, cpu=0)
+    assert clock.left(5) == pytest.approx(left)
+    clock.start(step=5)
+    time.passes(wall=10, cpu=0)
+    assert clock.left(6) == pytest.approx(min(940.0, 230.0 if minutes == 4 else math.inf))
+
+
 def test_processor_time_stands_still_while_books_are_kept(time: Time) -> None:
     clock = a_clock()
     time.passes(wall=3, cpu=2)

@@ -162,7 +162,7 @@ class TestTrainer:
         shown = capsys.readouterr()
         assert shown.err.count("warning: skipped-updates since step 4") == 1
         assert shown.out == ""
-        assert trainer.books.live["sign"] == "skipped-updates"
+        assert trainer.books.figures()[0] == "sign skipped-updates"
         assert names(trainer.history) == ["skipped-updates"]
 
     def test_a_resumed_run_has_the_signs_of_its_lines(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from vardistill.progress import bar, clock, fitting, say
 from vardistill.training.folder import RunFolder, environment, write_whole
 from vardistill.training.warning_signs import Watch
 
-LIVE_FIGURES = ("loss", "bound", "log_density", "log_mmd", "modes_found")
-"""Scalars in the progress bar."""
+LIVE_FIGURES = ("fd", "log_mmd", "modes_found", "loss", "bound", "log_density")
+"""Scalars in the progress bar, as many of them as have a place there."""
 
 
 class Books:
@@ -41,7 +41,7 @@ class Books:
         self.folder, self.accelerator = folder, accelerator
         self.history: list[dict[str, Any]] = []
         self.watch = Watch()
-        self.bar = tqdm(disable=True)
+        self.bar: Any = None
         self.live: dict[str, str] = {}
 
     def begin(self) -> None:
@@ -69,25 +69,35 @@ class Books:
         """
         if self.folder is not None and self.accelerator.log_with:
             self._start_tracker(self.folder, step)
-        hidden = not self.accelerator.is_local_main_process
-        interval = 0.5 if sys.stderr.isatty() else 30.0
         try:
-            with tqdm(total=steps, initial=step, unit="step", disable=hidden, mininterval=interval) as self.bar:
+            with bar(total=steps, initial=step, unit="steps") as self.bar:
                 yield
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
-    def advance(self, step: int, progress: float) -> None:
+    def advance(self, step: int, progress: float, left: float) -> None:
         """Move the progress bar to `step`; its total is the steps that the run will have at this pace.
 
         Args:
             step: finished steps.
             progress: of the run, in [0, 1]: steps done or time spent.
+            left: seconds to its end.
         """
         if progress > 0:
             self.bar.total = max(round(step / progress), step)
+        self.bar.set_postfix_str(fitting([f"{clock(left)} left", *self.figures()]), refresh=False)
         self.bar.update(step - self.bar.n)
+
+    def measuring(self) -> None:
+        """Say that the bar stands still because the student is measured."""
+        if sys.stderr.isatty():
+            self.bar.set_postfix_str("measuring")
+
+    def figures(self) -> list[str]:
+        """Signs that are there, then what was last measured."""
+        signs = [f"sign {sign.name}" for sign in self.watch.signs]
+        return signs + [f"{name} {self.live[name]}" for name in LIVE_FIGURES if name in self.live]
 
     def _start_tracker(self, folder: RunFolder, step: int) -> None:
         """Start the run's tracker, where a resumed run goes on with the curves that it had.
@@ -115,16 +125,12 @@ class Books:
             self.folder.log(kind, step, seconds, values)
             self.accelerator.log({f"{kind}/{name}": v for name, v in values.items()}, step=step)
         self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
-        self.bar.set_postfix(self.live, refresh=False)
 
     def warn(self, step: int, values: Mapping[str, float]) -> None:
         """Tell of signs that are new, and name those that are there in the progress bar."""
         for sign in self.watch.observe({"step": step, **values}):
             if self.accelerator.is_main_process:
-                self.bar.write(f"warning: {sign}", file=sys.stderr)
-        self.live.pop("sign", None)
-        if signs := self.watch.signs:
-            self.live["sign"] = ",".join(sign.name for sign in signs)
+                say(f"warning: {sign}")
 
 
 def tracker_id(folder: RunFolder) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -29,6 +30,18 @@ def phase(training: TrainingConfig, progress: float) -> Phase:
     return Phase((progress - share) / (1 - share), False)
 
 
+def time_left(spent: float, first: Sequence[float], now: Sequence[float]) -> float:
+    """Seconds to the first end, ∞ where nothing is done.
+
+    Args:
+        spent: seconds since the start.
+        first: shares done at the start, each of its own measure.
+        now: the same now.
+    """
+    paces = [(b - a) / spent if spent > 0 else 0.0 for a, b in zip(first, now, strict=True)]
+    return min((max(1 - b, 0.0) / pace for b, pace in zip(now, paces, strict=True) if pace > 0), default=math.inf)
+
+
 class Clock:
     """Wall-clock and processor time of a run, those before a resume included.
 
@@ -42,9 +55,10 @@ class Clock:
         self.pause_began: float | None = None
         self.start()
 
-    def start(self) -> None:
-        """Begin to count."""
+    def start(self, step: int = 0) -> None:
+        """Begin to count, with so many steps done before."""
         self.started, self.cpu_started = time.monotonic(), time.process_time()
+        self.first = self._ways(step)
 
     def elapsed(self) -> float:
         """Seconds spent."""
@@ -70,12 +84,21 @@ class Clock:
         """Steps of the run; None under a budget, which says how long they go on."""
         return self.config.steps if self.config.max_minutes is None else None
 
-    def progress(self, step: int) -> float:
-        """In [0, 1]; the same on every process."""
+    def _ways(self, step: int) -> list[float]:
+        """Shares of the steps and, with a budget, of its time that are spent."""
         by_steps = step / self.config.steps
         if self.config.max_minutes is None:
-            return min(by_steps, 1.0)
+            return [by_steps]
         elapsed = self.cpu_elapsed() if self.config.clock == "cpu" else self.elapsed()
-        if self.accelerator.num_processes > 1:
-            elapsed = float(broadcast(torch.tensor(elapsed, device=self.accelerator.device)))
-        return min(max(by_steps, elapsed / (60 * self.config.max_minutes)), 1.0)
+        return [by_steps, elapsed / (60 * self.config.max_minutes)]
+
+    def progress(self, step: int) -> float:
+        """In [0, 1]; the same on every process."""
+        by_steps, *by_time = self._ways(step)
+        if by_time and self.accelerator.num_processes > 1:
+            by_time = [float(broadcast(torch.tensor(by_time[0], device=self.accelerator.device)))]
+        return min(max(by_steps, *by_time, 0.0), 1.0)
+
+    def left(self, step: int) -> float:
+        """Seconds to the end of the steps or of the budget, whichever is nearer at the pace so far."""
+        return time_left(time.monotonic() - self.started, self.first, self._ways(step))

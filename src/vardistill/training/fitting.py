@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from vardistill.progress import bar, clock
 from vardistill.training import checkpoints, config_files
 from vardistill.training.books import StopRequest
+from vardistill.training.clock import time_left
 from vardistill.training.config import TrainingConfig
 from vardistill.training.draws import stream
 from vardistill.training.folder import RunFolder, create, environment, open_run, write_whole
@@ -105,19 +105,20 @@ class Fit(Generic[D]):
 
     def _progress(self) -> Iterator[float]:
         """The run's progress before each step, until the steps or the budget are spent."""
-        interval = 0.5 if sys.stderr.isatty() else 30.0
         total = self.config.steps if self.config.max_minutes is None else None
-        with tqdm(total=total, initial=self.step, desc="teacher", unit="step", mininterval=interval) as bar:
-            while True:
-                progress = self.step / self.config.steps
-                if self.config.max_minutes is not None:
-                    progress = max(progress, self._elapsed() / (60 * self.config.max_minutes))
-                if progress >= 1:
-                    return
+        started, first = time.monotonic(), self._shares()
+        with bar(total=total, initial=self.step, unit="steps", name="teacher") as shown:
+            while (progress := max(shares := self._shares())) < 1:
+                shown.set_postfix_str(f"{clock(time_left(time.monotonic() - started, first, shares))} left", False)
                 yield progress
-                if self.config.max_minutes is not None and progress > 0:
-                    bar.total = max(round(self.step / progress), self.step)
-                bar.update()
+                if total is None and progress > 0:
+                    shown.total = max(round(self.step / progress), self.step)
+                shown.update()
+
+    def _shares(self) -> list[float]:
+        """Of the steps and, with one, of the budget: how much is spent."""
+        by_steps, minutes = self.step / self.config.steps, self.config.max_minutes
+        return [by_steps] if minutes is None else [by_steps, self._elapsed() / (60 * minutes)]
 
     def advance(self, progress: float) -> Tensor:
         """One update; returns its loss."""

@@ -183,7 +183,7 @@ class Trainer:
             self.books.begin()
             if (folder := self.folder) is not None:
                 on_main(lambda: identity.write(folder, self.identity))
-        self.clock.start()
+        self.clock.start(self.step)
         with self.stop.heeded(), self.books.opened(self.step, self.clock.planned):
             progress = self.clock.progress(self.step)
             while progress < 1:
@@ -193,7 +193,7 @@ class Trainer:
                 if milestone or self._due():
                     with self.clock.paused():
                         self._keep_books(progress, milestone)
-                self.books.advance(self.step, progress)
+                self.books.advance(self.step, progress, self.clock.left(self.step))
         return self._finish()
 
     def advance(self, progress: float, head_start: bool = False) -> None:
@@ -380,6 +380,7 @@ class Trainer:
         measure = self.evaluate
         if measure is None:
             return
+        self.books.measuring()
         with evaluation_mode(self.student):
             values = on_main(lambda: {name: float(v) for name, v in measure(self.average).items()})
         if values is not None:

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from vardistill.domains.pictures.data import Images
 from vardistill.errors import UsageError, first_line
+from vardistill.progress import bar
 from vardistill.students.hub import SafeHubMixin
 from vardistill.training.optimisers import cosine
 
@@ -134,7 +134,7 @@ def fit_classifier(
         raise UsageError("training and held-out pictures must have the same shape and classes")
     classifier = Classifier(train.shape, train.class_names).initialise(rng).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01, fused=True)
-    for step in tqdm(range(steps), desc="classifier", unit="step", mininterval=0.5, disable=None):
+    for step in bar(range(steps), name="classifier, to measure with", unit="steps"):
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * cosine(step / steps)
         index = torch.randint(len(train), (batch,), generator=rng)
         x = shifted(train.take(index), rng).to(device)

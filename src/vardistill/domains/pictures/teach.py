@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vardistill.denoisers import dsm_loss
 from vardistill.denoisers.diffusers import DiffusersDenoiser
@@ -35,6 +34,7 @@ from vardistill.domains.pictures.figures import save_grids
 from vardistill.domains.pictures.unets import build_unet, edm_denoiser
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline
+from vardistill.progress import bar
 from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.folder import RunFolder, write_whole
@@ -98,7 +98,7 @@ def drawn(denoiser: DiffusersDenoiser, n: int, labels: Tensor | None, steps: int
     device = next(denoiser.parameters()).device
     rng = torch.Generator(device).manual_seed(seed)
     started, blocks = time.perf_counter(), []
-    for index in tqdm(torch.arange(n).split(BLOCK), desc=f"teacher, {steps} steps", unit="batch"):
+    for index in bar(torch.arange(n).split(BLOCK), name=f"teacher's samples, {steps} steps", unit="batches"):
         noise = torch.randn(len(index), *denoiser.data_shape, generator=rng, device=device)
         condition: dict[str, Any] = {} if labels is None else {"labels": labels[index].to(device)}
         blocks.append(sample(denoiser, noise, steps, **condition).cpu())
