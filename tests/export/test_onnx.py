@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -30,10 +31,10 @@ def mlp() -> MLP:
 
 
 def student(
-    classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None, steps: int = 1
+    classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None, steps: int = 1, **options: Any
 ) -> NetworkStudent:
     return NetworkStudent.from_teacher(
-        DiffusersDenoiser(tiny_unet(classes), scheduler or diffusers.EDMEulerScheduler()), steps=steps
+        DiffusersDenoiser(tiny_unet(classes, **options), scheduler or diffusers.EDMEulerScheduler()), steps=steps
     ).eval()
 
 
@@ -79,6 +80,8 @@ STUDENTS = {
     "adapted-2": lambda: adapted(steps=2),
     "ddpm-2": lambda: student(None, diffusers.DDPMScheduler(), steps=2),
     "flow-2": lambda: student(None, diffusers.FlowMatchEulerDiscreteScheduler(), steps=2),
+    "variance-labels-4": lambda: student(3, diffusers.DDPMScheduler(), steps=4, channels=3, out_channels=6),
+    "latents-v": lambda: student(None, diffusers.DDIMScheduler(prediction_type="v_prediction"), channels=4),
     "points-2": of_points,
 }
 
@@ -86,7 +89,13 @@ STUDENTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("make", STUDENTS.values(), ids=STUDENTS)
 def test_a_students_onnx_file_computes_its_x(make: Callable[[], DenoisingStudent], tmp_path: Path) -> None:
-    assert export_onnx(make(), tmp_path / "generator.onnx") <= 2e-5
+    """And the printed lines draw samples by it."""
+    s, path, names = make(), tmp_path / "generator.onnx", dict[str, Any]()
+    assert export_onnx(s, path) <= 2e-5
+    exec(export.onnx_usage(s, path), names)
+    given = {name: torch.from_numpy(names[name]) for name in ("z", "renoise", "labels") if name in names}
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(names["x"]), s(**given), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("scheduler", [diffusers.EDMEulerScheduler, diffusers.DDPMScheduler])
@@ -182,3 +191,4 @@ def test_the_command_writes_an_onnx_file(
     printed = capfd.readouterr().out
     assert "at most 3e-07" in printed
     assert '{"z": z, "labels": labels}' in printed
+    compile(printed.split("\n\n", 1)[1], "printed", "exec")

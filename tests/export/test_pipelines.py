@@ -22,11 +22,12 @@ from tiny_models import tiny_dit, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.samplers import karras_times, sample
 from vardistill.errors import UsageError
+from vardistill.export import export_diffusers
 from vardistill.export.pipelines import save_pipeline, usage_of
 from vardistill.export.templates.pipeline import ImagePipeline
 from vardistill.students.network import NetworkStudent
 
-N, SEED, STEPS = 5, 3, 4
+N, SEED, STEPS = 16, 3, 4
 
 TEACHERS: dict[str, Any] = {
     "epsilon": lambda: (tiny_unet(channels=3), diffusers.DDPMScheduler(clip_sample=False)),
@@ -40,29 +41,77 @@ TEACHERS: dict[str, Any] = {
     "edm-v": lambda: (tiny_unet(), diffusers.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction")),
     "flow": lambda: (tiny_unet(), diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=500, shift=3.0)),
     "dit": lambda: (tiny_dit(channels=1), diffusers.DDIMScheduler()),
+    "variance": lambda: (
+        tiny_unet(channels=3, out_channels=6),
+        diffusers.DDPMScheduler(variance_type="learned_range"),
+    ),
+    "variance-labels": lambda: (
+        tiny_unet(classes=3, out_channels=2),
+        diffusers.DDIMScheduler(prediction_type="v_prediction"),
+    ),
+    "latents": lambda: (tiny_unet(channels=4), diffusers.DDPMScheduler()),
+    "latents-flow": lambda: (tiny_unet(channels=4, classes=2), diffusers.FlowMatchEulerDiscreteScheduler()),
+    "latents-of-vae": lambda: (tiny_unet(channels=3), diffusers.PNDMScheduler()),
+    "clipped": lambda: (
+        tiny_unet(),
+        diffusers.DDPMScheduler(clip_sample_range=0.3, thresholding=True, sample_max_value=1.5),
+    ),
+    "wide": lambda: (tiny_unet(size=(4, 8)), diffusers.EulerDiscreteScheduler()),
 }
-STOCK = ("epsilon", "v", "sample")
-NUMBERS = (1, 2, 4)
+NUMBERS = (1, 4)
 
 every_teacher = pytest.mark.parametrize("name", TEACHERS)
 
 ALONE = """
-import json, sys, warnings
+import json, sys
 sys.modules["vardistill"] = None
-import numpy, torch
-pictures = {}
-for folder, lines, options in json.load(sys.stdin):
-    load = lines.splitlines()[:2]
-    exec("\\n".join(load))
+import diffusers, numpy, torch
+diffusers.utils.logging.disable_progress_bar()
+made = {}
+for folder, lines in json.load(sys.stdin):
+    load, draw = lines.rsplit("\\n", 1)
+    exec(load)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(generator=torch.Generator().manual_seed(SEED), output_type="np", **options).images
-    pictures[folder] = images.transpose(0, 3, 1, 2)
-numpy.savez(sys.argv[1], **pictures)
+    torch.manual_seed(SEED)
+    exec(draw)
+    if draw.startswith("pictures"):
+        made[folder + "-pil"] = numpy.stack([numpy.asarray(p, numpy.float32) / 255 for p in pictures])
+        torch.manual_seed(SEED)
+        exec(draw.replace("batch_size=16", "batch_size=16, output_type='pt'"))
+    made[folder] = numpy.asarray(pictures if draw.startswith("pictures") else latents)
+numpy.savez(sys.argv[1], **made)
 """
 
 
 def teacher(name: str) -> DiffusersDenoiser:
     return DiffusersDenoiser(*TEACHERS[name]()).eval()
+
+
+def folder_of(name: str, path: Path) -> Path:
+    """The teacher as diffusers alone saves it."""
+    network, scheduler = TEACHERS[name]()
+    part = "transformer" if name.endswith("dit") else "unet"
+    parts = {part: network, "scheduler": scheduler}
+    for key, module in parts.items():
+        module.save_pretrained(path / key)
+    index = {key: ["diffusers", type(module).__name__] for key, module in parts.items()}
+    if name.endswith("vae"):
+        index["vae"] = ["diffusers", "AutoencoderKL"]
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", **index}))
+    return path
+
+
+def moved(source: DiffusersDenoiser, steps: int, adapters: bool) -> NetworkStudent:
+    """A student whose weights, or adapters, are no longer those that it started with."""
+    s = NetworkStudent.from_teacher(source, steps=steps)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        if adapters:
+            s.add_adapters(rank=2)
+        for parameter in s.parameters():
+            if parameter.requires_grad:
+                parameter += 0.01 * torch.randn_like(parameter)
+    return s.eval()
 
 
 def student(name: str, steps: int = 1) -> NetworkStudent:
@@ -82,44 +131,55 @@ def seen(x: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """By folder, what a process without vardistill draws from the students and three teachers."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor | None, Tensor]]:
+    """By name, a student's own samples and what a process without vardistill makes by the lines that are printed."""
     root = tmp_path_factory.mktemp("pipelines")
-    jobs = []
-    for steps in NUMBERS:
-        for name in TEACHERS:
-            s, path = student(name, steps), root / f"{name}-{steps}"
-            save(s, path)
-            one = {"num_inference_steps": 1} if name in STOCK and steps == 1 else {}
-            jobs.append((path.name, usage_of(s.denoiser, steps, str(path)), {"batch_size": N, **one}))
-    for name in ("epsilon", "labels", "edm"):
-        t, path = teacher(name), root / f"{name}-teacher"
-        save_pipeline(t, path)
-        options = {"batch_size": N, "num_inference_steps": STEPS}
-        jobs.append((path.name, usage_of(t, None, str(path)), options))
+    jobs, own = [], {}
+    for i, name in enumerate(TEACHERS):
+        t = from_diffusers(folder_of(name, root / "theirs" / name))
+        for steps in NUMBERS:
+            s, key = moved(t, steps, adapters=(i % 2 == 0) == (steps == 1)), f"{name}-{steps}"
+            own[key] = s.sample(N, SEED, **condition(s.classes))
+            jobs.append((key, export_diffusers(s, root / key)))
+        save_pipeline(t, root / name)
+        load, _ = usage_of(t, None, str(root / name)).rsplit("\n", 1)
+        what = "latents" if t.latents else "pictures"
+        jobs.append((name, f"{load}\n{what} = pipeline(batch_size={N}, num_inference_steps={STEPS}).images"))
     environment = os.environ | {"HF_HOME": str(root / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", ALONE.replace("SEED", str(SEED)), str(root / "pictures.npz")]
+    words = [sys.executable, "-c", ALONE.replace("SEED", str(SEED)), str(root / "made.npz")]
     subprocess.run(words, input=json.dumps(jobs), text=True, check=True, env=environment, timeout=300)
-    return {name: torch.from_numpy(v) for name, v in np.load(root / "pictures.npz").items()}
+    return {key: (own.get(key), torch.from_numpy(made)) for key, made in np.load(root / "made.npz").items()}
 
 
 @pytest.mark.slow
 @every_teacher
 @pytest.mark.parametrize("steps", NUMBERS)
-def test_a_student_draws_the_same_pictures_without_vardistill(
-    pictures: dict[str, Tensor], name: str, steps: int
+def test_printed_lines_draw_the_students_pictures_without_vardistill(
+    printed: dict[str, tuple[Tensor | None, Tensor]], name: str, steps: int
 ) -> None:
-    s = student(name, steps)
-    own = seen(s.sample(N, SEED, **condition(s.classes)))
-    assert ((own > 0) & (own < 1)).float().mean() > 0.2
-    torch.testing.assert_close(pictures[f"{name}-{steps}"], own, rtol=0, atol=1e-5 * steps)
+    own, made = printed[f"{name}-{steps}"]
+    assert own is not None
+    rounding = 1e-6 * steps * float(own.abs().max())
+    if name.startswith("latents"):
+        assert (own.abs() > 1).any()
+    else:
+        own = seen(own)
+        assert ((own > 0) & (own < 1)).float().mean() > 0.2
+        _, of_8_bits = printed[f"{name}-{steps}-pil"]
+        torch.testing.assert_close(of_8_bits.reshape(N, *own.shape[2:], -1).movedim(3, 1), own, rtol=0, atol=0.003)
+    torch.testing.assert_close(made, own, rtol=0, atol=rounding)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["epsilon", "labels", "edm"])
-def test_a_teacher_samples_without_vardistill(pictures: dict[str, Tensor], name: str) -> None:
+@every_teacher
+def test_a_teacher_samples_without_vardistill(printed: dict[str, tuple[Tensor | None, Tensor]], name: str) -> None:
     """DDIM at every 250th step down to σ = 0, and Euler's rule on EDM's grid, which is DDIM's where α = 1."""
-    t = teacher(name)
+    t, (_, made) = teacher(name), printed[name]
+    assert made.shape == (N, *t.data_shape)
+    assert made.isfinite().all()
+    assert not name.startswith("latents") or (made.abs() > 1).any()
+    if name not in ("epsilon", "labels", "edm"):
+        return
     noise = torch.randn(N, *t.data_shape, generator=torch.Generator().manual_seed(SEED))
     times = torch.tensor([999, 749, 499, 249], dtype=torch.float64) / 999
     if name == "edm":
@@ -127,7 +187,7 @@ def test_a_teacher_samples_without_vardistill(pictures: dict[str, Tensor], name:
     else:
         noise = noise / t.schedule(times[:1])[1].float()  # pipelines start from variance 1, not σ²
     own = seen(sample(t, noise, STEPS, "ddim", times, **condition(t.classes)))
-    torch.testing.assert_close(pictures[f"{name}-teacher"], own, rtol=0, atol=1e-4)
+    torch.testing.assert_close(made, own, rtol=0, atol=1e-4)
 
 
 @every_teacher
@@ -274,7 +334,7 @@ def test_labels_of_the_pipeline() -> None:
     pipeline, options = loaded("edm"), {"batch_size": N, "output_type": "latent", "return_dict": False}
     (one,), (same,), (turn,), (listed,) = (
         pipeline(generator=torch.Generator().manual_seed(0), class_labels=labels, **options)
-        for labels in (2, torch.full((N,), 2), None, [0, 1, 2, 3, 0])
+        for labels in (2, torch.full((N,), 2), None, [i % 4 for i in range(N)])
     )
     assert torch.equal(one, same)
     assert torch.equal(turn, listed)
@@ -296,7 +356,7 @@ def test_what_is_no_picture_is_given_as_it_is(channels: int) -> None:
     )
     assert torch.equal(given, latent)
     assert given.shape == (2, channels, 8, 8)
-    with pytest.raises(ValueError, match=f"one channel or three, the network's {channels}: use 'latent'"):
+    with pytest.raises(ValueError, match=f"makes latents of {channels} channels, not pictures: use 'latent'"):
         pipeline(output_type="pil")
 
 

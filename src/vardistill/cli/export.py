@@ -54,7 +54,7 @@ def _diffusers(folder: RunFolder, generator: Student, out: Path) -> int:
 
 
 def _onnx(generator: Student, out: Path) -> int:
-    from vardistill.export.onnx import CHECKED, export_onnx
+    from vardistill.export.onnx import CHECKED, export_onnx, onnx_usage
 
     try:
         error = export_onnx(generator, out)
@@ -63,6 +63,5 @@ def _onnx(generator: Student, out: Path) -> int:
         return 1
     sizes = " and ".join(map(str, CHECKED))
     print(f"{out}; at batches of {sizes}, x differs from the generator's by at most {error:.2g}:\n")
-    feed = '{"z": z, "labels": labels}' if generator.classes else '{"z": z}'
-    print(f'import onnxruntime\nsession = onnxruntime.InferenceSession("{out}")\n(x,) = session.run(None, {feed})')
+    print(onnx_usage(generator, out))
     return 0

@@ -61,6 +61,12 @@ FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 WEIGHTS = "diffusion_pytorch_model"
 """What diffusers calls the files of a network's weights."""
 
+AUTOENCODERS = ("vae", "vqvae", "movq")
+"""What pipelines call the component that their network's x are latents of."""
+
+PICTURE_CHANNELS = (1, 3)
+"""Of grey and of coloured pictures."""
+
 Network = Callable[..., Tensor]
 """(x, time, labels=None, **condition) → prediction, shape of x."""
 
@@ -74,6 +80,7 @@ class DiffusersDenoiser(nn.Module):
         network: of a class named in `NETWORKS`.
         scheduler: of a class named in `DISCRETE`, `EDM` or `FLOW`; only its forward process is used.
         classes: how many of the network's labels, the first ones, are classes; default all but DiT's for no class.
+        latents: whether x are an autoencoder's latents; those of neither one channel nor three always are.
 
     Attributes:
         network: as given.
@@ -83,17 +90,19 @@ class DiffusersDenoiser(nn.Module):
         classes: how many classes there are; 0 for none.
         classes_given: whether they were given, rather than taken from the network's configuration.
         null_label: the label that stands for no class, the one after the classes; None where there is none.
+        latents: whether x are latents, which no pipeline may clip to the range of pictures.
 
     Raises:
         UsageError: for other networks or schedulers, and for configurations that do not determine E[x | x_t].
     """
 
-    def __init__(self, network: nn.Module, scheduler: Any, classes: int | None = None) -> None:
+    def __init__(self, network: nn.Module, scheduler: Any, classes: int | None = None, latents: bool = False) -> None:
         super().__init__()
         self._input = NETWORKS[network_name(network)]
         self.network = network
         self.scheduler = scheduler
         self.data_shape = data_shape(network)
+        self.latents = latents or self.data_shape[0] not in PICTURE_CHANNELS
         known, labels = known_labels(network)
         self.classes, self.classes_given = (known, False) if classes is None else (classes, True)
         if not (0 < self.classes <= labels or self.classes == labels == 0):
@@ -287,11 +296,13 @@ def from_diffusers(
     network = getattr(source, "unet", None) or getattr(source, "transformer", None)
     if network is None or getattr(source, "scheduler", None) is None:
         raise UsageError(f"{type(source).__name__} has no unet or transformer, or no scheduler: it is not a pipeline")
-    return DiffusersDenoiser(network, source.scheduler)
+    return DiffusersDenoiser(
+        network, source.scheduler, latents=any(getattr(source, name, None) for name in AUTOENCODERS)
+    )
 
 
-def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any, int | None]:
-    """The network, the scheduler and, if the index tells, the classes of a pipeline's folder or hub repository."""
+def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any, int | None, bool]:
+    """Of a pipeline's folder or hub repository what `DiffusersDenoiser` takes: classes if the index tells."""
     diffusers = import_diffusers()
     index = read_index(source)
     components = {name: v[1] for name, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1]}
@@ -320,7 +331,9 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{source}: the weights of {part} lack {len(missing)} tensors, the first {missing[0]}")
     known = index.get("classes")
-    return network, scheduler, known if type(known) is int and known > 0 else None
+    classes = known if type(known) is int and known > 0 else None
+    latents = index.get("latents") is True or any(name in components for name in AUTOENCODERS)
+    return network, scheduler, classes, latents
 
 
 def read_index(source: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -93,6 +94,23 @@ def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -
     finally:
         partial.unlink(missing_ok=True)
     return error
+
+
+def onnx_usage(generator: Student, path: Path | str, n: int = 16) -> str:
+    """Python that draws n samples by the file of this generator, without this library."""
+    given = {name: tuple(v.shape) for name, v in inputs(generator, n).items()}
+    drawn = {name: f'rng.standard_normal({shape}, dtype="float32")' for name, shape in given.items()}
+    if generator.classes:
+        drawn["labels"] = f'numpy.arange({n}, dtype="int64") % {generator.classes}'
+    return "\n".join(
+        [
+            "import numpy, onnxruntime",
+            "rng = numpy.random.default_rng(0)",
+            *(f"{name} = {value}" for name, value in drawn.items()),
+            f"session = onnxruntime.InferenceSession({json.dumps(str(path), ensure_ascii=False)})",
+            f"(x,) = session.run(None, {{{', '.join(f'{json.dumps(name)}: {name}' for name in drawn)}}})",
+        ]
+    )
 
 
 def write_onnx(function: nn.Module, example: dict[str, Tensor], path: Path) -> None:

@@ -7,16 +7,16 @@ The folder's scheduler is a sampler down to σ = 0, of a teacher from its first 
     flow       an Euler scheduler
 
 Read back by `from_diffusers`, a discrete or an EDM student is therefore the denoiser whose last time is t_1.
-Unconditional discrete U-Nets fit diffusers' `DDIMPipeline`, as teachers and as students of one step. For all others the
-folder brings `pipeline.py`, which diffusers runs only when it is told to (`trust_remote_code=True`), and which has a
-student's levels in `model_index.json`. Weights are in safetensors files.
+Unconditional discrete U-Nets of pictures that learned no variance fit diffusers' `DDIMPipeline`, as teachers and as
+students of one step. For all others the folder brings `pipeline.py`, which diffusers runs only when it is told to
+(`trust_remote_code=True`), and which has a student's levels in `model_index.json`. Weights are in safetensors files.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,14 @@ from typing import Any
 
 import torch
 
-from vardistill.denoisers.diffusers import DISCRETE, EDM, DiffusersDenoiser, import_diffusers, network_name
+from vardistill.denoisers.diffusers import (
+    DISCRETE,
+    EDM,
+    PICTURE_CHANNELS,
+    DiffusersDenoiser,
+    import_diffusers,
+    network_name,
+)
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
 
@@ -58,7 +65,7 @@ def save_pipeline(
     """Save a teacher, or a student of such a denoiser, as a folder that diffusers loads; `usage` tells how.
 
     Noise drawn from the same seed gives the same pictures as the student's `sample`, clipped to [−1, 1] and moved to
-    [0, 1]. The folder is written beside its place and moved there when it is whole.
+    [0, 1]; latents are neither. The folder is written beside its place and moved there when it is whole.
 
     Args:
         denoiser: D.
@@ -71,7 +78,7 @@ def save_pipeline(
         UsageError: for a folder that is not empty or cannot be written, a network that takes more than labels, or a
             time between two steps of a discrete schedule.
     """
-    network, own = network_name(denoiser.network), type(denoiser.scheduler).__name__
+    network = network_name(denoiser.network)
     if network not in PARTS:
         raise UsageError(f"no pipeline fits a {network}, which takes more than labels: give one of {', '.join(PARTS)}")
     steps = len(times) or None
@@ -82,10 +89,10 @@ def save_pipeline(
         PARTS[network]: ["diffusers", network],
         "scheduler": ["diffusers", type(scheduler).__name__],
     }
-    stock = is_stock(network, own, denoiser.classes, steps)
+    stock = is_stock(described(denoiser), steps)
     if not stock:
         index["_class_name"] = ["pipeline", "ImagePipeline"]
-        index |= {"classes": classes or denoiser.classes, "steps": steps or STEPS}
+        index |= {"classes": classes or denoiser.classes, "steps": steps or STEPS, "latents": denoiser.latents}
         if times:
             index["student"] = {"scale": denoiser.init_scale(times[0]), "levels": levels(denoiser, times)}
     text = card or CARD.format(usage=usage_of(denoiser, steps))
@@ -99,31 +106,54 @@ def save_pipeline(
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
-def is_stock(network: str, scheduler: str, classes: int, steps: int | None) -> bool:
-    """Whether diffusers' own `DDIMPipeline` samples a denoiser of these classes of diffusers, with so many labels.
+def is_stock(student: Mapping[str, Any], steps: int | None) -> bool:
+    """Whether diffusers' own `DDIMPipeline` samples such a denoiser.
 
-    `steps` are a student's, None a teacher's.
+    Args:
+        student: its configuration, as `NetworkStudent.configuration` has it.
+        steps: a student's; None for a teacher.
     """
-    return network == "UNet2DModel" and scheduler in DISCRETE and not classes and steps in (None, 1)
+    network = student["network"]
+    return (
+        network["_class_name"] == "UNet2DModel"
+        and network.get("out_channels") == network["in_channels"]  # it takes the whole of what the network returns
+        and student["scheduler"]["_class_name"] in DISCRETE
+        and not student.get("classes")
+        and not makes_latents(student)
+        and steps in (None, 1)
+    )
 
 
-def usage(network: str, scheduler: str, classes: int, steps: int | None, folder: str = "FOLDER") -> str:
-    """Python that loads the folder of such a denoiser and draws 16 pictures, without this library."""
-    if is_stock(network, scheduler, classes, steps):
+def makes_latents(student: Mapping[str, Any]) -> bool:
+    """Whether such a denoiser's x are latents of an autoencoder, by `DiffusersDenoiser`'s rule."""
+    return student.get("latents", False) or student["network"]["in_channels"] not in PICTURE_CHANNELS
+
+
+def usage(student: Mapping[str, Any], steps: int | None, folder: str = "FOLDER") -> str:
+    """Python that loads the folder of such a denoiser and draws 16 pictures or latents, without this library."""
+    name, options, call, what = "DiffusionPipeline", ", trust_remote_code=True", "", "pictures"
+    if is_stock(student, steps):
         name, options, call = "DDIMPipeline", "", f", num_inference_steps={steps or STEPS}"
-    else:
-        name, options, call = "DiffusionPipeline", ", trust_remote_code=True", ""
+    if makes_latents(student):
+        call, what = ', output_type="latent"', "latents"
     return (
         f"from diffusers import {name}\n"
-        f"pipeline = {name}.from_pretrained({json.dumps(folder)}{options})\n"
-        f"pictures = pipeline(batch_size=16{call}).images"
+        f"pipeline = {name}.from_pretrained({json.dumps(folder, ensure_ascii=False)}{options})\n"
+        f"{what} = pipeline(batch_size=16{call}).images"
     )
 
 
 def usage_of(denoiser: DiffusersDenoiser, steps: int | None, folder: str = "FOLDER") -> str:
     """`usage` of the folder that `save_pipeline` writes for this denoiser."""
-    network, scheduler = network_name(denoiser.network), type(denoiser.scheduler).__name__
-    return usage(network, scheduler, denoiser.classes, steps, folder)
+    return usage(described(denoiser), steps, folder)
+
+
+def described(denoiser: DiffusersDenoiser) -> dict[str, Any]:
+    """What `usage` reads of a student's configuration, of a denoiser."""
+    config: Any = denoiser.network.config
+    network = {**config, "_class_name": network_name(denoiser.network)}
+    scheduler = {"_class_name": type(denoiser.scheduler).__name__}
+    return {"network": network, "scheduler": scheduler, "classes": denoiser.classes, "latents": denoiser.latents}
 
 
 def levels(denoiser: DiffusersDenoiser, times: Sequence[float]) -> list[tuple[float, float, float]]:
@@ -142,7 +172,8 @@ def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
     """The scheduler of a teacher's pipeline, or of a student's whose first time is t."""
     scheduler, diffusers = denoiser.scheduler, import_diffusers()
     if isinstance(denoiser.schedule, Table):
-        return ddim(scheduler, len(denoiser.schedule.alphas_cumprod) - 1, t)
+        clip = t is None and not denoiser.latents and scheduler.config.get("clip_sample", False)
+        return ddim(scheduler, len(denoiser.schedule.alphas_cumprod) - 1, t, clip)
     if t is None:
         return scheduler
     if type(scheduler).__name__ in EDM:
@@ -151,14 +182,14 @@ def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=scheduler.config.num_train_timesteps)
 
 
-def ddim(scheduler: Any, last: int, t: float | None) -> Any:
-    """DDIM from step i = `last` · t of a discrete scheduler, or from the last one, down to σ = 0."""
+def ddim(scheduler: Any, last: int, t: float | None, clip: bool) -> Any:
+    """DDIM from step i = `last` · t of a discrete scheduler, or from the last one, down to σ = 0; x̂ clipped or not."""
     index = last if t is None else step_of(t, last)
     return import_diffusers().DDIMScheduler(
         num_train_timesteps=index + 1,
         trained_betas=scheduler.betas[: index + 1].tolist(),
         prediction_type=scheduler.config.prediction_type,
-        clip_sample=t is None and scheduler.config.get("clip_sample", False),
+        clip_sample=clip,
         clip_sample_range=scheduler.config.get("clip_sample_range", 1.0),
         timestep_spacing="trailing",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vardistill.errors import UsageError, first_line
-from vardistill.export.pipelines import usage
+from vardistill.export.pipelines import makes_latents, usage
 from vardistill.reports.contents import metrics_lines
 from vardistill.reports.formats import duration, metric_of, sentence_case
 from vardistill.training.folder import RunFolder, write_whole
@@ -116,12 +116,13 @@ def loading(run: RunFolder, library: str) -> str:
         )
     classes = int(config.get("classes", 0))
     labels = f", labels=torch.arange(16) % {classes}" if classes else ""
+    what, ranged = ("latents", "") if makes_latents(config) else ("pictures", "  # in [-1, 1]")
     own = [
         *(["import torch"] if classes else []),
         "from vardistill.students import NetworkStudent",
-        f'pictures = NetworkStudent.from_pretrained("FOLDER").sample(16{labels})  # in [-1, 1]',
+        f'{what} = NetworkStudent.from_pretrained("FOLDER").sample(16{labels}){ranged}',
     ]
-    alone = usage(config["network"]["_class_name"], config["scheduler"]["_class_name"], classes, steps_of(run))
+    alone = usage(config, steps_of(run))
     ours = f"With vardistill, from the folder `generator` of its run:\n\n{code(*own)}"
     exported = "" if library == "diffusers" else ", after `vardistill export RUN --to diffusers --out FOLDER`"
     theirs = f"With diffusers alone{exported}:\n\n{code(alone)}"

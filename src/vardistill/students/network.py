@@ -40,6 +40,7 @@ class NetworkStudent(
         times: t_1 > ... > t_n in (0, 1].
         classes: labels 0..classes − 1 that it takes; 0 for an unconditional one.
         data_std: standard deviation of the data, for default noise levels.
+        latents: as the denoiser's.
 
     Raises:
         UsageError: for classes of diffusers that are not supported, or times that do not decrease in (0, 1].
@@ -54,9 +55,10 @@ class NetworkStudent(
         times: Sequence[float],
         classes: int = 0,
         data_std: float = 0.5,
+        latents: bool = False,
     ) -> None:
         parts = build(network, NETWORKS), build(scheduler, (*DISCRETE, *EDM, *FLOW))
-        denoiser = DiffusersDenoiser(*parts, classes)
+        denoiser = DiffusersDenoiser(*parts, classes, latents)
         super().__init__(denoiser, denoiser.data_shape, data_std, times, classes)
 
     @classmethod
@@ -86,7 +88,8 @@ class NetworkStudent(
         if times is None:
             times = default_times(teacher.schedule, steps, data_std, ratio)
         classes = teacher.classes if classes is None else classes
-        student = cls(describe(teacher.network), describe(teacher.scheduler), list(times), classes, data_std)
+        described = describe(teacher.network), describe(teacher.scheduler)
+        student = cls(*described, list(times), classes, data_std, teacher.latents)
         parameter = next(teacher.network.parameters())
         half = parameter.dtype in (torch.bfloat16, torch.float16)  # in which steps of training would be lost
         student.to(parameter.device, torch.float32 if half else parameter.dtype)
@@ -102,6 +105,7 @@ class NetworkStudent(
             "times": list(self.times),
             "classes": self.classes,
             "data_std": self.data_std,
+            "latents": self.denoiser.latents,
         }
 
     def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> NetworkStudent:

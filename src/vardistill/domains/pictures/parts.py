@@ -208,7 +208,9 @@ class Pictures:
             own = teacher.denoiser
             if data.classes == known - 1 and not own.classes_given and own.null_label is None:
                 # a foreign U-Net's last row is for none
-                teacher = replace(teacher, denoiser=DiffusersDenoiser(own.network, own.scheduler, data.classes))
+                teacher = replace(
+                    teacher, denoiser=DiffusersDenoiser(own.network, own.scheduler, data.classes, own.latents)
+                )
             self.classes = data.classes or known
         self.source, self.data = teacher, data
         scale = getattr(teacher.denoiser.scheduler.config, "sigma_data", SIGMA_DATA)

@@ -26,6 +26,7 @@ class ImagePipeline(DiffusionPipeline):
         transformer: the network.
         classes: labels 0..classes − 1 that it takes; 0 for an unconditional one.
         steps: default of `num_inference_steps`; a student's own number.
+        latents: whether it makes an autoencoder's latents; of neither one channel nor three it always does.
         student: None for a diffusion model; of a student `scale`, of the noise that it starts from, and `levels`, the
             time, alpha and sigma of each step, where the time is a discrete scheduler's step and sigma for others.
     """
@@ -40,11 +41,12 @@ class ImagePipeline(DiffusionPipeline):
         transformer: Any = None,
         classes: int = 0,
         steps: int = 50,
+        latents: bool = False,
         student: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer)
-        self.register_to_config(classes=classes, steps=steps, student=student)
+        self.register_to_config(classes=classes, steps=steps, latents=latents, student=student)
 
     @torch.no_grad()
     def __call__(
@@ -64,7 +66,7 @@ class ImagePipeline(DiffusionPipeline):
             num_inference_steps: evaluations of the network; a student has its own number and no other.
             class_labels: one for all pictures, or one for each; default all classes in turn.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), in [0, 1]; "latent" for what the network makes.
-                Default "pil" for one channel or three, else "latent".
+                Default "pil", and for latents "latent", which is the only one.
             return_dict: an object with the attribute `images`, rather than a tuple.
         """
         network, device = self.unet or self.transformer, self._execution_device
@@ -73,9 +75,10 @@ class ImagePipeline(DiffusionPipeline):
         if self.config.student is not None and steps != self.config.steps:
             raise ValueError(f"the student makes a picture in {self.config.steps} steps, not in {steps}")
         size, channels = network.config.sample_size, network.config.in_channels
-        output_type = output_type or ("pil" if channels in (1, 3) else "latent")
-        if output_type == "pil" and channels not in (1, 3):
-            raise ValueError(f"PIL pictures have one channel or three, the network's {channels}: use 'latent'")
+        latents = self.config.latents or channels not in (1, 3)
+        output_type = output_type or ("latent" if latents else "pil")
+        if latents and output_type != "latent":
+            raise ValueError(f"the network makes latents of {channels} channels, not pictures: use 'latent'")
         shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
 
         def noise() -> torch.Tensor:
