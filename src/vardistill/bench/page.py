@@ -21,10 +21,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from vardistill.bench.cells import Row, load
 from vardistill.bench.results import COSTS, Result, Results, first_few, table, to_csv, to_dict
 from vardistill.bench.significance import RULE
+from vardistill.files import write_whole
 from vardistill.reports import figures
 from vardistill.reports.formats import Metric, metric_of
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table
-from vardistill.training.folder import write_whole
 
 PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
 """Of the objectives; further ones begin anew with dashes."""

@@ -9,7 +9,6 @@ the next `run_bench`. Whichever way a bench ends, its processes keep a checkpoin
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -28,9 +27,10 @@ from tqdm.auto import tqdm
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
 from vardistill.bench.results import Results, collect, failure_file, read_json
 from vardistill.errors import UsageError, unknown
+from vardistill.files import locked, reason, write_whole
 from vardistill.runs.config import Config, TeachConfig
 from vardistill.training import config_files
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.training.folder import RunFolder
 
 BOOKS = ("log_every", "eval_every", "milestones", "checkpoint_every", "keep_checkpoints", "tracker")
 """What a run keeps of its training: settings in which the cells of a folder may differ, unless the wall counts it."""
@@ -144,25 +144,11 @@ def occupied(folder: Path, name: str = ".lock") -> Iterator[int]:
     """Make the folder and hold a lock in it; yields the lock's file descriptor, for the cells' processes to share."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / name, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise UsageError(f"cannot write the bench's folder {folder}: {error.strerror}") from error
-    try:
-        _acquire(lock, folder)
+        raise UsageError(f"cannot write the bench's folder {folder}: {reason(error)}") from error
+    busy = f"another bench is at work in {folder}: wait, or choose another folder"
+    with locked(folder / name, busy, PATIENCE) as lock:
         yield lock
-    finally:
-        os.close(lock)
-
-
-def _acquire(lock: int, folder: Path) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise UsageError(f"another bench is at work in {folder}: wait, or choose another folder") from None
-            time.sleep(0.1)
 
 
 def check_bench(bench: Bench) -> None:
@@ -337,7 +323,7 @@ def _start(task: Task, threads: int, lock: int | None) -> _Process:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     popen = subprocess.Popen(
         command(task), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-        start_new_session=True, pass_fds=() if lock is None else (lock,),
+        start_new_session=True, pass_fds=() if lock is None or os.name == "nt" else (lock,),
     )  # fmt: skip
     return _Process(task, popen, log, time.monotonic())
 

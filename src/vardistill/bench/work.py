@@ -17,9 +17,10 @@ from pathlib import Path
 
 from vardistill.bench.cells import load
 from vardistill.errors import UsageError
+from vardistill.files import write_whole
 from vardistill.runs.config import Config, TeachConfig
 from vardistill.training.config_files import read
-from vardistill.training.folder import RunFolder, environment, write_whole
+from vardistill.training.folder import RunFolder, environment
 
 
 def main(words: list[str]) -> int:

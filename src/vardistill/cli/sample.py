@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from vardistill.choices import check_choices
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
+from vardistill.files import whole
 
 SUFFIXES = (".npz", ".png", "")
 """Of what samples are written as; a folder has none."""
@@ -69,26 +68,18 @@ def draw(run: Path, parsed: Arguments) -> None:
         labels = torch.full((parsed.num,), parsed.label)
     block = {"block": BLOCK} if of_pictures else {}
     samples = student.sample(parsed.num, parsed.seed, labels=labels, **block).cpu()
-    with _written(parsed.out):
-        if parsed.out.suffix == ".npz":
-            arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
-            np.savez_compressed(parsed.out, samples=samples.numpy(), **arrays)
-        elif not of_pictures:
-            from vardistill.reports.figures import samples_figure
+    if parsed.out.suffix == ".npz":
+        arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
+        with whole(parsed.out) as partial:
+            np.savez_compressed(partial, samples=samples.numpy(), **arrays)
+    elif not of_pictures:
+        from vardistill.reports.samples import save_samples
 
-            samples_figure(samples, build_domain(config).problem).savefig(parsed.out, dpi=120)
+        save_samples({"samples": samples}, build_domain(config).problem, parsed.out)
+    else:
+        from vardistill.domains.pictures.figures import save_folder, save_grid
+
+        if parsed.out.suffix == ".png":
+            save_grid(samples, parsed.out)
         else:
-            from vardistill.domains.pictures.figures import save_folder, save_grid
-
-            if parsed.out.suffix == ".png":
-                save_grid(samples, parsed.out)
-            else:
-                save_folder(samples, parsed.out, labels)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+            save_folder(samples, parsed.out, labels)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline, usage_of
+from vardistill.files import whole
 from vardistill.students.network import NetworkStudent
 from vardistill.students.student import Student
 
@@ -79,8 +80,7 @@ def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -
     if sum(p.numel() * p.element_size() for p in generator.parameters()) >= LARGEST_ONNX:
         raise UsageError("the weights take more than 2 GiB, and an ONNX file holds no more")
     function, path = traceable(generator), Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with whole(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_onnx(function, inputs(generator, 2), partial)
         error = onnx_error(generator, partial)
@@ -88,11 +88,6 @@ def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -
             raise RuntimeError(
                 f"the ONNX file's x differs by {error:.3g} from the generator's, more than {tolerance:g}"
             )
-        partial.replace(path)
-    except OSError as failure:
-        raise UsageError(f"cannot write {path}: {failure.strerror or failure}") from failure
-    finally:
-        partial.unlink(missing_ok=True)
     return error
 
 

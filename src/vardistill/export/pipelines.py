@@ -15,9 +15,7 @@ students of one step. For all others the folder brings `pipeline.py`, which diff
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from vardistill.denoisers.diffusers import (
 )
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
+from vardistill.files import check_free, whole
 
 PARTS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
 """Networks that take no condition but labels, and what pipelines call them."""
@@ -96,7 +95,8 @@ def save_pipeline(
         if times:
             index["student"] = {"scale": denoiser.init_scale(times[0]), "levels": levels(denoiser, times)}
     text = card or CARD.format(usage=usage_of(denoiser, steps))
-    with whole_folder(path) as partial:
+    with whole(path, folder=True) as partial:
+        check_free(path)
         denoiser.network.save_pretrained(partial / PARTS[network])  # type: ignore[operator]  # a ModelMixin
         scheduler.save_pretrained(partial / "scheduler")
         if not stock:
@@ -203,27 +203,3 @@ def step_of(t: float, last: int) -> int:
             f"t={t:g} lies between two of the {last + 1} steps of the schedule: a step is {index / last:g}"
         )
     return index
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write to, which takes its place at the end, and goes where that is not reached.
-
-    Raises:
-        UsageError: where `path` is not empty, or cannot be written.
-    """
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} is there already, and not an empty folder: choose another")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -12,9 +12,10 @@ import yaml
 
 from vardistill.errors import UsageError, first_line
 from vardistill.export.pipelines import makes_latents, usage
+from vardistill.files import write_whole
 from vardistill.reports.contents import metrics_lines
 from vardistill.reports.formats import duration, metric_of, sentence_case
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.training.folder import RunFolder
 
 Table = Mapping[str, Any]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vardistill.domains.pictures.figures import grids_figure
 from vardistill.domains.points.problems import Problem
+from vardistill.files import write_whole
 from vardistill.metrics.modes import mode_radius
 from vardistill.reports import figures
 from vardistill.reports.card import configured_steps, last_part, objective_name
@@ -24,7 +25,7 @@ from vardistill.reports.figures import Curve, is_finite
 from vardistill.reports.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table, swatch
 from vardistill.reports.verdict import LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.training.folder import RunFolder
 from vardistill.training.warning_signs import Sign, signs
 
 CHARTS = (

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vardistill.domains.pictures.figures import save_grids
 from vardistill.domains.points.problems import Problem
+from vardistill.files import whole
 from vardistill.reports.contents import BESIDE
 from vardistill.reports.figures import samples_figure
 
@@ -19,4 +20,5 @@ def save_samples(samples: Mapping[str, Tensor], problem: Problem | None, path: P
     if own.ndim == 4:
         save_grids({"Student": own, **{BESIDE[name]: v for name, v in samples.items() if name in BESIDE}}, path)
     else:
-        samples_figure(own, problem).savefig(path, dpi=120)
+        with whole(path) as partial:
+            samples_figure(own, problem).savefig(partial, dpi=120)

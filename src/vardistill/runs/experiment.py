@@ -25,6 +25,7 @@ from vardistill.domains.pictures.parts import Pictures
 from vardistill.domains.points.config import PointsConfig
 from vardistill.domains.points.parts import Points
 from vardistill.errors import UsageError
+from vardistill.files import whole, write_whole
 from vardistill.objectives import Objective
 from vardistill.objectives.registry import singles, takes_teacher
 from vardistill.processes import launched, on_main, several_on_cpu
@@ -36,7 +37,7 @@ from vardistill.students import Student
 from vardistill.training import config_files
 from vardistill.training.checks import check_networks, check_settings, check_tracker
 from vardistill.training.data import Samples, check_samples
-from vardistill.training.folder import RunFolder, create, open_run, write_whole
+from vardistill.training.folder import RunFolder, create, open_run
 from vardistill.training.loop import Run, Trainer
 
 
@@ -141,7 +142,8 @@ def finish(domain: Domain, folder: RunFolder, run: Run, objective: Objective) ->
     """Write what a reader of the run looks at."""
     finished: Finished = domain.finish(run.generator, objective)
     arrays = {name: v.numpy() for name, v in finished.samples.items()}
-    np.savez_compressed(folder.path / "samples.npz", allow_pickle=False, **arrays)
+    with whole(folder.path / "samples.npz") as partial:
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
     save_samples(finished.samples, domain.problem, folder.path / "samples.png")
     for name, table in finished.extras.items():
         write_whole(folder.path / name, json.dumps(table, indent=2))

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from vardistill.files import write_whole
 from vardistill.progress import bar, clock, fitting, say
-from vardistill.training.folder import RunFolder, environment, write_whole
+from vardistill.training.folder import RunFolder, environment
 from vardistill.training.warning_signs import Watch
 
 LIVE_FIGURES = ("fd", "log_mmd", "modes_found", "loss", "bound", "log_density")

@@ -7,9 +7,7 @@ A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, opti
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vardistill.errors import UsageError, first_line
+from vardistill.files import PARTIAL, remove, whole
 
 FORMAT = "vardistill-checkpoint-3"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -44,24 +43,22 @@ def save(folder: Path, state: State, keep: int) -> Path:
     """Write `state` below `folder`, remove all but the `keep` latest checkpoints, and return the new one's path.
 
     A checkpoint of the same step is left as it is: a run has one state at a step.
+
+    Raises:
+        UsageError: where it cannot be written, the disk being full for example; those before it stay.
     """
     target = folder / f"step-{state.step:08d}"
     if target.exists():
         return target
-    for remnant in folder.glob(".partial-*"):
-        shutil.rmtree(remnant)
-    partial = folder / f".partial-{state.step:08d}"
-    partial.mkdir(parents=True)
+    for remnant in folder.glob(f"{PARTIAL}*"):  # of a process that was killed
+        remove(remnant)
     flat = {f"{section}/{name}": _copy(v) for section, part in state.tensors.items() for name, v in part.items()}
-    save_file(flat, partial / "state.safetensors", metadata={"format": FORMAT})
     counters = {"format": FORMAT, "step": state.step, "seconds": state.seconds}
-    (partial / "state.json").write_text(json.dumps(counters))
-    for file in (*partial.iterdir(), partial):
-        _flush(file)
-    partial.rename(target)
-    _flush(folder)
+    with whole(target, folder=True) as partial:
+        save_file(flat, partial / "state.safetensors", metadata={"format": FORMAT})
+        (partial / "state.json").write_text(json.dumps(counters))
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return target
 
 
@@ -141,11 +138,3 @@ def _copy(v: Tensor) -> Tensor:
     It is copied straight there: an accelerator has no room for a second state.
     """
     return torch.empty(v.shape, dtype=v.dtype).copy_(v.detach())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ import yaml
 
 from vardistill.choices import options_of
 from vardistill.errors import UsageError, first_line, unknown
-from vardistill.training.folder import UNREADABLE, write_whole
+from vardistill.files import write_whole
+from vardistill.training.folder import UNREADABLE
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vardistill.files import write_whole
 from vardistill.progress import bar, clock
 from vardistill.training import checkpoints, config_files
 from vardistill.training.books import StopRequest
 from vardistill.training.clock import time_left
 from vardistill.training.config import TrainingConfig
 from vardistill.training.draws import stream
-from vardistill.training.folder import RunFolder, create, environment, open_run, write_whole
+from vardistill.training.folder import RunFolder, create, environment, open_run
 from vardistill.training.loop import Diverged, Interrupted
 from vardistill.training.optimisers import adam, adam_state, clip_gradients, learning_rate, step_unless, update_average
 

@@ -25,6 +25,7 @@ from zipfile import BadZipFile
 import yaml
 
 from vardistill.errors import UsageError, first_line
+from vardistill.files import reason, write_whole
 
 UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
@@ -74,10 +75,17 @@ class RunFolder:
         return self.path / "teacher"
 
     def log(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Append a line to the metrics; numbers that are not finite, which JSON lacks, become null."""
+        """Append a line to the metrics; numbers that are not finite, which JSON lacks, become null.
+
+        Raises:
+            UsageError: where it cannot be written.
+        """
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **finite}) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **finite}) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {self.metrics}: {reason(error)}") from error
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of the metrics; a last line cut short by a kill is left out.
@@ -110,20 +118,6 @@ class RunFolder:
                 raise UsageError(f"line {number} of {self.metrics} is none of a run, as it has no step: remove it")
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_whole(self.metrics, "".join(kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file's text: after a kill it is the old one or the new one, never a part.
-
-    Raises:
-        UsageError: where it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold surrogates, which UTF-8 lacks
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def create(path: Path) -> RunFolder:

@@ -35,6 +35,7 @@ from vardistill.denoisers import unguided
 from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Draw, NoiseLevels
 from vardistill.errors import UsageError
+from vardistill.files import whole
 from vardistill.objectives import Objective, Update
 from vardistill.objectives.base import STUDENT
 from vardistill.objectives.diagnostics import diversities, low_level_share
@@ -459,11 +460,11 @@ def average_of(student: Student) -> Student:
 
 def save_student(student: Student, path: Path) -> None:
     """The weights as safetensors, with the configuration that loads them where the student is a hub mixin."""
-    if isinstance(student, PyTorchModelHubMixin):
-        student.save_pretrained(path)
-    else:
-        path.mkdir(exist_ok=True)
-        save_model(student, str(path / "model.safetensors"))
+    with whole(path, folder=True) as partial:
+        if isinstance(student, PyTorchModelHubMixin):
+            student.save_pretrained(partial)
+        else:
+            save_model(student, str(partial / "model.safetensors"))
 
 
 def silence(*modules: nn.Module) -> None:

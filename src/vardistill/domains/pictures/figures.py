@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vardistill.errors import UsageError
+from vardistill.files import check_free, whole
 
 
 def grid(pictures: Tensor, columns: int = 10) -> NDArray[np.uint8]:
@@ -43,14 +43,16 @@ def grids_figure(grids: Mapping[str, Tensor]) -> Figure:
 
 def save_grids(grids: Mapping[str, Tensor], path: Path) -> None:
     """`grids_figure` as a file."""
-    grids_figure(grids).savefig(path, dpi=120)
+    with whole(path) as partial:
+        grids_figure(grids).savefig(partial, dpi=120)
 
 
 def save_grid(pictures: Tensor, path: Path) -> None:
     """One grid as a file, each pixel four times as wide and high below 64 pixels."""
     picture = Image.fromarray(grid(pictures, columns=max(1, round(math.sqrt(len(pictures))))))
     factor = 4 if pictures.shape[-1] < 64 else 1
-    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path)
+    with whole(path) as partial:
+        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(partial)
 
 
 def save_folder(pictures: Tensor, path: Path, labels: Tensor | None = None) -> None:
@@ -59,12 +61,9 @@ def save_folder(pictures: Tensor, path: Path, labels: Tensor | None = None) -> N
     Raises:
         UsageError: where the folder is not empty or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} is there and not an empty folder: choose another --out")
-    try:
+    with whole(path, folder=True) as partial:
+        check_free(path)
         for i, picture in enumerate(pictures):
-            folder = path if labels is None else path / str(int(labels[i]))
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = partial if labels is None else partial / str(int(labels[i]))
+            folder.mkdir(exist_ok=True)
             Image.fromarray(grid(picture[None], columns=1)).save(folder / f"{i:05d}.png")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -34,10 +34,11 @@ from vardistill.domains.pictures.figures import save_grids
 from vardistill.domains.pictures.unets import build_unet, edm_denoiser
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline
+from vardistill.files import whole, write_whole
 from vardistill.progress import bar
 from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
-from vardistill.training.folder import RunFolder, write_whole
+from vardistill.training.folder import RunFolder
 
 STEPS = (18, 40)
 """Of Heun's method, for the teacher's own samples: EDM's for small pictures, and enough."""
@@ -109,7 +110,9 @@ def kept_classifier(data: ImageData, path: Path, seed: int) -> None:
     """A classifier of these pictures in the folder `path`, fitted where there is none yet."""
     if not (path / "config.json").is_file():
         rng = torch.Generator().manual_seed(seed)
-        fit_classifier(data.train, data.held_out, rng).save_pretrained(path)
+        classifier = fit_classifier(data.train, data.held_out, rng)
+        with whole(path, folder=True) as partial:
+            classifier.save_pretrained(partial)
 
 
 def has_classes(data: ImageData) -> bool:

@@ -20,13 +20,14 @@ from vardistill.diffusion.weights import named_weight
 from vardistill.domains.points.config import PointsTeachConfig
 from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.errors import UsageError
+from vardistill.files import whole, write_whole
 from vardistill.metrics.bound import noise_level
 from vardistill.networks import LevelMLP, initial_weights
 from vardistill.training import config_files
 from vardistill.training.checkpoints import match
 from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
-from vardistill.training.folder import open_run, write_whole
+from vardistill.training.folder import open_run
 from vardistill.training.loop import Diverged
 
 WEIGHTS = "denoiser.safetensors"
@@ -88,9 +89,8 @@ def build_network_denoiser(config: PointsTeachConfig, problem: Problem, mixed: b
 
 def save_weights(denoiser: Preconditioned, path: Path) -> None:
     """The weights as safetensors, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(denoiser.state_dict(), partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(denoiser.state_dict(), partial)
 
 
 def load_teacher(path: Path) -> Preconditioned:

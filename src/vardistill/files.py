@@ -1,0 +1,140 @@
+"""Files that exist whole or not at all, and locks. What differs between POSIX systems and Windows is here alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vardistill.errors import UsageError, first_line
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+PARTIAL = ".partial-"
+"""What names of files and folders that are being written begin with."""
+
+
+@contextmanager
+def whole(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A path beside `path`, with its suffix, to write a file to, or a `folder` that is there and empty.
+
+    At the end it is flushed to the disk and takes the place of `path`; whatever goes wrong before, nothing of it is
+    left, and `path` is as it was. What a killed process left is replaced by the next one's.
+
+    Raises:
+        UsageError: where it cannot be written, the disk being full for example.
+    """
+    place = Path(os.path.abspath(path))  # "." has no name; links stay as they are
+    partial = place.with_name(f"{PARTIAL}{place.name}")
+    try:
+        remove(partial)
+        if folder:
+            partial.mkdir(parents=True)
+        yield partial
+        for part in (*partial.rglob("*"), partial):
+            _flush(part)
+        if folder:
+            remove(place)
+        partial.replace(place)
+        _flush(place.parent)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(partial)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text, which is whole or not at all; raises UsageError where it cannot be written."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold surrogates, which UTF-8 lacks
+
+
+def check_free(path: Path) -> None:
+    """Raise UsageError where there is something that a new folder would replace."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is there and not an empty folder: choose another")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written or read, without its path."""
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
+
+
+@contextmanager
+def locked(path: Path, busy: str, patience: float = 0.0) -> Iterator[int]:
+    """Hold the lock file `path`; yields its descriptor, which processes may inherit.
+
+    The system lets go of it when the last process that holds it ends, however that is: a lock never outlives them. On a
+    file system without locks nothing is held.
+
+    Args:
+        path: is made, and stays.
+        busy: what to say where another process holds it.
+        patience: seconds to wait for that one.
+
+    Raises:
+        UsageError: where another process holds it, or it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {reason(error)}") from error
+    try:
+        give_up = time.monotonic() + patience
+        while not _lock(descriptor):
+            if time.monotonic() >= give_up:
+                raise UsageError(busy)
+            time.sleep(0.1)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else holds the lock, which then is this process's."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """See to it that a file, or a folder's names, outlive a loss of power."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems flush none
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)  # Windows flushes only what may be written
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
