@@ -187,6 +187,12 @@ def state(job: Trainer, *left_out: str) -> dict[str, Tensor]:
     }
 
 
+def launched(processes: int, rank: int = 0) -> dict[str, str]:
+    """What torchrun tells a process by its environment."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    return {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank), **place}
+
+
 def run_small(kind: str = "batch", folder: Path | None = None, **options: Any) -> tuple[dict[str, Tensor], Trainer]:
     """The final state of a small run, by name, and its trainer."""
     job = trainer(kind, None if folder is None else RunFolder(folder), **options)

@@ -12,9 +12,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 
 from vardistill.devices import find_device
+from vardistill.launch import launched as launched
+from vardistill.progress import say
 
 T = TypeVar("T")
 
@@ -22,9 +25,39 @@ PATIENCE = timedelta(days=30)
 """How long processes wait for one that works alone: evaluations and fits may take longer than any collective."""
 
 
-def launched() -> int:
-    """How many processes were launched together, as torchrun and `accelerate launch` tell."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+LAUNCH = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE",
+)  # fmt: skip
+"""By what Accelerate knows that processes were launched together."""
+
+UNSET = ("", "0", "1", "no", "false", "none")
+"""Values by which the launcher's variables ask for nothing."""
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Within, Accelerate finds in the environment neither settings, as a run has its own, nor a launch of one process.
+
+    Settings that are there, `ACCELERATE_MIXED_PRECISION=bf16` for example, are told to have no effect.
+    """
+    settings = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    asked = [f"{name}={value}" for name, value in settings.items() if value.lower() not in UNSET]
+    if asked:
+        say(f"vardistill: without effect, as a run has settings of its own: {', '.join(asked)}")
+    left = {name: os.environ[name] for name in LAUNCH if name in os.environ and launched() == 1}
+    hidden = settings | left
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def join(device: str) -> None:
+    """Meet the other processes, where there are any."""
+    with shielded():
+        PartialState(cpu=several_on_cpu(device))
 
 
 def several_on_cpu(device: str) -> bool:

@@ -6,13 +6,14 @@ characters, of a bar two a minute. Of several processes the first one speaks. Im
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from vardistill.launch import is_first
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,7 +27,7 @@ COUNTED = 40
 
 def speaks() -> bool:
     """Whether this process is the one that does."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return is_first()
 
 
 def say(*lines: str) -> None:

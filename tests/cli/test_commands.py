@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from vardistill import __version__
 from vardistill.cli import main as cli
+from vardistill.cli.train import run_folder
 from vardistill.domains.points.config import PointsTeachConfig, teacher_fit
 from vardistill.objectives.registry import OBJECTIVES
 from vardistill.runs.config import Config
@@ -346,10 +347,30 @@ def test_the_package_is_the_command() -> None:
     assert shown.stdout == f"{__version__}\n"
 
 
-def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_refused_run_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     refused(capsys, "train", "mog40-vardiu", "--batch", "1", "--out", str(out))
     assert not out.exists()
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "train", "mog40-vardiu", "--batch", "1")
+    assert not any((tmp_path / "runs").iterdir())
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with run_folder(None, "x") as first, run_folder(None, "x") as second:
+        assert [str(first), str(second)] == ["runs/x-001", "runs/x-002"]
+        (second / "config.yaml").touch()
+    with run_folder(None, "x") as third, run_folder(Path("mine"), "x") as given:
+        assert (str(third), str(given)) == ("runs/x-001", "mine")
+    assert [path.name for path in Path("runs").iterdir()] == ["x-002"]
+
+
+def test_a_run_at_work_is_not_resumed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder(finished).held():
+        assert "another process is at work in" in refused(capsys, "train", "--resume", str(finished))
 
 
 @pytest.mark.parametrize(

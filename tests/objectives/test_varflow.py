@@ -435,7 +435,8 @@ class TestEndToEnd:
             check_batch(training.batch, processes, objective, levels)
             raise KeyboardInterrupt
 
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        for name, value in small_runs.launched(processes).items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr(training_module, "Trainer", trainer)
         with pytest.raises(KeyboardInterrupt):
             distill(small_runs.generator(), objective=VarFlow(), training=small_runs.config(batch=batch))

@@ -98,6 +98,26 @@ class TestKeeping:
         save(tmp_path, state(2), keep=1)
         assert whole == [True]
 
+    @pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+    def test_the_one_before_is_taken_where_the_latest_are_damaged(
+        self, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for step in (1, 2, 3, 4):
+            save(tmp_path, state(step), keep=4)
+        for step in (1, 3, 4):
+            damaged = tmp_path / f"step-{step:08d}" / file
+            damaged.write_bytes(damaged.read_bytes()[:-1])
+        checkpoints.set_aside_damaged(tmp_path)
+        assert load(latest(tmp_path)).step == 2
+        assert save(tmp_path, state(3), keep=4).name == "step-00000003"
+        told = capsys.readouterr().err.splitlines()
+        assert [line.rpartition(": ")[2] for line in told] == ["going back to step-00000002"] * 2
+
+    def test_one_that_is_damaged_and_alone_stays(self, tmp_path: Path) -> None:
+        (save(tmp_path, state(), keep=1) / "state.json").unlink()
+        checkpoints.set_aside_damaged(tmp_path)
+        assert latest(tmp_path).name == "step-00000003"
+
     def test_the_same_step_is_kept_once(self, tmp_path: Path) -> None:
         first = save(tmp_path, state(), keep=1)
         written = (first / "state.safetensors").stat().st_mtime_ns

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import small_runs
 from vardistill.errors import UsageError
 from vardistill.training.folder import RunFolder, create, environment, open_run
 
@@ -45,16 +46,47 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_the_first_process_makes_the_folder_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "environment.json").touch()
+    for rank in (0, 1):
+        for name, value in small_runs.launched(2, rank).items():
+            monkeypatch.setenv(name, value)
+        folder = create(tmp_path / str(rank))
+        assert folder.path.exists() == (rank == 0)
+        with folder.held():
+            assert folder.lock.exists() == (rank == 0)
+
+
+def test_a_rank_that_was_left_over_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert create(tmp_path) == RunFolder(tmp_path)
-    monkeypatch.setenv("RANK", "0")
-    refusal(tmp_path, "is not empty")
+    assert create(tmp_path / "run").path.is_dir()
+
+
+def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    with folder.held(), pytest.raises(UsageError, match="another process is at work in .*: wait for it, or end it"):
+        folder.held().__enter__()
+    with folder.held():
+        pass
+
+
+def test_what_a_start_left_that_failed_does_not_block_the_next(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run")
+    with folder.held():
+        for path in (folder.config, folder.environment, folder.metrics):
+            path.touch()
+        (folder.checkpoints / ".partial-step-00000010").mkdir(parents=True)
+    assert create(folder.path) == folder
+    (folder.checkpoints / "step-00000010").mkdir()
+    refusal(folder.path, "is not empty")
+    (folder.checkpoints / "step-00000010").rmdir()
+    (folder.path / "mine").touch()
+    refusal(folder.path, "is not empty")
 
 
 def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     refusal(tmp_path / "none", "is not a run folder: there is no such folder", open_run)
     refusal(tmp_path, "is not a run folder: it has no config.yaml", open_run)
+    (tmp_path / "file").touch()
+    refusal(tmp_path / "file", "is not a run folder: it is a file", open_run)
     (tmp_path / "config.yaml").touch()
     assert open_run(tmp_path) == RunFolder(tmp_path)
 

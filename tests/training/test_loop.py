@@ -545,7 +545,8 @@ class TestRefusals:
     ) -> None:
         """By accumulation, or by two processes: its statistics would be those of parts."""
         if not options:
-            monkeypatch.setenv("WORLD_SIZE", "2")
+            for name, value in small_runs.launched(2).items():
+                monkeypatch.setenv(name, value)
         match = "has BatchNorm1d, whose statistics are those of a whole batch: set accumulate=1, with one process and a"
         for generator, objective in ((Normalised(), small_runs.objective()), (Plain(), NormalisedDistance())):
             with pytest.raises(UsageError, match=match) as caught:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from vardistill.cli.arguments import parse
-from vardistill.cli.train import free_folder, train
+from vardistill.cli.train import run_folder, train
 from vardistill.runs.presets import PRESETS
 
 
@@ -25,4 +25,5 @@ def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, arguments, "demo", "Distil the 40-mode Gaussian mixture with VarDiU.")
     config = PRESETS["mog40-vardiu-demo"].config
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=parsed.seed))
-    return train(config, parsed.out or free_folder("demo"))
+    with run_folder(parsed.out, "demo") as out:
+        return train(config, out)

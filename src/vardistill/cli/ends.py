@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from vardistill.launch import is_first
 
 if TYPE_CHECKING:
     from vardistill.training.folder import RunFolder
@@ -28,6 +29,6 @@ def run_to_end(run: Callable[[], RunFolder], show: Callable[[RunFolder], None], 
         return 1
     finally:
         torch.set_flush_denormal(False)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         show(folder)
     return 0

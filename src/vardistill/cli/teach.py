@@ -8,7 +8,7 @@ from typing import Any
 
 from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
-from vardistill.cli.train import free_folder
+from vardistill.cli.train import run_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
 from vardistill.errors import UsageError, unknown
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
     config = _start(name, rest)
     arguments_of: Any = Points if isinstance(config, PointsTeachConfig) else Pictures
     parsed = parse(arguments_of, rest, f"teach {name}", ABOUT, arguments_of(run=config))
-    return teach(parsed.run, parsed.out or free_folder(f"teacher-{Path(name).stem}"))
+    with run_folder(parsed.out, f"teacher-{Path(name).stem}") as out:
+        return teach(parsed.run, out)
 
 
 def _start(name: str, rest: list[str]) -> TeachConfig:
@@ -79,16 +80,14 @@ def _start(name: str, rest: list[str]) -> TeachConfig:
 
 def teach(config: TeachConfig, out: Path, resume: bool = False) -> int:
     """Fit a teacher and say how good it is; of several processes the first one does. Returns the exit code."""
-    from accelerate import PartialState
-
     from vardistill.cli.tables import print_picture_teacher, print_teacher
     from vardistill.domains.pictures.teach import teach_images
     from vardistill.domains.points import teach as points
-    from vardistill.processes import on_main, several_on_cpu
+    from vardistill.processes import join, on_main
     from vardistill.training.folder import RunFolder
 
     def run() -> RunFolder:
-        PartialState(cpu=several_on_cpu(config.device))
+        join(config.device)
         if isinstance(config, PointsTeachConfig):
             on_main(lambda: points.teach(config, out, resume))
         else:

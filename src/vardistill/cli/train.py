@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 from vardistill.cli.arguments import parse, take_positional, take_value, value_of
 from vardistill.cli.ends import run_to_end
 from vardistill.domains.points.config import SCALES, PointsConfig
 from vardistill.errors import UsageError
+from vardistill.files import reason
+from vardistill.launch import launched
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
 from vardistill.training.config import NetworkConfig
@@ -72,7 +75,8 @@ def main(arguments: list[str]) -> int:
     check_networks(rest)
     about = "Train a generator of one or a few steps; --objective replaces the objective, with levels and rates."
     parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
-    return train(parsed.run, parsed.out or free_folder(name))
+    with run_folder(parsed.out, name) as out:
+        return train(parsed.run, out)
 
 
 def train(config: Config, out: Path, resume: bool = False) -> int:
@@ -94,14 +98,31 @@ def check_networks(words: list[str]) -> None:
             NetworkConfig.parse([word])
 
 
-def free_folder(name: str) -> Path:
-    """The first of runs/NAME-001, runs/NAME-002, ... that does not exist."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+@contextmanager
+def run_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """`out` or, without, the first of runs/NAME-001, ... that was not there: made at once, as others may start, too.
+
+    It goes again where the run was refused and left nothing in it.
+    """
+    if out is not None:
+        yield out
+        return
+    if launched() > 1:
         raise UsageError("several processes need to be told their common run folder: give --out")
-    number = 1
-    while (path := Path("runs") / f"{name}-{number:03d}").exists():
-        number += 1
-    return path
+    for number in count(1):
+        path = Path("runs") / f"{name}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {path}: {reason(error)}") from error
+    try:
+        yield path
+    finally:
+        with suppress(OSError):  # it is not empty: a run's
+            path.rmdir()
 
 
 def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor
@@ -74,6 +75,8 @@ def distill(
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
-    if out is not None:
-        folder = RunFolder(Path(out)) if resume else create(Path(out))
-    return Trainer(student, objective, levels, training, evaluate, folder, data, conditions).run(resume)
+    with ExitStack() as held:
+        if out is not None:
+            folder = RunFolder(Path(out)) if resume else create(Path(out))
+            held.enter_context(folder.held())
+        return Trainer(student, objective, levels, training, evaluate, folder, data, conditions).run(resume)

@@ -12,12 +12,12 @@ Beside what every run keeps (`training.folder`):
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from vardistill.devices import find_device
 from vardistill.domains.base import Domain, Finished
@@ -28,7 +28,7 @@ from vardistill.errors import UsageError
 from vardistill.files import whole, write_whole
 from vardistill.objectives import Objective
 from vardistill.objectives.registry import singles, takes_teacher
-from vardistill.processes import launched, on_main, several_on_cpu
+from vardistill.processes import join, launched, on_main
 from vardistill.reports.card import write_card
 from vardistill.reports.page import write_report
 from vardistill.reports.samples import save_samples
@@ -51,27 +51,28 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
     """
     domain = build_domain(config)
     check(config, domain)
-    PartialState(cpu=several_on_cpu(config.training.device))  # joins the other processes, where there are any
+    join(config.training.device)
     folder = RunFolder(out)
-    on_main(lambda: prepare(config, domain, folder, resume))
-    domain.load(folder)
-    objective: Objective = config.objective.build(domain)
-    levels = config.levels.build(domain.schedule, domain.data_std)
-    trainer = Trainer(
-        domain.student,
-        objective,
-        levels,
-        config.training,
-        domain.metrics(objective),
-        folder,
-        real_samples(config, domain),
-        domain.conditions,
-    )
-    if resume and any(folder.checkpoints.glob("step-*")):
-        trainer.restore()
-        on_main(lambda: lengthen(config, folder))
-    run = trainer.run()
-    on_main(lambda: finish(domain, folder, run, objective))
+    with ExitStack() as held:
+        on_main(lambda: prepare(config, domain, folder, resume, held))
+        domain.load(folder)
+        objective: Objective = config.objective.build(domain)
+        levels = config.levels.build(domain.schedule, domain.data_std)
+        trainer = Trainer(
+            domain.student,
+            objective,
+            levels,
+            config.training,
+            domain.metrics(objective),
+            folder,
+            real_samples(config, domain),
+            domain.conditions,
+        )
+        if resume and any(folder.checkpoints.glob("step-*")):
+            trainer.restore()
+            on_main(lambda: lengthen(config, folder))
+        run = trainer.run()
+        on_main(lambda: finish(domain, folder, run, objective))
     return folder
 
 
@@ -108,14 +109,16 @@ def check(config: Config, domain: Domain) -> None:
         check_samples(data, domain.student.data_shape, like.device, domain.conditions)
 
 
-def prepare(config: Config, domain: Domain, folder: RunFolder, resume: bool) -> None:
-    """Make the run's folder or open the one to resume, and fit what the run lacks."""
+def prepare(config: Config, domain: Domain, folder: RunFolder, resume: bool, held: ExitStack) -> None:
+    """Make the run's folder or open the one to resume, hold it as long as `held`, and fit what the run lacks."""
     if resume:
         open_run(folder.path)
+        held.enter_context(folder.held())
         if not any(folder.checkpoints.glob("step-*")):
             folder.rewind(0)  # killed before its first checkpoint: it starts anew
     else:
         create(folder.path)
+        held.enter_context(folder.held())
         config_files.write(config, folder.config)
     domain.prepare(folder)
 

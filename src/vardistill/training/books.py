@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vardistill.files import write_whole
+from vardistill.files import remove, write_whole
 from vardistill.progress import bar, clock, fitting, say
 from vardistill.training.folder import RunFolder, environment
 from vardistill.training.warning_signs import Watch
@@ -46,8 +46,10 @@ class Books:
         self.live: dict[str, str] = {}
 
     def begin(self) -> None:
-        """Note what the run is made with."""
+        """Note what the run is made with; lines that a start left that failed go."""
         if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.rewind(-1)
+            remove(self.folder.tracker_id)
             facts = environment() | {"processes": self.accelerator.num_processes}
             write_whole(self.folder.environment, json.dumps(facts, indent=2))
 
@@ -136,14 +138,13 @@ class Books:
 
 def tracker_id(folder: RunFolder) -> str:
     """What a tracker knows the run by: drawn once, and kept in the folder."""
-    path = folder.path / "tracker_id.txt"
-    if not path.exists():
-        write_whole(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8").strip()
+    if not folder.tracker_id.exists():
+        write_whole(folder.tracker_id, secrets.token_hex(4))
+    return folder.tracker_id.read_text(encoding="utf-8").strip()
 
 
 class StopRequest:
-    """The wish to stop a run after the step under way: SIGINT (Ctrl-C) or SIGTERM.
+    """The wish to stop a run after the step under way: SIGINT (Ctrl-C), SIGTERM, or SIGHUP (the terminal is gone).
 
     Args:
         accelerator: knows the run's processes; None for one process.
@@ -170,7 +171,11 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hang_up = getattr(signal, "SIGHUP", None)  # which Windows lacks, and nohup has ignored
+        if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+            numbers.append(hang_up)
+        previous = {number: signal.signal(number, request) for number in numbers}
         try:
             yield
         finally:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vardistill.errors import UsageError, first_line
 from vardistill.files import PARTIAL, remove, whole
+from vardistill.progress import say
 
 FORMAT = "vardistill-checkpoint-3"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -68,6 +69,27 @@ def latest(folder: Path) -> Path:
     if not found:
         raise UsageError(f"nothing to resume: no checkpoint in {folder}")
     return found[-1]
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename the latest checkpoints, and say so, as long as they are damaged and one before them is whole."""
+    found = _all(folder)
+    last = next((i for i, path in reversed(list(enumerate(found))) if _is_whole(path)), len(found))
+    for path in found[last + 1 :]:
+        aside = path.with_name(f"damaged-{path.name}")
+        remove(aside)
+        path.rename(aside)
+        say(f"vardistill: the checkpoint {path} is damaged, and now {aside.name}: going back to {found[last].name}")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its counters can be read, and its tensors reach to their end."""
+    try:
+        json.loads((checkpoint / "state.json").read_text())
+        with safe_open(checkpoint / "state.safetensors", "pt"):
+            return True
+    except (OSError, SafetensorError, ValueError):
+        return False
 
 
 def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:

@@ -74,16 +74,17 @@ class Fit(Generic[D]):
         """
         folder = open_run(out) if resume else create(out)
         finished = folder.path / name
-        if resume:
+        with folder.held():
             if finished.exists() or any(folder.checkpoints.glob("step-*")):  # else killed before: it starts anew
+                checkpoints.set_aside_damaged(folder.checkpoints)
                 self.restore(checkpoints.latest(folder.checkpoints))
             folder.rewind(self.step)
-        else:
-            write_whole(folder.environment, json.dumps(environment(), indent=2))
-            config_files.write(config, folder.config)
-        if not finished.exists():  # its end: a clock's budget, read from a checkpoint, may say otherwise
-            self._train(folder)
-            save(self.average, finished)
+            if not resume:
+                write_whole(folder.environment, json.dumps(environment(), indent=2))
+                config_files.write(config, folder.config)
+            if not finished.exists():  # its end: a clock's budget, read from a checkpoint, may say otherwise
+                self._train(folder)
+                save(self.average, finished)
         return folder
 
     def _train(self, folder: RunFolder) -> None:

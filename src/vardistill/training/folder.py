@@ -1,5 +1,6 @@
 """Run folders: what a run leaves behind.
 
+.lock               held by the process that is at work
 config.yaml         the resolved configuration (runs started by the command line)
 identity.json       what the run is, which a resumed one is compared with: see `training.identity`
 metrics.jsonl       one JSON object a line: kind "train" or "eval", step, seconds and values
@@ -15,7 +16,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,8 @@ from zipfile import BadZipFile
 import yaml
 
 from vardistill.errors import UsageError, first_line
-from vardistill.files import reason, write_whole
+from vardistill.files import locked, reason, write_whole
+from vardistill.launch import is_first
 
 UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile, yaml.YAMLError,
@@ -73,6 +76,38 @@ class RunFolder:
     def teacher(self) -> Path:
         """The folder of a teacher fitted on the way."""
         return self.path / "teacher"
+
+    @property
+    def tracker_id(self) -> Path:
+        """What a tracker knows the run by."""
+        return self.path / "tracker_id.txt"
+
+    @property
+    def lock(self) -> Path:
+        """What the run holds while it is at work."""
+        return self.path / ".lock"
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is anything that a new run would lose; a start that failed leaves nothing of it."""
+        found = set(self.path.iterdir())
+        if self.lock not in found or any(self.checkpoints.glob("step-*")):
+            return bool(found)
+        traces = {self.lock, self.config, self.identity, self.environment, self.metrics, self.tracker_id}
+        return bool(found - traces - {self.checkpoints, self.path / "logs"})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other run work in the folder; of several processes the first one holds it for all.
+
+        Raises:
+            UsageError: where another run is at work in it.
+        """
+        if not (is_first() and self.path.is_dir()):
+            yield
+            return
+        with locked(self.lock, f"another process is at work in {self.path}: wait for it, or end it"):
+            yield
 
     def log(self, kind: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """Append a line to the metrics; numbers that are not finite, which JSON lacks, become null.
@@ -124,16 +159,17 @@ def create(path: Path) -> RunFolder:
     """A new run folder; of several processes the first one makes it for all.
 
     Args:
-        path: does not exist, or is an empty folder.
+        path: does not exist, is an empty folder, or what a start left that failed.
 
     Raises:
         UsageError: where the folder is not empty or cannot be written.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
-        return RunFolder(path)
+    folder = RunFolder(path)
+    if not is_first():
+        return folder
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if folder.kept:
             raise UsageError(
                 f"the run folder {path} is not empty: choose another with --out, or go on with --resume {path}"
             )
@@ -141,15 +177,16 @@ def create(path: Path) -> RunFolder:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write the run folder {path}: {error.strerror}") from error
-    return RunFolder(path)
+        raise UsageError(f"cannot write the run folder {path}: {reason(error)}") from error
+    return folder
 
 
 def open_run(path: Path) -> RunFolder:
     """An existing run folder; raises UsageError where `path` is none."""
     run = RunFolder(path)
     if not path.is_dir():
-        raise UsageError(f"{path} is not a run folder: there is no such folder")
+        there = "it is a file" if path.exists() else "there is no such folder"
+        raise UsageError(f"{path} is not a run folder: {there}")
     if not run.config.is_file():
         raise UsageError(f"{path} is not a run folder: it has no {run.config.name}")
     return run

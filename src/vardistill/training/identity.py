@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from vardistill.diffusion import Denoiser, NoiseLevels
 from vardistill.errors import UsageError, first_line
+from vardistill.files import write_whole
 from vardistill.objectives import Objective, WeightedSum
 from vardistill.students.student import Student
 from vardistill.training.checks import two_conditions
 from vardistill.training.config import TrainingConfig
 from vardistill.training.config_files import from_dict, plain, to_dict
 from vardistill.training.data import Conditions, Samples, StoredSamples
-from vardistill.training.folder import UNREADABLE, RunFolder, write_whole
+from vardistill.training.folder import UNREADABLE, RunFolder
 from vardistill.training.optimisers import learning_rate
 
 DEPTH = 4

@@ -39,7 +39,7 @@ from vardistill.files import whole
 from vardistill.objectives import Objective, Update
 from vardistill.objectives.base import STUDENT
 from vardistill.objectives.diagnostics import diversities, low_level_share
-from vardistill.processes import launched, on_main, several_on_cpu, synchronise
+from vardistill.processes import launched, on_main, several_on_cpu, shielded, synchronise
 from vardistill.students.student import Student
 from vardistill.training import checkpoints, identity
 from vardistill.training.books import Books, StopRequest
@@ -420,6 +420,7 @@ class Trainer:
         """
         folder = self.folder
         assert folder is not None
+        on_main(lambda: checkpoints.set_aside_damaged(folder.checkpoints))
         state = checkpoints.load(checkpoints.latest(folder.checkpoints), self.skipped.device)
         levels = self.draws.levels
         told = on_main(lambda: identity.changes(folder, self.identity, state.step, self.objective, levels))
@@ -501,9 +502,10 @@ def _accelerator(training: TrainingConfig, folder: RunFolder | None) -> Accelera
     tracker = None if folder is None or training.tracker == "none" else training.tracker
     if tracker is not None:
         check_tracker(training)
-    return Accelerator(
-        cpu=several_on_cpu(training.device),
-        mixed_precision="no",
-        log_with=tracker,
-        project_dir=None if folder is None else str(folder.path),
-    )
+    with shielded():
+        return Accelerator(
+            cpu=several_on_cpu(training.device),
+            mixed_precision="no",
+            log_with=tracker,
+            project_dir=None if folder is None else str(folder.path),
+        )
