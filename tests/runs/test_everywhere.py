@@ -19,7 +19,11 @@ from vardistill.domains.pictures.config import NetworkStudentConfig, PicturesCon
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig
 from vardistill.objectives import Objective, Update
 from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
+from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sim import SiMConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -30,10 +34,17 @@ from vardistill.training.loop import Trainer
 
 STEPS = 10
 
+CRITIC: dict[str, Any] = {"critic_steps": 2, "critic_width": 8, "critic_depth": 2}
+
 SMALL: dict[str, Any] = {
     "vardiu": VarDiUConfig(posterior="diagonal", posterior_steps=2, posterior_width=8, posterior_depth=2),
     "varflow": VarFlowConfig(real="data"),
-    "diff-instruct": DiffInstructConfig(critic_steps=2, critic_width=8, critic_depth=2),
+    "diff-instruct": DiffInstructConfig(**CRITIC),
+    "dmd": DMDConfig(**CRITIC),
+    "dmd2": DMD2Config(real="data", **CRITIC),
+    "f-distill": FDistillConfig(real="data", **CRITIC),
+    "sid": SiDConfig(**CRITIC),
+    "sim": SiMConfig(**CRITIC),
 }
 """Every objective with networks of its own, small."""
 
@@ -59,7 +70,7 @@ TRAINING = TrainingConfig(
     tracker="none",
 )
 
-LONG = {("diff-instruct", "pictures"), ("sum", "pictures")}
+LONG = {(name, "pictures") for name in OBJECTIVE if name not in ("vardiu", "varflow", "sds")}
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVE)
 every_domain = pytest.mark.parametrize("domain", ["points", "pictures"])

@@ -20,6 +20,7 @@ from vardistill.runs.presets.pictures import of_data, with_varflow
 from vardistill.runs.presets.points import (
     DEMO,
     MOG40,
+    POINTS,
     VARDIU_VARFLOW,
     VARFLOW,
     LearnedPosterior,
@@ -107,6 +108,9 @@ SMOKE = {
     "Diff-Instruct": replace(tiny(diff_instruct(2)), objective=DiffInstructConfig(2, critic_depth=1, critic_width=16)),
 }
 
+ZOO = {"DMD": "dmd", "DMD2": "dmd2", "f-distill": "f-distill", "SiD": "sid", "SiM": "sim", "SDS": "sds"}
+"""Objectives of teacher and critic, and the name of their recipe."""
+
 OBJECTIVES = {
     "VarDiU, batch candidates": DEMO,
     "VarDiU, diagonal": learned_posterior("diagonal"),
@@ -119,6 +123,7 @@ OBJECTIVES = {
     "Diff-Instruct 1": diff_instruct(1),
     "Diff-Instruct 5": diff_instruct(5),
     "Diff-Instruct 10": diff_instruct(10),
+    **{name: POINTS[key].config for name, key in ZOO.items()},
 }
 """What MoG-40 is distilled with."""
 
@@ -240,6 +245,7 @@ PICTURES = {
     "VarFlow": pictures.VARFLOW,
     "VarDiU": pictures.VARDIU,
     "VarDiU + VarFlow": pictures.VARDIU_VARFLOW,
+    **{name: pictures.PICTURES[key].config for name, key in ZOO.items()},
 }
 """What pictures are distilled with."""
 

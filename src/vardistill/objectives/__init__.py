@@ -12,7 +12,13 @@ if TYPE_CHECKING:
         DiffInstruct as DiffInstruct,
         DiffInstructConfig as DiffInstructConfig,
     )
+    from vardistill.objectives.discriminator import Head as Head
+    from vardistill.objectives.dmd import DMD as DMD, DMD2 as DMD2, DMD2Config as DMD2Config, DMDConfig as DMDConfig
+    from vardistill.objectives.f_distill import FDistill as FDistill, FDistillConfig as FDistillConfig
     from vardistill.objectives.registry import PartConfig as PartConfig, SumConfig as SumConfig
+    from vardistill.objectives.sds import SDS as SDS, SDSConfig as SDSConfig
+    from vardistill.objectives.sid import SiD as SiD, SiDConfig as SiDConfig
+    from vardistill.objectives.sim import SiM as SiM, SiMConfig as SiMConfig
     from vardistill.objectives.vardiu import VarDiU as VarDiU, VarDiUConfig as VarDiUConfig
     from vardistill.objectives.varflow import VarFlow as VarFlow, VarFlowConfig as VarFlowConfig
     from vardistill.objectives.weighted_sum import Geometric as Geometric, Part as Part, WeightedSum as WeightedSum

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from vardistill import diffusion
+from vardistill.choices import check_choices
+from vardistill.errors import require
 from vardistill.lazy import Later
 
 if TYPE_CHECKING:
@@ -193,6 +195,27 @@ class Objective:
         return self
 
 
+@dataclass(frozen=True)
+class RealConfig:
+    """Where an objective's real samples come from.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    real: Literal["teacher", "data"] = "teacher"
+    """Real samples: the teacher's own, or the data's."""
+    real_samples: int = 20_000
+    """Size of the set that a learned teacher's sampler makes at the start."""
+    real_steps: int = 20
+    """Steps of that sampler."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("real_samples", "real_steps"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
 class Parts(Protocol):
     """What a domain provides to build an objective of: everything that differs between points, pictures and text."""
 
@@ -208,6 +231,11 @@ class Parts(Protocol):
     @property
     def schedule(self) -> Schedule:
         """The forward process."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the initial weights."""
         ...
 
     @property

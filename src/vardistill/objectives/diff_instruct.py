@@ -1,42 +1,28 @@
 r"""Diff-Instruct (Luo et al. 2023, arXiv 2305.18455), also variational score distillation (Wang et al. 2023).
 
-The gradient of the diffusive KL holds the student's own noisy score, which a critic D_ψ, a denoiser of the student's
-samples, stands in for:
+The gradient of the diffusive KL with a critic's score in the place of the student's:
 
-    critic:     E λ(t)/d ‖D_ψ(x_t, t) − x‖²,  x = g_θ(z)
-    generator:  ∇_θ = E w(t)/d (s_ψ − s_T)(x_t, t)ᵀ α_t ∂g_θ(z)/∂θ
+    ∇_θ = E w(t)/d (s_ψ − s_T)(x_t, t)ᵀ α_t ∂g_θ(z)/∂θ
 
-with λ(t) the weight under which the critic's loss is the squared error of what its network predicts (`dsm_weight`; for
-EDM's preconditioning it is EDM's). The gradient is that of E w(t)/d KL(p_θ^t ‖ p_d^t) where s_ψ is exact; elsewhere it
-is off by E w(t)/d (s_ψ − s_θ)ᵀ α_t ∂g_θ/∂θ. Of a student of n steps, p_θ is the mixture of what its steps return.
+It is that of E w(t)/d KL(p_θ^t ‖ p_d^t) where s_ψ is exact; elsewhere it is off by E w(t)/d (s_ψ − s_θ)ᵀ α_t ∂g_θ/∂θ.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from vardistill import diffusion
-from vardistill.choices import check_choices
-from vardistill.errors import UsageError, require
-from vardistill.lazy import Later
-from vardistill.objectives.base import STUDENT, Objective, Parts, Update, inner
+from vardistill.objectives.base import Parts, inner
+from vardistill.objectives.critic import CriticConfig, ScoreDistillation
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from vardistill.diffusion import Denoiser, Draw
-    from vardistill.students import Student
-else:
-    torch, nn = Later("torch"), Later("torch.nn")
+    from vardistill.diffusion import Draw
 
 
 @dataclass(frozen=True)
-class DiffInstructConfig:
+class DiffInstructConfig(CriticConfig):
     """Diff-Instruct: score distillation with a learned critic.
 
     Raises:
@@ -44,104 +30,18 @@ class DiffInstructConfig:
     """
 
     name: ClassVar[str] = "diff-instruct"
-    critic_steps: int = 1
-    """Critic updates per generator update."""
-    critic_start: Literal["fresh", "teacher"] = "fresh"
-    """Initial critic: new weights, or those of a learned teacher."""
-    critic_depth: int = 4
-    """Hidden layers of a fresh critic of points."""
-    critic_width: int = 256
-    """Units of its hidden layers."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("critic_steps", "critic_depth", "critic_width"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
 
     def build(self, parts: Parts) -> DiffInstruct:
         """The objective, with a fresh critic or a copy of the teacher."""
         assert parts.teacher is not None
-        critic = parts.critic(self.critic_start, depth=self.critic_depth, width=self.critic_width)
-        return DiffInstruct(parts.teacher, critic, self.critic_steps, sigma_data=parts.data_std)
+        return DiffInstruct(parts.teacher, self.critic(parts), self.critic_steps, sigma_data=parts.data_std)
 
 
-class DiffInstruct(Objective):
-    """Score distillation with a learned critic.
+class DiffInstruct(ScoreDistillation):
+    """Score distillation with a learned critic; arguments and errors are those of `ScoreDistillation`."""
 
-    Args:
-        teacher: E[x | x_t] of the data.
-        critic: D_ψ, a denoiser with parameters, under the teacher's schedule: fresh, or a copy of the teacher.
-        critic_steps: updates of the critic before each update of the generator.
-        sigma_data: σ_d of the critic's weight, where the critic does not tell what its network predicts.
-
-    Raises:
-        UsageError: for a critic without parameters, of another schedule, or that shares parameters with the teacher;
-            for fewer than one critic step, or a σ_d that is not positive and finite.
-    """
-
-    teacher: Denoiser
     scores_by_teacher: ClassVar[bool] = True
-
-    def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
-        whole = isinstance(critic_steps, Integral) and critic_steps >= 1
-        require("critic_steps", critic_steps, whole, "a whole number, at least 1")
-        require("sigma_data", sigma_data, 0 < sigma_data < math.inf, "positive and finite")
-        if not isinstance(critic, nn.Module) or next(critic.parameters(), None) is None:
-            raise UsageError(f"the critic must be a module with parameters, but {type(critic).__name__} has none")
-        if isinstance(teacher, nn.Module) and set(critic.parameters()) & set(teacher.parameters()):
-            raise UsageError("the critic is trained and the teacher is not: give a copy.deepcopy of the teacher")
-        diffusion.require_denoiser(critic, "critic")
-        super().__init__(teacher, {"critic": critic.requires_grad_(True)})
-        if not diffusion.same_schedule(critic.schedule, teacher.schedule):
-            raise UsageError(f"the critic's schedule is {critic.schedule}, but the teacher's is {teacher.schedule}")
-        self.critic: Denoiser = critic
-        self.critic_steps, self.sigma_data = critic_steps, sigma_data
-
-    def updates(self, progress: float = 0.0) -> list[Update]:
-        """Of the critic, `critic_steps` times, and of the student."""
-        critic = Update(
-            "critic",
-            ("critic",),
-            self.critic_loss,
-            repeats=self.critic_steps,
-            evaluations=lambda latents, draws: latents * draws,
-        )
-        return [critic, Update(STUDENT, (STUDENT,), self.generator_loss, evaluations=self.evaluations)]
-
-    def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
-        """Raise UsageError unless teacher and critic take the student's samples, and the critic can be trained."""
-        super().check(student, condition)
-        parameter = next(student.parameters())
-        diffusion.check_denoiser(self.critic, student.data_shape, parameter, condition, "critic", trained=True)
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t)/d ⟨s_ψ − s_T, x_t⟩, (R,), the scores held fixed: only its gradient has a meaning."""
         return draw.noise.weight * inner(self.score_difference(draw), draw.x_t)
-
-    def critic_loss(self, draw: Draw) -> Tensor:
-        """Denoising score matching on the student's samples, (R,)."""
-        x, noise = draw.x.detach(), draw.noise
-        return self._denoising_loss(self.critic(noise.x_t(x), noise.t, **draw.batch), draw)
-
-    def _denoising_loss(self, denoised: Tensor, draw: Draw) -> Tensor:
-        weight = diffusion.dsm_weight(self.critic, draw.noise.alpha, draw.noise.sigma, self.sigma_data)
-        error = denoised - draw.x.detach()
-        return weight * inner(error, error)
-
-    def score_difference(self, draw: Draw) -> Tensor:
-        """s_ψ − s_T at x_t, (R, *data), without gradient."""
-        return draw.score(self.critic) - draw.score(self.teacher)
-
-    def evaluations(self, latents: int, draws: int) -> int:
-        """Critic and teacher."""
-        return 2 * latents * draws
-
-    def measure(self, draw: Draw) -> dict[str, Tensor]:
-        """The critic's loss over the teacher's; the estimated Fisher divergence E w/d ‖s_ψ − s_T‖²."""
-        with torch.no_grad():
-            difference = self.score_difference(draw)
-            own, teachers = (
-                self._denoising_loss(draw.denoised(denoiser), draw).mean() for denoiser in (self.critic, self.teacher)
-            )
-            fisher = draw.noise.weight * inner(difference, difference)
-            return {"critic_lag": own / teachers, "fisher": fisher.mean()}

@@ -17,13 +17,28 @@ from vardistill.diffusion.config import LevelsConfig
 from vardistill.errors import UsageError, require
 from vardistill.objectives.base import Parts
 from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.f_distill import FDistillConfig
+from vardistill.objectives.sds import SDSConfig
+from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sim import SiMConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 
 if TYPE_CHECKING:
     from vardistill.objectives.weighted_sum import WeightedSum
 
-SingleConfig = Union[VarDiUConfig, VarFlowConfig, DiffInstructConfig]  # noqa: UP007
+SingleConfig = Union[  # noqa: UP007
+    VarDiUConfig,
+    VarFlowConfig,
+    DiffInstructConfig,
+    SDSConfig,
+    DMDConfig,
+    DMD2Config,
+    FDistillConfig,
+    SiDConfig,
+    SiMConfig,
+]
 """An objective's configuration: a new one has its place here."""
 
 OBJECTIVES: dict[str, type[Any]] = {cls.name: cls for cls in typing.get_args(SingleConfig)}

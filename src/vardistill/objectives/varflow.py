@@ -21,10 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from vardistill.choices import check_choices
 from vardistill.errors import UsageError, first_line, require, unknown
 from vardistill.lazy import Later
-from vardistill.objectives.base import Needs, Objective, Parts
+from vardistill.objectives.base import Needs, Objective, Parts, RealConfig
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ Cross = Literal["all", "paired"]
 
 
 @dataclass(frozen=True)
-class VarFlowConfig:
+class VarFlowConfig(RealConfig):
     """VarFlow: the energy distance to real samples. Its levels must be shared by rows (`shared`).
 
     Raises:
@@ -60,19 +59,11 @@ class VarFlowConfig:
     teacher's encoder."""
     label_distance: float = 0.15
     """What different labels add to the squared root mean square distance, for a conditional student."""
-    real: Literal["teacher", "data"] = "teacher"
-    """Real samples: the teacher's own, or the data's."""
-    real_samples: int = 20_000
-    """Size of the set that a learned teacher's sampler makes at the start."""
-    real_steps: int = 20
-    """Steps of that sampler."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
         require("label_distance", self.label_distance, self.label_distance > 0, "positive")
-        for name in ("real_samples", "real_steps"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
 
     @property
     def takes_teacher(self) -> bool:

@@ -21,7 +21,16 @@ Table = Mapping[str, Any]
 
 TAG = "diffusion-distillation"
 
-OBJECTIVES = {"diff-instruct": "Diff-Instruct", "vardiu": "VarDiU", "varflow": "VarFlow"}
+OBJECTIVES = {
+    "diff-instruct": "Diff-Instruct",
+    "dmd": "DMD",
+    "dmd2": "DMD2",
+    "sds": "SDS",
+    "sid": "SiD",
+    "sim": "SiM",
+    "vardiu": "VarDiU",
+    "varflow": "VarFlow",
+}
 """What papers call the objectives that configurations name."""
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.denoisers.diffusers import DiffusersDenoiser
+from vardistill.denoisers.features import features, inner_layer
 from vardistill.domains.pictures.classifier import Classifier
-from vardistill.errors import UsageError
 
 
 class ClassifierSpace(nn.Module):
@@ -22,10 +22,6 @@ class ClassifierSpace(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(R, 64) of x_t (R, C, H, W), in its type; t (R,) is left out."""
         return self.classifier.features(x_t).to(x_t.dtype)
-
-
-class _Reached(Exception):
-    """The middle block has returned: what follows it is not needed."""
 
 
 class EncoderSpace(nn.Module):
@@ -42,23 +38,11 @@ class EncoderSpace(nn.Module):
 
     def __init__(self, denoiser: DiffusersDenoiser, label: int | None = None, mixed: bool = False) -> None:
         super().__init__()
-        if not isinstance(getattr(denoiser.network, "mid_block", None), nn.Module):
-            raise UsageError(f"{type(denoiser.network).__name__} has no middle block to take features from")
+        inner_layer(denoiser)
         self.denoiser, self.label, self.mixed = denoiser, label, mixed
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(R, f) of x_t (R, C, H, W) at t (R,), in the type of x_t."""
-        seen: list[Tensor] = []
-
-        def reached(module: nn.Module, inputs: object, output: Tensor) -> None:
-            seen.append(output)
-            raise _Reached
-
-        hook = self.denoiser.network.get_submodule("mid_block").register_forward_hook(reached)
-        labels = None if self.label is None else x_t.new_full((len(x_t),), self.label).long()
-        try:
-            with torch.autocast(x_t.device.type, torch.bfloat16) if self.mixed else nullcontext(), suppress(_Reached):
-                self.denoiser(x_t, t, labels=labels)
-        finally:
-            hook.remove()
-        return seen[0].flatten(1).to(x_t.dtype)
+        condition = {} if self.label is None else {"labels": x_t.new_full((len(x_t),), self.label).long()}
+        with torch.autocast(x_t.device.type, torch.bfloat16) if self.mixed else nullcontext():
+            return features(self.denoiser, x_t, t, **condition).flatten(1)

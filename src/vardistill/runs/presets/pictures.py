@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from vardistill.choices import WeightName
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal
 from vardistill.domains.pictures.config import PicturesConfig
 from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.sds import SDSConfig
+from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sim import SiMConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -44,6 +51,16 @@ DIFF_INSTRUCT = Config(
     ),
     training=replace(TRAINING, auxiliary_lr=4e-4),
 )
+
+
+def score_distillation(objective: Any, weight: WeightName = "one") -> Config:
+    """Diff-Instruct's recipe with another objective of teacher and critic."""
+    return replace(DIFF_INSTRUCT, objective=objective, levels=replace(DIFF_INSTRUCT.levels, weight=weight))
+
+
+COPY: dict[str, Any] = {"critic_start": "teacher", "critic_steps": 1}
+
+ADVERSARIAL = COPY | {"real": "data", "real_samples": 2000, "real_steps": 18}
 
 VARFLOW = replace(
     DIFF_INSTRUCT,
@@ -87,6 +104,16 @@ PICTURES = {
     "vardiu-varflow": Recipe("VarDiU + λ·VarFlow", VARDIU_VARFLOW),
     "diff-instruct": Recipe("Diff-Instruct with a critic from the teacher's weights", DIFF_INSTRUCT),
     "diff-instruct-varflow": Recipe("Diff-Instruct + λ·VarFlow", with_varflow(DIFF_INSTRUCT, 6.0, 1.0)),
+    "dmd": Recipe("DMD's normalised score difference, without its regression", score_distillation(DMDConfig(**COPY))),
+    "dmd2": Recipe("DMD2: the same and a discriminator on the critic", score_distillation(DMD2Config(**ADVERSARIAL))),
+    "f-distill": Recipe(
+        "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**ADVERSARIAL))
+    ),
+    "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(**COPY))),
+    "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**COPY))),
+    "sds": Recipe(
+        "score distillation sampling: without a critic, and collapses", score_distillation(SDSConfig(), "sigma2")
+    ),
 }
 """Recipes for small pictures."""
 

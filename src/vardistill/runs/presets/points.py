@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
+from vardistill.choices import WeightName
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal, PowerLaw
 from vardistill.domains.points.config import SCALES, PerceptronConfig, PointsConfig, ProblemName
 from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
+from vardistill.objectives.sds import SDSConfig
+from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sim import SiMConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -97,6 +103,14 @@ def diff_instruct(critic_steps: int) -> Config:
     )
 
 
+def score_distillation(objective: Any, weight: WeightName = "one") -> Config:
+    """MoG-40 with another objective of teacher and critic, at Diff-Instruct's rates."""
+    base = diff_instruct(5)
+    return replace(base, objective=objective, levels=replace(base.levels, weight=weight))
+
+
+CRITIC: dict[str, Any] = {"critic_steps": 5, "critic_width": 192}
+
 PAPER = Config(
     domain=PointsConfig(student=PerceptronConfig(depth=4, width=400)),
     objective=VarDiUConfig(posterior="diagonal", posterior_width=400),
@@ -127,6 +141,17 @@ POINTS = {
         learned_posterior_varflow("full"),
     ),
     "diff-instruct": Recipe("Diff-Instruct with 5 critic steps", diff_instruct(5)),
+    "dmd": Recipe("DMD's normalised score difference, without its regression", score_distillation(DMDConfig(**CRITIC))),
+    "dmd2": Recipe("DMD2: the same and a discriminator on the critic", score_distillation(DMD2Config(**CRITIC))),
+    "f-distill": Recipe(
+        "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**CRITIC))
+    ),
+    "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(**CRITIC))),
+    "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**CRITIC))),
+    "sds": Recipe(
+        "score distillation sampling: without a critic, and collapses",
+        score_distillation(SDSConfig(), "sigma2_linear"),
+    ),
     "vardiu-paper": Recipe(
         "VarDiU with the reference's settings; initial weights and input scaling are ours (1,000,000 steps)", PAPER
     ),

@@ -1,0 +1,67 @@
+"""What a denoiser's network sees: the features of an inner layer, for discriminators and for distances.
+
+The layer is the middle block of a U-Net and the last hidden layer of a perceptron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from vardistill.diffusion.denoiser import Denoiser
+from vardistill.errors import UsageError
+from vardistill.networks import LevelMLP
+
+
+class _Reached(Exception):
+    """The layer has returned: what follows it is not needed."""
+
+
+def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+    """φ(x_t, t), (R, channels, *places), in the type of x_t and differentiable in it; later layers are not run.
+
+    Raises:
+        UsageError: for a network without such a layer.
+    """
+
+    def reached(output: Tensor) -> None:
+        raise _Reached(output)
+
+    try:
+        _watched(denoiser, reached, x_t, t, **condition)
+    except _Reached as found:
+        output: Tensor = found.args[0]
+        return output.to(x_t.dtype)
+    raise UsageError(f"the inner layer of {type(denoiser).__name__} is never run: it has no features")
+
+
+def features_and_mean(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
+    """φ(x_t, t) and E[x | x_t] in one run of the network; see `features`."""
+    seen: list[Tensor] = []
+    denoised = _watched(denoiser, seen.append, x_t, t, **condition)
+    return seen[0].to(x_t.dtype), denoised
+
+
+def _watched(denoiser: Denoiser, watch: Callable[[Tensor], None], *inputs: Tensor, **condition: Tensor) -> Tensor:
+    """The denoiser's result; `watch` sees what its inner layer returns."""
+    hook = inner_layer(denoiser).register_forward_hook(lambda module, args, output: watch(output))
+    try:
+        return denoiser(*inputs, **condition)
+    finally:
+        hook.remove()
+
+
+def inner_layer(denoiser: object) -> nn.Module:
+    """The layer whose output the features are.
+
+    Raises:
+        UsageError: for a network without such a layer.
+    """
+    for module in denoiser.modules() if isinstance(denoiser, nn.Module) else ():
+        if isinstance(module, LevelMLP):
+            return module.layers[-2]
+        if isinstance(block := getattr(module, "mid_block", None), nn.Module):
+            return block
+    network = type(getattr(denoiser, "network", denoiser)).__name__
+    raise UsageError(f"{network} has no middle block to take features from, nor is it a perceptron with noise levels")

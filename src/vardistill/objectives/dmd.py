@@ -1,0 +1,169 @@
+r"""Distribution matching distillation: DMD (Yin et al. 2023, arXiv 2311.18828) and DMD2 (2024, arXiv 2405.14867).
+
+The score difference between critic and teacher in x-space, brought to one size at all noise levels (DMD, eq. 7 and 8):
+
+    ∇_θ = E w(t)/d (D_ψ − D_T)(x_t, t)ᵀ/N ∂g_θ(z)/∂θ,   N = mean |x − D_T|,
+
+which is Diff-Instruct's under the weight (σ_t/α_t)²/N. DMD's regression on stored pairs of the teacher is left out, as
+in DMD2, which adds a discriminator: a head on the critic's features (`discriminator`) that is trained with it.
+
+    critic and head:  denoising score matching + λ_C [softplus(C(x_t^S)) + softplus(−C(x_t^T))]
+    generator:        the above, + λ_G softplus(−C(x_t^S))
+
+Where the authors' code draws another level for each of these terms, here they share the update's: their means are the
+same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vardistill.errors import require
+from vardistill.lazy import Later
+from vardistill.objectives.base import STUDENT, Needs, Parts, RealConfig, Update, inner
+from vardistill.objectives.critic import CriticConfig, ScoreDistillation, error_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vardistill.denoisers import features as inside
+    from vardistill.diffusion import Denoiser, Draw
+    from vardistill.objectives import discriminator
+    from vardistill.objectives.discriminator import Head
+else:
+    torch, nn = Later("torch"), Later("torch.nn")
+    inside = Later("vardistill.denoisers.features")
+    discriminator = Later("vardistill.objectives.discriminator")
+
+
+@dataclass(frozen=True)
+class DMDConfig(CriticConfig):
+    """DMD without its regression: Diff-Instruct's field at one size for all noise levels.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    name: ClassVar[str] = "dmd"
+
+    def build(self, parts: Parts) -> DMD:
+        """The objective, with a fresh critic or a copy of the teacher."""
+        assert parts.teacher is not None
+        return DMD(parts.teacher, self.critic(parts), self.critic_steps, parts.data_std)
+
+
+class DMD(ScoreDistillation):
+    """Distribution matching distillation; arguments and errors are those of `ScoreDistillation`."""
+
+    scores_by_teacher: ClassVar[bool] = True
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        """w(t)/d ⟨(D_ψ − D_T)/N, x⟩, (R,), the denoisers held fixed: only its gradient has a meaning."""
+        of_data = draw.denoised(self.teacher)
+        field = (draw.denoised(self.critic) - of_data) / error_of(of_data, draw.x)
+        return draw.noise.weight * inner(field, draw.x)
+
+
+@dataclass(frozen=True)
+class DMD2Config(RealConfig, CriticConfig):
+    """DMD2: DMD with a discriminator on the critic's features; needs real samples.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    name: ClassVar[str] = "dmd2"
+    critic_steps: int = 5
+    generator_gan: float = 3e-3
+    """λ_G, weight of the student's adversarial term."""
+    critic_gan: float = 1e-2
+    """λ_C, weight of the discriminator beside denoising score matching."""
+
+    def __post_init__(self) -> None:
+        CriticConfig.__post_init__(self)
+        RealConfig.__post_init__(self)
+        for name in ("generator_gan", "critic_gan"):
+            value = getattr(self, name)
+            require(name, value, 0 < value < math.inf, "positive and finite")
+
+    def build(self, parts: Parts) -> DMD2:
+        """The objective, with a fresh critic or a copy of the teacher, and a fresh head."""
+        assert parts.teacher is not None
+        critic = self.critic(parts)
+        head = discriminator.Head.of_critic(critic, parts)
+        gan = self.generator_gan, self.critic_gan
+        return DMD2(parts.teacher, critic, head, self.critic_steps, parts.data_std, *gan)
+
+
+class DMD2(DMD):
+    """DMD with a discriminator.
+
+    Args:
+        teacher: as of `ScoreDistillation`.
+        critic: likewise, with an inner layer (`denoisers.features`) and differentiable in x_t.
+        head: logits of the critic's features.
+        critic_steps: as of `ScoreDistillation`.
+        sigma_data: likewise.
+        generator_gan: λ_G.
+        critic_gan: λ_C.
+    """
+
+    couples_rows: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        critic: Denoiser,
+        head: Head,
+        critic_steps: int = 5,
+        sigma_data: float = 1.0,
+        generator_gan: float = 3e-3,
+        critic_gan: float = 1e-2,
+    ) -> None:
+        super().__init__(teacher, critic, critic_steps, sigma_data)
+        self.networks["head"] = self.head = head
+        self.generator_gan, self.critic_gan = generator_gan, critic_gan
+
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        """Of critic and head, `critic_steps` times, and of the student."""
+        critic = Update(
+            "critic",
+            ("critic", "head"),
+            self.critic_loss,
+            Needs(real=True),
+            repeats=self.critic_steps,
+            evaluations=lambda latents, draws: 2 * latents * draws,
+        )
+        student = Update(
+            STUDENT,
+            (STUDENT,),
+            self.generator_loss,
+            couples_rows=self.couples_rows,
+            evaluations=self.evaluations,
+        )
+        return [critic, student]
+
+    def critic_loss(self, draw: Draw) -> Tensor:
+        """Denoising score matching + λ_C [softplus(C(x_t^S)) + softplus(−C(x_t^T))], (R,)."""
+        x_t = draw.noise.x_t(draw.x.detach())
+        seen, denoised = inside.features_and_mean(self.critic, x_t, draw.noise.t, **draw.batch)
+        real = self.head.logits(self.critic, draw.real_t, draw.noise.t, draw.batch)
+        told_apart = nn.functional.softplus(self.head(seen)) + nn.functional.softplus(-real)
+        return self.denoising_loss(denoised, draw) + self.critic_gan * told_apart
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        """DMD's, times `field_weight`, + λ_G softplus(−C(x_t)), (R,)."""
+        logits = self.head.logits(self.critic, draw.x_t, draw.noise.t, draw.batch)
+        matching = self.field_weight(logits) * super().generator_loss(draw)
+        return matching + self.generator_gan * nn.functional.softplus(-logits)
+
+    def field_weight(self, logits: Tensor) -> Tensor:
+        """What weighs the score difference at samples of these logits, (R,): 1."""
+        return torch.ones_like(logits)
+
+    def evaluations(self, latents: int, draws: int) -> int:
+        """Critic, teacher, and the critic's features once more, with gradient."""
+        return 3 * latents * draws
