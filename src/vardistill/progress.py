@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from vardistill.launch import is_first
 
+from vardistill.launch import is_first
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -25,14 +27,9 @@ COUNTED = 40
 """Of these, for the bar and its counts."""
 
 
-def speaks() -> bool:
-    """Whether this process is the one that does."""
-    return is_first()
-
-
 def say(*lines: str) -> None:
     """Lines on stderr, above a bar where there is one."""
-    if speaks():
+    if is_first():
         from tqdm import tqdm
 
         tqdm.write("\n".join(lines), file=sys.stderr)
@@ -46,7 +43,7 @@ def phase(what: str, kept: bool = True) -> Iterator[None]:
         what: in a few words.
         kept: leave a line; else it is there on a terminal alone, as long as it lasts. Work that fails leaves none.
     """
-    terminal, started = sys.stderr.isatty() and speaks(), time.monotonic()
+    terminal, started = sys.stderr.isatty() and is_first(), time.monotonic()
     if terminal:
         print(f"{what} ...", end="", file=sys.stderr, flush=True)
     try:
@@ -88,7 +85,7 @@ def bar(
     head = f"{name}: " if name else ""
     counts = f"{{n_fmt}}/{{total_fmt}} {unit}" + ("{postfix}" if of is None else ", {remaining} left")
     return tqdm(
-        of, total=total, initial=initial, disable=not speaks(), leave=True, mininterval=0.5 if terminal else 30.0,
+        of, total=total, initial=initial, disable=not is_first(), leave=True, mininterval=0.5 if terminal else 30.0,
         bar_format=f"{head}{{percentage:3.0f}}% {'{bar} ' if terminal else ''}{counts}",
         file=None if terminal else _Lines(), ncols=min(WIDTH, columns()) if terminal else None,
     )  # fmt: skip

@@ -63,6 +63,41 @@ def test_a_run_leaves_everything_that_its_reader_looks_at(finished: Path) -> Non
     assert np.load(finished / "samples.npz")["samples"].shape == (500, 2)
 
 
+def test_a_run_tells_what_it_does_and_ends_with_its_verdict(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "mog40-vardiu", *QUICK, "--out", str(finished.with_name("told"))]) == 0
+    captured = capfd.readouterr()
+    first, *lines = captured.err.splitlines()
+    assert first == "distils  mog40 (teacher: true) into 1 network evaluation a sample"
+    assert lines[:3] == ["by       VarDiU, seed 0", "for      20 steps", f"in       {finished.with_name('told')}"]
+    assert [line.split(":")[0] for line in lines if line.endswith(" s")] == [
+        "setting up",
+        "measuring the result",
+        "writing samples and the report",
+    ]
+    assert "100% 20/20 steps" in captured.err
+    assert "verdict:   Far from the target. It finds" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "found", "told"),
+    [
+        ("/there/bin/vardistill", "/there/bin/vardistill", "vardistill"),
+        (".venv/bin/vardistill", None, ".venv/bin/vardistill"),
+        (".venv/bin/vardistill", "/there/bin/vardistill", ".venv/bin/vardistill"),
+        ("/a/vardistill/__main__.py", None, "PYTHON -m vardistill"),
+        ("/usr/bin/pytest", None, "vardistill"),
+    ],
+)
+def test_hints_name_the_executable_in_use(
+    typed: str, found: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [typed])
+    monkeypatch.setattr(sys, "executable", "PYTHON")
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert f"`{told} train --help` lists them" in refused(capsys, "train", "--seed", "1")
+    assert refused(capsys, "report").endswith(f": {told} report RUN")
+
+
 def test_evaluate_prints_one_json_object_with_the_promised_keys(
     finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vardistill._version import __version__
 from vardistill.errors import UsageError, first_line, is_out_of_memory, unknown
@@ -51,7 +55,7 @@ def run(argv: list[str]) -> int:
     try:
         return _run_command(argv[0], argv[1:])
     except UsageError as error:
-        print(f"vardistill: {error}", file=sys.stderr)
+        print(named(f"vardistill: {error}"), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -65,6 +69,26 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def named(text: str) -> str:
+    """The text, with commands as this user has to type them."""
+    return re.sub(rf"\bvardistill (?=(?:{'|'.join(COMMANDS)})\b)", f"{program()} ", text)
+
+
+def program() -> str:
+    """What starts this program: its name where the shell finds it, else the path that was typed."""
+    typed = Path(sys.argv[0])
+    if typed.name == "__main__.py":
+        return f"{_short(sys.executable)} -m vardistill"
+    found = shutil.which("vardistill")
+    if typed.name != "vardistill" or (found is not None and Path(found).resolve() == typed.resolve()):
+        return "vardistill"
+    return _short(str(typed))
+
+
+def _short(path: str) -> str:
+    return min(path, os.path.relpath(path), key=len)
 
 
 def _run_command(name: str, arguments: list[str]) -> int:

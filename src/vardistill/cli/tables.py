@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vardistill.cli.main import program
 from vardistill.domains.base import Domain
 from vardistill.domains.points.problems import Problem
+from vardistill.reports import contents
+from vardistill.reports.page import verdict
 from vardistill.reports.verdict import Standard, standards
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import load_domain
@@ -23,8 +26,11 @@ def print_run(folder: RunFolder) -> None:
     config: Config = config_files.read(Config, folder.config)
     domain = load_domain(config, folder)
     print_evaluation(json.loads((folder.path / "evaluation.json").read_text()), domain)
+    heading, summary = verdict(contents.read(folder, domain.problem))
+    Console().print(f"verdict:   {heading}. {summary}", markup=False, highlight=False)
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")
+    print(f"samples:   {program()} sample {folder.path} --num 100 --out samples.png")
 
 
 def print_evaluation(values: Mapping[str, Any], domain: Domain) -> None:

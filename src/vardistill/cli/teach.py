@@ -12,6 +12,7 @@ from vardistill.cli.train import run_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
 from vardistill.errors import UsageError, unknown
+from vardistill.progress import phase
 from vardistill.runs.config import TeachConfig
 from vardistill.runs.presets import TEACHERS
 from vardistill.training.config_files import read
@@ -80,11 +81,12 @@ def _start(name: str, rest: list[str]) -> TeachConfig:
 
 def teach(config: TeachConfig, out: Path, resume: bool = False) -> int:
     """Fit a teacher and say how good it is; of several processes the first one does. Returns the exit code."""
-    from vardistill.cli.tables import print_picture_teacher, print_teacher
-    from vardistill.domains.pictures.teach import teach_images
-    from vardistill.domains.points import teach as points
-    from vardistill.processes import join, on_main
-    from vardistill.training.folder import RunFolder
+    with phase("loading PyTorch", kept=False):
+        from vardistill.cli.tables import print_picture_teacher, print_teacher
+        from vardistill.domains.pictures.teach import teach_images
+        from vardistill.domains.points import teach as points
+        from vardistill.processes import join, on_main
+        from vardistill.training.folder import RunFolder
 
     def run() -> RunFolder:
         join(config.device)

@@ -14,6 +14,7 @@ from vardistill.domains.points.config import SCALES, PointsConfig
 from vardistill.errors import UsageError
 from vardistill.files import reason
 from vardistill.launch import launched
+from vardistill.progress import phase
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
 from vardistill.training.config import NetworkConfig
@@ -81,8 +82,9 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config, out: Path, resume: bool = False) -> int:
     """Run an experiment with its ends told to the user; returns the exit code."""
-    from vardistill.cli.tables import print_run
-    from vardistill.runs.experiment import run_experiment
+    with phase("loading PyTorch", kept=False):
+        from vardistill.cli.tables import print_run
+        from vardistill.runs.experiment import run_experiment
 
     return run_to_end(lambda: run_experiment(config, out, resume), print_run, f"vardistill train --resume {out}")
 

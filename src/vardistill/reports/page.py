@@ -111,16 +111,22 @@ def evaluations(run: Contents) -> str:
     return "one network evaluation" if steps == 1 else f"{steps} network evaluations"
 
 
+def verdict(run: Contents) -> tuple[str, str]:
+    """In a few words, and the run in a sentence or two."""
+    worst = overall(run.final, grades(run.final, run.truth))
+    return GRADES[worst][2] if worst is not None else "No verdict", summary(run)
+
+
 def headline(run: Contents) -> str:
     """The verdict and the metrics behind it."""
     graded = grades(run.final, run.truth)
-    worst = overall(run.final, graded)
-    kind, _, heading = GRADES[worst] if worst is not None else ("none", "", "No verdict")
+    worst, (heading, told) = overall(run.final, graded), verdict(run)
+    kind = GRADES[worst][0] if worst is not None else "none"
     remarks = "".join(f"<li>{remark}</li>" for remark in notes(run))
-    verdict = f'<section class="card verdict {kind}"><h2>{heading}</h2><p>{summary(run)}</p>'
-    verdict += (f"<ul>{remarks}</ul>" if remarks else "") + "</section>"
+    box = f'<section class="card verdict {kind}"><h2>{heading}</h2><p>{told}</p>'
+    box += (f"<ul>{remarks}</ul>" if remarks else "") + "</section>"
     tiles = "".join(tile(run, name, g) for name, g in graded.items())
-    return verdict + (f'\n<div class="tiles">{tiles}</div>' if tiles else "")
+    return box + (f'\n<div class="tiles">{tiles}</div>' if tiles else "")
 
 
 def summary(run: Contents) -> str:

@@ -29,13 +29,15 @@ from vardistill.files import whole, write_whole
 from vardistill.objectives import Objective
 from vardistill.objectives.registry import singles, takes_teacher
 from vardistill.processes import join, launched, on_main
-from vardistill.reports.card import write_card
+from vardistill.progress import phase, say
+from vardistill.reports.card import objective_name, write_card
 from vardistill.reports.page import write_report
 from vardistill.reports.samples import save_samples
 from vardistill.runs.config import Config
 from vardistill.students import Student
 from vardistill.training import config_files
 from vardistill.training.checks import check_networks, check_settings, check_tracker
+from vardistill.training.clock import length
 from vardistill.training.data import Samples, check_samples
 from vardistill.training.folder import RunFolder, create, open_run
 from vardistill.training.loop import Run, Trainer
@@ -49,25 +51,27 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
-    domain = build_domain(config)
-    check(config, domain)
+    with phase("checking the settings", kept=False):
+        domain = build_domain(config)
+        check(config, domain)
     join(config.training.device)
     folder = RunFolder(out)
     with ExitStack() as held:
         on_main(lambda: prepare(config, domain, folder, resume, held))
-        domain.load(folder)
-        objective: Objective = config.objective.build(domain)
-        levels = config.levels.build(domain.schedule, domain.data_std)
-        trainer = Trainer(
-            domain.student,
-            objective,
-            levels,
-            config.training,
-            domain.metrics(objective),
-            folder,
-            real_samples(config, domain),
-            domain.conditions,
-        )
+        with phase("setting up"):
+            domain.load(folder)
+            objective: Objective = config.objective.build(domain)
+            levels = config.levels.build(domain.schedule, domain.data_std)
+            trainer = Trainer(
+                domain.student,
+                objective,
+                levels,
+                config.training,
+                domain.metrics(objective),
+                folder,
+                real_samples(config, domain),
+                domain.conditions,
+            )
         if resume and any(folder.checkpoints.glob("step-*")):
             trainer.restore()
             on_main(lambda: lengthen(config, folder))
@@ -120,6 +124,13 @@ def prepare(config: Config, domain: Domain, folder: RunFolder, resume: bool, hel
         create(folder.path)
         held.enter_context(folder.held())
         config_files.write(config, folder.config)
+    say(
+        f"distils  {config.domain.labels[1]} (teacher: {config.domain.labels[0]}) into {domain.student.steps} network "
+        f"evaluation{'s' if domain.student.steps > 1 else ''} a sample",
+        f"by       {objective_name(config_files.to_dict(config)['objective'])}, seed {config.training.seed}",
+        f"for      {length(config.training)}",
+        f"in       {folder.path}",
+    )
     domain.prepare(folder)
 
 
@@ -143,7 +154,14 @@ def real_samples(config: Config, domain: Domain) -> Samples | None:
 
 def finish(domain: Domain, folder: RunFolder, run: Run, objective: Objective) -> None:
     """Write what a reader of the run looks at."""
-    finished: Finished = domain.finish(run.generator, objective)
+    with phase("measuring the result"):
+        finished: Finished = domain.finish(run.generator, objective)
+    with phase("writing samples and the report"):
+        write(domain, folder, finished)
+
+
+def write(domain: Domain, folder: RunFolder, finished: Finished) -> None:
+    """Keep samples, tables, report and card."""
     arrays = {name: v.numpy() for name, v in finished.samples.items()}
     with whole(folder.path / "samples.npz") as partial:
         np.savez_compressed(partial, allow_pickle=False, **arrays)

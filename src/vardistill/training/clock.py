@@ -30,6 +30,15 @@ def phase(training: TrainingConfig, progress: float) -> Phase:
     return Phase((progress - share) / (1 - share), False)
 
 
+def length(training: TrainingConfig) -> str:
+    """Of a run, in words."""
+    steps = f"{training.steps:,} step{'s' if training.steps > 1 else ''}"
+    if training.max_minutes is None:
+        return steps
+    what = "minutes" if training.clock == "wall" else "minutes of processor time"
+    return f"{training.max_minutes:g} {what}, or {steps} where these end first"
+
+
 def time_left(spent: float, first: Sequence[float], now: Sequence[float]) -> float:
     """Seconds to the first end, ∞ where nothing is done.
 
