@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from vardistill.launch import is_first
 
-from vardistill.launch import is_first
-
 if TYPE_CHECKING:
     from tqdm import tqdm
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fake_work
 import killed_bench
 from fake_work import BENCH, TAUGHT
-from vardistill.bench import BENCHES, Bench, Budget, grid, run_bench, running, work
-from vardistill.bench.page import page
+from vardistill.bench import BENCHES, Bench, Budget, Cell, grid, run_bench, running, work
+from vardistill.bench.page import page, sets
 from vardistill.bench.results import Failure, print_results, spread, table
 from vardistill.cli import main as cli
 from vardistill.domains.pictures.config import PicturesConfig
@@ -345,13 +347,33 @@ def test_foreign_files_in_cells_end_in_results_without_them(unbroken, tmp_path):
 def test_samples_outside_of_the_bench_stay_there(unbroken, tmp_path):
     folder = tmp_path / "bench"
     shutil.copytree(unbroken, folder)
-    (tmp_path / "secret").write_bytes(b"secret")
-    picture = folder / "good_true_mog40_seed0" / "samples.png"
-    for target, shown in ((tmp_path / "secret", False), (folder / "bench.json", True)):
-        picture.symlink_to(target)
+    kept = folder / "good_true_mog40_seed0" / "samples.npz"
+    for target, shown in ((tmp_path / "secret.npz", False), (folder / "own.npz", True)):
+        np.savez(target, samples=np.zeros((3, 2), dtype=np.float32))
+        kept.symlink_to(target)
         running.report(BENCH, folder)
         assert ("<h2>Samples</h2>" in (folder / "report.html").read_text()) == shown
-        picture.unlink()
+        kept.unlink()
+
+
+def test_a_row_of_true_samples_and_a_small_figure_of_them_stand_beside_the_students(unbroken, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    for cell in ("good_true_mog40_seed0", "bad-b_true_mog40_seed0"):
+        np.savez(folder / cell / "samples.npz", samples=np.zeros((3, 2), dtype=np.float32))
+    shown = page(running.report(BENCH, folder), folder)
+    (line,) = re.findall(r'<tr><th scope="row">true samples</th>.*?</tr>', shown)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", line)[1:] == ["−8.524 ± 0.1", "40", "0 ± 0.01", "uniform in (0, 1)"]
+    titles = re.findall(r"<h3>(.*? · .*?)</h3>", shown)
+    assert titles == ["True samples · mog40", "good · true · mog40", "bad, &lt;b&gt; · true · mog40"]
+
+
+def test_pictures_stand_beside_their_teachers(tmp_path):
+    run = RunFolder(tmp_path)
+    np.savez(tmp_path / "samples.npz", samples=np.zeros((3, 1, 8, 8)), teacher=np.ones((3, 1, 8, 8)))
+    cell = Cell("a", "t", "p", 0, Config(PicturesConfig("t")))
+    shown = {title: draw().axes[0].images[0].get_array().max() for title, draw in sets(run, cell, "a").items()}
+    assert shown == {"Teacher · t · p": 255, "a": 128}
 
 
 def test_results_are_written_by_one_process_at_a_time_and_each_file_whole(unbroken, tmp_path, monkeypatch):
@@ -492,13 +514,13 @@ class Links(HTMLParser):
 def test_the_page_opens_without_a_network_and_shows_what_it_should(unbroken):
     run = unbroken / "good_true_mog40_seed0"
     (run / "report.html").write_text("the run's page")
-    (run / "samples.png").write_bytes(b"\x89PNG samples")
+    np.savez(run / "samples.npz", samples=np.zeros((3, 2), dtype=np.float32))
     running.report(BENCH, unbroken)
     page = (unbroken / "report.html").read_text()
-    (run / "samples.png").unlink()
+    (run / "samples.npz").unlink()
     links = Links(page)
     outside = [link for link in links.found if not link.startswith(("data:", "#"))]
-    assert outside == ["good_true_mog40_seed0/report.html"]
+    assert outside == 2 * ["good_true_mog40_seed0/report.html"]  # from the table and from the samples
     assert "url(http" not in page
     assert "<script" not in page
     assert "default-src 'none'" in page

@@ -6,28 +6,48 @@ line for every cell.
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
 
-from vardistill.bench.cells import Row, load
+from vardistill.bench.cells import Cell, Row, load
 from vardistill.bench.results import COSTS, Result, Results, first_few, table, to_csv, to_dict
 from vardistill.bench.significance import RULE
+from vardistill.domains.pictures.figures import grid as picture_grid
+from vardistill.domains.points.config import PointsConfig
+from vardistill.domains.points.problems import PROBLEMS
 from vardistill.files import write_whole
 from vardistill.reports import figures
+from vardistill.reports.contents import read_samples
 from vardistill.reports.formats import Metric, metric_of
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table
+from vardistill.reports.verdict import perfect_student
+from vardistill.training.folder import RunFolder
 
-PALETTE = (figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d")
-"""Of the objectives; further ones begin anew with dashes."""
+PALETTE = (
+    figures.STUDENT, figures.ASTRAY, figures.TRUTH, "#8a4fc2", "#b8336a", "#8a7a1f", "#3a8fa8", "#6d6d6d", "#c98a00",
+    "#4d6b1f", "#5b5bd6", "#a0522d",
+)  # fmt: skip
+"""Of the objectives; further ones begin anew with other marks."""
+
+MARKS = "osv^"
+
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
+"""Of the seeds, in turn."""
+
+SHOWN = 64
+"""Pictures of a row, a square number."""
 
 POSITIVE = ("gap", "diu", "dikl")
 """Metrics that span decades over training."""
@@ -40,9 +60,10 @@ COST_TITLES = {
 }
 
 STYLE = """
+main { max-width: 1240px; }
 a { color: var(--student); }
 td b { font-weight: 700; } td.number { font-weight: 400; }
-.samples img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
+.card + .card { margin-top: 1rem; } .grid > .card { margin-top: 0; }
 """
 
 FOOTER = "Made by vardistill from the files of the bench; this page loads nothing."
@@ -93,21 +114,52 @@ def shown(name: str) -> Metric:
 
 
 def quality(results: Results, folder: Path) -> str:
-    """The table, with links to the runs."""
+    """The tables of metrics, with links to the runs and what true samples score, and of costs."""
     headings, rows = table(results)
     if not rows:
         return '<div class="card"><p class="note">No cell is finished yet.</p></div>'
-    known = {*results.bench.metrics, *COSTS}
-    titles = [shown(name).title if name in known else name for name in headings] + ["runs"]
-    lines = []
+    first = headings.index("seeds")
+    metrics = [i for i, name in enumerate(headings) if i > first and name not in COSTS]
+    costs = [i for i, name in enumerate(headings) if name in COSTS]
+    lines: dict[str, list[str]] = {"metrics": [], "costs": []}
     for row, entries in rows.items():
-        fields = "".join(
-            f'<td class="number">{f"<b>{escape(entry.text)}</b>" if entry.best else escape(entry.text)}</td>'
-            for entry in entries[1:]
-        )
+        labels = [escape(entry.text) for entry in entries[:first]]
         links = " ".join(link(result, folder) for result in results.rows[row])
-        lines.append(f'<tr><th scope="row">{escape(entries[0].text)}</th>{fields}<td class="plain">{links}</td></tr>')
-    return f'<h2>Results</h2>\n<div class="card">{scroll_table(lines, titles)}<p class="note">{escape(RULE)}</p></div>'
+        texts = [f"<b>{escape(e.text)}</b>" if e.best else escape(e.text) for e in entries]
+        lines["metrics"].append(line_of([*labels, links], [texts[i] for i in metrics]))
+        lines["costs"].append(line_of(labels, [texts[i] for i in costs]))
+    for problem, scores in truth(results).items():
+        known = {"objective": "true samples", "problem": problem}
+        labels = [escape(known.get(name, "–")) for name in headings[:first]]
+        lines["metrics"].append(
+            line_of([*labels, ""], [escape(scores.get(headings[i], "–")).replace("-", "−") for i in metrics])
+        )
+    titles = [name if i <= first else shown(name).title for i, name in enumerate(headings)]
+    quality = scroll_table(lines["metrics"], titles[: first + 1] + [titles[i] for i in metrics])
+    spent = scroll_table(lines["costs"], titles[:first] + [titles[i] for i in costs])
+    note = f"A seed leads to its run. {RULE}"
+    cards = [f'<div class="card">{quality}<p class="note">{escape(note)}</p></div>']
+    cards += [f'<div class="card"><h3>Costs</h3>{spent}</div>'] if costs else []
+    return "<h2>Results</h2>\n" + "\n".join(cards)
+
+
+def line_of(labels: list[str], values: list[str]) -> str:
+    """A row of a table, of HTML."""
+    head, *others = labels
+    cells = [f'<td class="plain">{label}</td>' for label in others] + [f'<td class="number">{v}</td>' for v in values]
+    return f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>'
+
+
+def truth(results: Results) -> dict[str, dict[str, str]]:
+    """What true samples score, as many as a run's, of every problem whose truth is known."""
+    found: dict[str, dict[str, str]] = {}
+    for result in results.finished:
+        domain = result.cell.config.domain
+        if isinstance(domain, PointsConfig) and results.bench.measure is None:
+            problem = PROBLEMS[domain.problem]()
+            n = int(result.values.get("samples", problem.reference.samples))
+            found.setdefault(result.cell.problem, perfect_student(problem, n))
+    return found
 
 
 def link(result: Result, folder: Path) -> str:
@@ -169,7 +221,8 @@ def caption(where: str, metric: str) -> str:
     known = shown(metric)
     meaning = f" ({known.meaning})" if known.meaning else ""
     left_out = " Values of 0 and less have no place on its axis." if is_log(metric) else ""
-    return f"{escape(where)}<b>{escape(known.title)}</b>{escape(meaning)}; a line for every seed.{left_out}"
+    told = "a line for every seed, the first one's whole, the others' in dashes"
+    return f"{escape(where)}<b>{escape(known.title)}</b>{escape(meaning)}; {told}.{left_out}"
 
 
 def is_log(metric: str) -> bool:
@@ -187,20 +240,20 @@ def curve_figure(
     metric: str, rows: Mapping[Row, Iterable[Result]], objectives: list[str], costs: list[str]
 ) -> Figure | None:
     """A metric against each cost, a line for every run; None where nothing was logged."""
-    lines = [(row, points(result, metric, cost), cost) for row, r in rows.items() for result in r for cost in costs]
+    lines = [(result.cell, points(result, metric, cost), cost) for r in rows.values() for result in r for cost in costs]
     present = [cost for cost in costs if any(len(xy) for _, xy, of in lines if of == cost)]
     if not present:
         return None
     figure = Figure(figsize=(10.8, 3.4), layout="constrained")
     axes = dict(zip(present, figure.subplots(1, len(present), squeeze=False)[0], strict=True))
     named = set()
-    for row, xy, cost in lines:
+    for cell, xy, cost in lines:
         if len(xy):
-            look = line(objectives.index(row.objective))
-            label = None if (row.objective, cost) in named else row.objective
-            named.add((row.objective, cost))
-            marker = "o" if len(xy) < 40 else ""
-            axes[cost].plot(*xy.T, **look, label=label, linewidth=1.4, alpha=0.85, marker=marker, ms=2.5)
+            look = line(objectives.index(cell.objective), cell.seed)
+            label = None if (cell.objective, cost) in named else cell.objective
+            named.add((cell.objective, cost))
+            every = max(1, len(xy) // 20)
+            axes[cost].plot(*xy.T, **look, label=label, linewidth=1.4, alpha=0.85, markersize=3, markevery=every)
     for cost, ax in axes.items():
         figures.bare(ax)
         ax.set_xlim(left=0)
@@ -214,9 +267,10 @@ def curve_figure(
     return figure
 
 
-def line(i: int) -> dict[str, Any]:
-    """Style and colour of the i-th objective."""
-    return {"linestyle": "-" if i < len(PALETTE) else "--", "color": PALETTE[i % len(PALETTE)]}
+def line(i: int, seed: int = 0) -> dict[str, Any]:
+    """Colour and mark of the i-th objective, and the dashes of a seed."""
+    mark = MARKS[i // len(PALETTE) % len(MARKS)]
+    return {"linestyle": DASHES[seed % len(DASHES)], "color": PALETTE[i % len(PALETTE)], "marker": mark}
 
 
 def points(result: Result, metric: str, cost: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -236,18 +290,42 @@ def extra(results: Results) -> str:
 
 
 def samples(results: Results, folder: Path) -> str:
-    """The samples of each row's first seed; a link that leads out of the folder is not followed."""
-    cards = []
-    for row, found in results.rows.items():
-        picture = folder / found[0].cell.name / "samples.png"
-        if picture.is_file() and picture.resolve().is_relative_to(folder.resolve()):
-            data = base64.b64encode(picture.read_bytes()).decode()
-            label = escape(" · ".join(row))
-            cards.append(
-                f'<div class="card samples"><h3>{label}</h3><img alt="Samples of {label}" '
-                f'src="data:image/png;base64,{data}"><p class="note">Seed {found[0].cell.seed}.</p></div>'
-            )
-    return f"<h2>Samples</h2>\n{grid(cards)}" if cards else ""
+    """Those of each row's first seed after the true ones; a link that leads out of the folder is not followed."""
+    cards: dict[str, str] = {}
+    for row, (first, *_) in results.rows.items():
+        run = RunFolder(folder / first.cell.name)
+        kept = run.path / "samples.npz"
+        if kept.is_file() and kept.resolve().is_relative_to(folder.resolve()):
+            label = " · ".join(row)
+            for title, draw in sets(run, first.cell, label).items():
+                note = f"Seed {link(first, folder)}." if title == label else ""
+                cards[title] = cards.get(title) or card(title, draw(), note)
+    return f"<h2>Samples</h2>\n{grid(cards.values())}" if cards else ""
+
+
+def sets(run: RunFolder, cell: Cell, label: str) -> dict[str, Callable[[], Figure]]:
+    """What to show of a run by title: true samples or a teacher's, which other runs share, and its own."""
+    own, domain = read_samples(run), cell.config.domain
+    assert own is not None
+    if isinstance(domain, PointsConfig):
+        problem = PROBLEMS[domain.problem]()
+        true = problem.sample(max(2, min(len(own), figures.SHOWN)), torch.Generator().manual_seed(0))
+        return {
+            f"True samples · {cell.problem}": partial(figures.small_figure, true, true, problem),
+            label: partial(figures.small_figure, own, true, problem),
+        }
+    teacher = read_samples(run, "teacher")
+    shown = {} if teacher is None else {f"Teacher · {cell.teacher} · {cell.problem}": partial(pictures, teacher)}
+    return {**shown, label: partial(pictures, own)}
+
+
+def pictures(shown: Tensor) -> Figure:
+    """The first of them in a square."""
+    figure = Figure(figsize=(3.9, 3.9), layout="constrained")
+    ax = figure.add_subplot()
+    ax.imshow(picture_grid(shown[:SHOWN], columns=math.isqrt(SHOWN)), interpolation="nearest")
+    ax.set_axis_off()
+    return figure
 
 
 def settings(results: Results) -> str:

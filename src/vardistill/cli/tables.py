@@ -11,10 +11,9 @@ from rich.table import Table
 
 from vardistill.cli.main import program
 from vardistill.domains.base import Domain
-from vardistill.domains.points.problems import Problem
 from vardistill.reports import contents
 from vardistill.reports.page import verdict
-from vardistill.reports.verdict import Standard, standards
+from vardistill.reports.verdict import perfect_student
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import load_domain
 from vardistill.training import config_files
@@ -62,14 +61,6 @@ def add_rows(table: Table, columns: Sequence[Mapping[str, float]]) -> None:
     for name in columns[0]:
         values = (column.get(name) for column in columns)
         table.add_row(name, *("" if v is None else f"{v:.4g}" for v in values))
-
-
-def perfect_student(problem: Problem, n: int) -> dict[str, str]:
-    """What `n` true samples score, with the standard deviation of one evaluation."""
-    r = problem.reference
-    scores = {"energy_distance": Standard(0.0, r.energy_distance_std * r.samples / n), **standards(problem, n)}
-    texts = {name: f"{v.mean:.4g} ± {v.std:.1g}" for name, v in scores.items()}
-    return texts | {"mmd2_unbiased": "0", "mmd_p_value": "uniform in (0, 1)"}
 
 
 def print_teacher(folder: RunFolder) -> None:

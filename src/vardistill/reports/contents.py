@@ -114,10 +114,8 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     domain = _mapping(config.get("domain"))
     if problem is None and domain.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[domain["problem"]]()
-    samples = _read(run.path / "samples.npz", _samples, None)
-    beside = {
-        title: _read(run.path / "samples.npz", partial(_samples, name=name), None) for name, title in BESIDE.items()
-    }
+    samples = read_samples(run)
+    beside = {title: read_samples(run, name) for name, title in BESIDE.items()}
     if evaluation is None:
         evaluation = _read(run.path / "evaluation.json", _json, {})
     measured = _mapping(evaluation)
@@ -142,6 +140,12 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         problem=problem,
         truth={} if problem is None else standards(problem, n),
     )
+
+
+def read_samples(run: RunFolder, name: str = "samples") -> Tensor | None:
+    """A set of the run's samples (n, *data), None where there is none; raises UsageError for a damaged file."""
+    samples: Tensor | None = _read(run.path / "samples.npz", partial(_samples, name=name), None)
+    return samples
 
 
 def metrics_lines(run: RunFolder) -> list[dict[str, Any]]:

@@ -100,12 +100,7 @@ def samples_figure(samples: Tensor, problem: Problem | None = None) -> Figure:
     Raises:
         UsageError: for samples that are not points of the problem, or of the plane.
     """
-    shape = (2,) if problem is None else problem.data_shape
-    if tuple(samples.shape[1:]) != shape:
-        whose, expected = "" if problem is None else f" of {problem.name}", ", ".join(str(n) for n in ("n", *shape))
-        raise UsageError(f"figures{whose} need samples of shape ({expected}), but these have {tuple(samples.shape)}")
-    x = samples[:SHOWN].detach().cpu()
-    x = x[x.isfinite().all(1)]
+    x = _shown(samples, problem)
     if problem is None:
         figure = Figure(figsize=(5.2, 5.2), layout="constrained")
         _scatter(_plane(figure.add_subplot(), f"Student: {len(x):,} samples"), x, STUDENT)
@@ -119,36 +114,69 @@ def samples_figure(samples: Tensor, problem: Problem | None = None) -> Figure:
     return figure
 
 
+def _shown(samples: Tensor, problem: Problem | None) -> Tensor:
+    shape = (2,) if problem is None else problem.data_shape
+    if tuple(samples.shape[1:]) != shape:
+        whose, expected = "" if problem is None else f" of {problem.name}", ", ".join(str(n) for n in ("n", *shape))
+        raise UsageError(f"figures{whose} need samples of shape ({expected}), but these have {tuple(samples.shape)}")
+    x = samples[:SHOWN].detach().cpu()
+    return x[x.isfinite().all(1)]
+
+
 def _pictures(figure: Figure, x: Tensor, truth: Tensor, shape: tuple[int, int]) -> None:
     """The first `PICTURES` of each in a square."""
     for ax, images, whose in zip(figure.subplots(1, 2), (x, truth), ("Student", "Target"), strict=True):
-        side = math.isqrt(PICTURES)
-        tiles = images.new_full((PICTURES, shape[0] + 2, shape[1] + 2), float("nan"))  # with a margin
-        shown = images[:PICTURES].view(-1, *shape)
-        tiles[: len(shown), 1:-1, 1:-1] = shown
-        mosaic = tiles.unflatten(0, (side, side)).transpose(1, 2).flatten(2).flatten(0, 1)
-        ax.imshow(mosaic.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        ax.imshow(_mosaic(images, shape), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_axis_off()
-        ax.set_title(f"{whose}: {len(shown):,} {'samples' if whose == 'Student' else 'true samples'}", **TITLE)
+        number = min(len(images), PICTURES)
+        ax.set_title(f"{whose}: {number:,} {'samples' if whose == 'Student' else 'true samples'}", **TITLE)
+
+
+def _mosaic(images: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+    side = math.isqrt(PICTURES)
+    tiles = images.new_full((PICTURES, shape[0] + 2, shape[1] + 2), float("nan"))  # with a margin
+    shown = images[:PICTURES].view(-1, *shape)
+    tiles[: len(shown), 1:-1, 1:-1] = shown
+    mosaic: NDArray[np.float32] = tiles.unflatten(0, (side, side)).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    return mosaic
 
 
 def _points(figure: Figure, x: Tensor, truth: Tensor, problem: Problem) -> None:
     """Both clouds in the target's plane, on the same axes."""
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    cloud(_plane(left, f"Student: {len(x):,} samples"), x, truth, problem)
+    cloud(_plane(right, f"Target: {len(truth):,} true samples"), truth, truth, problem)
+    if problem.data_shape != (2,):
+        for ax in (left, right):
+            ax.set_xlabel("first principal component", fontsize=9, color=MUTED)
+        left.set_ylabel("second principal component", fontsize=9, color=MUTED)
+
+
+def cloud(ax: Axes, x: Tensor, truth: Tensor, problem: Problem) -> None:
+    """Samples in the target's plane over the density's contours, or the true samples themselves."""
     plane = principal_plane(problem)
     low, high = _window(truth @ plane)
-    astray = off_modes(x, problem)
-    _scatter(_plane(left, f"Student: {len(x):,} samples"), x[~astray] @ plane, STUDENT)
-    _scatter(left, x[astray] @ plane, ASTRAY, size=5.0)
-    _scatter(_plane(right, f"Target: {len(truth):,} true samples"), truth @ plane, TRUTH)
-    for ax in (left, right):
-        if problem.denoiser is not None:
-            _contours(ax, projected(problem.denoiser, plane), truth @ plane, low, high)
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        if len(plane) > 2:
-            ax.set_xlabel("first principal component", fontsize=9, color=MUTED)
-    if len(plane) > 2:
-        left.set_ylabel("second principal component", fontsize=9, color=MUTED)
+    if x is truth:
+        _scatter(ax, x @ plane, TRUTH)
+    else:
+        astray = off_modes(x, problem)
+        _scatter(ax, x[~astray] @ plane, STUDENT)
+        _scatter(ax, x[astray] @ plane, ASTRAY, size=5.0)
+    if problem.denoiser is not None:
+        _contours(ax, projected(problem.denoiser, plane), truth @ plane, low, high)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+
+def small_figure(samples: Tensor, truth: Tensor, problem: Problem) -> Figure:
+    """One set of samples, or the true ones themselves, for a page with many of them; errors as `samples_figure`'s."""
+    figure = Figure(figsize=(3.9, 3.9), layout="constrained")
+    ax, x = figure.add_subplot(), truth if samples is truth else _shown(samples, problem)
+    if problem.image_shape is not None:
+        ax.imshow(_mosaic(x, problem.image_shape), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set_axis_off()
+    else:
+        cloud(_plane(ax, ""), x, truth, problem)
+    return figure
 
 
 def principal_plane(problem: Problem) -> Tensor:
@@ -356,7 +384,7 @@ def ticks(ax: Axes, scale: Scale = "linear") -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,), numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
-        ax.yaxis.set_major_locator(MaxNLocator(5, integer=scale == "count"))
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=scale == "count", min_n_ticks=1))
     ax.yaxis.set_major_formatter(FuncFormatter(_percent if scale == "share" else plain))
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -96,6 +96,14 @@ def standards(problem: Problem, n: int) -> dict[str, Standard]:
     }
 
 
+def perfect_student(problem: Problem, n: int) -> dict[str, str]:
+    """What `n` true samples score, with the standard deviation of one evaluation."""
+    r = problem.reference
+    scores = {"energy_distance": Standard(0.0, r.energy_distance_std * r.samples / n), **standards(problem, n)}
+    texts = {name: f"{v.mean:.4g}" + (f" ± {v.std:.1g}" if v.std else "") for name, v in scores.items()}
+    return texts | {"mmd2_unbiased": "0", "dikl": "0", "mmd_p_value": "uniform in (0, 1)"}
+
+
 def density_standards(problem: Problem, n: int) -> dict[str, Standard]:
     """Of the log-density."""
     r = problem.reference
