@@ -161,6 +161,32 @@ def test_a_lock_of_windows_is_taken_and_refused(tmp_path: Path) -> None:
         script.locked(tmp_path / ".lock", "busy").__enter__()
 
 
+def test_what_is_here_is_kept_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/digits", "digits"):
+        Path(name).mkdir(parents=True)
+    assert files.located("runs/digits") == f"{tmp_path}/runs/digits"
+    assert files.located("hf:runs/digits") == f"hf:{tmp_path}/runs/digits"
+    assert files.located("digits", ("digits",)) == "digits"
+    for name in ("runs/none", "hf:a/b", "", "google/ddpm-cifar10-32"):
+        assert files.located(name) == name
+
+
+@pytest.mark.parametrize(
+    "path", ["/nope", "nope", "a/b/c", "./a/b", "../b", "~/b", "runs/none", "C:\\a\\b", Path("a/b")]
+)
+def test_a_path_is_no_id_of_the_hub(path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for known in ("google/ddpm-cifar10-32", "a/b.c_d"):
+        files.check_hub_id(known)
+    with pytest.raises(UsageError, match="^there is no folder "):
+        files.check_hub_id(path)
+    Path("file").touch()
+    with pytest.raises(UsageError, match="^file is a file, but a folder is wanted$"):
+        files.check_hub_id("file")
+
+
 def test_a_lock_is_held_once_and_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with locked(path, "busy"), pytest.raises(UsageError, match="^busy$"), locked(path, "busy"):

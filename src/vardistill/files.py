@@ -1,9 +1,10 @@
-"""Files that exist whole or not at all, and locks. What differs between POSIX systems and Windows is here alone."""
+"""Files that exist whole or not at all, locks, and what is a path; what differs on Windows is here alone."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -72,6 +73,38 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def located(source: str, built_in: tuple[str, ...] = ()) -> str:
+    """A source, hf:SOURCE or a name, with an absolute path where it is a file or a folder here.
+
+    What is kept of it is then found from everywhere, and is never taken for an id of the hub when it is gone.
+
+    Args:
+        source: a path, a name, an id of the hub, or one of the data sets on the hub with hf: before it.
+        built_in: names that are no paths, whatever is here.
+    """
+    prefix = "hf:" if source.startswith("hf:") else ""
+    name = source.removeprefix(prefix)
+    return prefix + os.path.abspath(name) if name and name not in built_in and os.path.exists(name) else source
+
+
+def is_path(word: str) -> bool:
+    """Whether a word of the command line is meant as a path, not as a name."""
+    return len(Path(word).parts) > 1 or bool(Path(word).suffix) or os.path.exists(word)
+
+
+def check_hub_id(source: str | Path) -> None:
+    """Raise UsageError where a source that is no folder here is no id of the Hugging Face hub either, but a path.
+
+    An id is NAMESPACE/NAME, where here is no folder NAMESPACE.
+    """
+    if Path(source).is_file():
+        raise UsageError(f"{source} is a file, but a folder is wanted")
+    namespace = str(source).partition("/")[0]
+    known = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source)
+    if not known or Path(namespace).is_dir():
+        raise UsageError(f"there is no folder {source}")
 
 
 def reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from vardistill import __version__
 from vardistill.cli import main as cli
 from vardistill.cli.train import run_folder
 from vardistill.domains.points.config import PointsTeachConfig, teacher_fit
+from vardistill.errors import UsageError
 from vardistill.objectives.registry import OBJECTIVES
+from vardistill.runs import experiment
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURES, POINTS, TEACHERS
 from vardistill.training import checks
@@ -313,6 +316,12 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "--config"], "--config needs a file"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "--resume"], "one run folder"),
+        (["train", "mog40-vardiu", "--resume"], "--resume stands first, with no preset: vardistill train --resume RUN"),
+        (["train", "mog40-vardiu", "--teacher", "runs/x"], "given as --teacher learned --teacher-run runs/x"),
+        (["train", "images-vardiu", "--teacher", "/nope"], "vardistill: there is no folder /nope"),
+        (["train", "images-vardiu", "--teacher", sys.executable], "is a file, but a folder is wanted"),
+        (["teach", "/nope"], "vardistill: there is no file or folder /nope: "),
+        (["evaluate", sys.executable], "is not a run folder: it is a file"),
         (["train", "--resume", "no-such-run"], "no-such-run is not a run folder"),
         (["teach", "mog4"], "unknown preset or data 'mog4': did you mean mog40"),
         (["teach", "mog40", "--max-minutes", "0"], "max_minutes must be positive"),
@@ -375,6 +384,43 @@ def test_a_run_with_damaged_metrics_is_not_resumed(
     assert told in refused(capsys, "train", "--resume", str(run.path))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("words", [["list"], ["train", "mog40-vardiu", "--help"], ["bench", "--help"]])
+def test_any_encoding_of_the_output_will_do(words: list[str], encoding: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "vardistill", *words],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert len(shown.stdout.decode(encoding).splitlines()) > 9
+
+
+@pytest.mark.parametrize("words", [["--version"], ["list"], ["train", "mog40-vardiu", "--help"]])
+def test_an_output_that_is_full_is_told_in_a_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "vardistill", *words]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 2
+    (line,) = told.stderr.splitlines()
+    assert line.startswith("vardistill: cannot write")
+    assert line.endswith("No space left on device")
+
+
+def test_a_run_that_cannot_be_written_is_measured_all_the_same(
+    finished: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise UsageError("cannot write x: Read-only file system")
+
+    monkeypatch.setattr(experiment, "keep_evaluation", refuse)
+    assert cli.run(["evaluate", str(finished), "--json", "--num", "200"]) == 0
+    captured = capfd.readouterr()
+    assert "log_mmd" in json.loads(captured.out)
+    assert "cannot write x: Read-only file system: the numbers are told, but not kept" in captured.err
+
+
 def test_the_package_is_the_command() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "vardistill", "--version"], capture_output=True, text=True, check=True
@@ -412,10 +458,10 @@ def test_a_run_at_work_is_not_resumed(finished: Path, capsys: pytest.CaptureFixt
     ("words", "told"),
     [
         (["sample", "--num", "0"], "num must be at least 1, but is 0"),
-        (["evaluate", "--num", "-5"], "num must be at least 1, but is -5"),
+        (["evaluate", "--num", "-5"], "num must be at least 2, but is -5"),
         (["sample", "--out", "x.jpg"], ".npz, .png"),
         (["sample", "--num", "3", "--out", "nowhere/x.npz"], "cannot write"),
-        (["evaluate", "--num", "1"], "2"),
+        (["evaluate", "--num", "1"], "vardistill: num must be at least 2, but is 1"),
         (["evaluate", "--num", "1000000000000"], "there is not enough memory"),
         (["sample", "--seed", HUGE], f"vardistill: seed must be a whole number of 64 bits, but is {HUGE}"),
         (["evaluate", "--seed", HUGE], f"vardistill: seed must be a whole number of 64 bits, but is {HUGE}"),

@@ -420,7 +420,7 @@ def test_classes_that_are_no_number_are_left_to_the_network(tmp_path: Path, know
 @pytest.mark.parametrize("source", ["no/pipeline", "./no/such/folder", "/no/such/folder"])
 def test_no_such_pipeline(source: str) -> None:
     """Neither a folder nor, without a network, on the hub."""
-    with pytest.raises(UsageError, match="which is no folder here") as error:
+    with pytest.raises(UsageError, match="which is no folder here|there is no folder") as error:
         from_diffusers(source)
     assert "\n" not in str(error.value)
 
@@ -472,7 +472,5 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused_without_a_network(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(
-        UsageError, match=f"'{source}', which is no folder here: an id of the Hugging Face hub is NAMESPACE/NAME"
-    ):
+    with pytest.raises(UsageError, match=f"there is no folder {source}$"):
         from_diffusers(source)

@@ -261,7 +261,15 @@ def test_numbers_may_be_written_as_people_do(text: str, value: float, tmp_path: 
         ("[]", "config.yaml must be a mapping"),
         ("", "config.yaml must be a mapping"),
         (f"training: {{lr: {'1' * 400}}}", "config.yaml.training.lr must be float, but is 111"),
-        ("training: {steps: 5", "cannot read the configuration"),
+        ("training: {steps: 5", r"cannot read the configuration .*config.yaml, line 1: expected ',' or '}'"),
+        ("training:\n  steps: 5\n lr: 3", "cannot read the configuration .*config.yaml, line 3: "),
+        ("training: {lr: 1}\nlevels: {draws: 2}\ntraining: {lr: 2}", "line 3: 'training' is there twice"),
+        ("training: {lr: 1, 'lr': 1}", "line 1: 'lr' is there twice"),
+        (
+            "domain: {problem: moons}",
+            "needs levels with a distribution, as those of mog40 do not fit moons: take a pre",
+        ),
+        ("domain: {kind: pictures, data: digits}\nlevels: {draws: 2}", "those of mog40 do not fit pictures"),
         ("problem: 2001-99-99", "cannot read the configuration .*: month must be in 1..12"),
         (f"problem: {'[' * 3000}{']' * 3000}", "cannot read the configuration .*: maximum recursion depth exceeded"),
         ("problem: !!timestamp x", "cannot read the configuration"),
@@ -293,6 +301,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UsageError, match="cannot read the configuration"):
         read(Config, tmp_path / "config.yaml")
+
+
+def test_a_source_that_is_here_is_kept_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another folder it is found, and not looked up on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "t").mkdir(parents=True)
+    source = str(tmp_path / "runs" / "t")
+    pictures = PicturesConfig(teacher="runs/t", data="hf:runs/t", features="runs/t")
+    assert (pictures.teacher, pictures.data, pictures.features) == (source, f"hf:{source}", source)
+    assert TeacherConfig("learned", Path("runs/t")).teacher_run == Path(source)
+    assert PicturesTeachConfig("runs/t").data == source
+    assert (PicturesTeachConfig("digits").data, PicturesConfig(teacher="a/b").teacher) == ("digits", "a/b")
 
 
 POSITIVE = ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples")

@@ -46,3 +46,25 @@ def test_a_repository_of_pickles_alone_is_refused_unopened(
     with pytest.raises(UsageError, match="the weights are a pickle") as caught:
         type(own).from_pretrained("somebody/network")
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask(repo_id: str, **options: Any) -> str:
+        asked.append(repo_id)
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in ("runs/none", Path("a/b"), "/nope/dir", "nope"):
+        with pytest.raises(UsageError, match=f"there is no folder {path}"):
+            MLP.from_pretrained(path)
+    assert asked == []
+    with pytest.raises(
+        UsageError, match="'a/b' is no folder here, and cannot be loaded from the Hugging Face hub: "
+    ) as told:
+        MLP.from_pretrained("a/b")
+    assert "\n" not in str(told.value)
+    assert set(asked) == {"a/b"}

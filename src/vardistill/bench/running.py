@@ -321,6 +321,7 @@ def _start(task: Task, threads: int, lock: int | None) -> _Process:
     failure_file(task.folder).unlink(missing_ok=True)
     log = task.folder.with_name(f"{task.name}.log").open("ab")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment |= {"PYTHONIOENCODING": "utf-8"}
     popen = subprocess.Popen(
         command(task), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
         start_new_session=True, pass_fds=() if lock is None or os.name == "nt" else (lock,),
@@ -347,7 +348,7 @@ def _record_failure(path: Path, failure: Mapping[str, Any], before: str = "") ->
 
 def last_line(log: Path) -> str:
     """The last line that says something."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it said nothing")
 
 

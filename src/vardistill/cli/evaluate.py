@@ -24,7 +24,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        require("num", self.num, self.num >= 1, "at least 1")
+        require("num", self.num, self.num >= 2, "at least 2")
 
 
 def main(arguments: list[str]) -> int:

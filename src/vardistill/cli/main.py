@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from vardistill._version import __version__
 from vardistill.errors import UsageError, first_line, is_out_of_memory, unknown
+from vardistill.files import reason
 
 COMMANDS = {
     "demo": "distil MoG-40 with VarDiU in minutes; ends with a table and report.html",
@@ -25,6 +28,9 @@ COMMANDS = {
     "report": "write a run's or a bench's report.html anew",
     "list": "presets, benches, objectives, problems, teachers, posteriors, ...",
 }
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Of a disk or a quota that is full, read-only or broken."""
 
 HELP = "\n".join(
     [
@@ -41,19 +47,33 @@ HELP = "\n".join(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 diverged, 2 a user's mistake, 130 interrupted."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding other than UTF-8 lacks becomes a question mark
+            stream.reconfigure(errors="replace")
+    code = run(list(sys.argv[1:] if argv is None else argv))
+    with open(os.devnull, "w") as nowhere:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python tries again, and tells of it
+            if not isinstance(error, BrokenPipeError):
+                print(f"vardistill: cannot write the output: {reason(error)}", file=sys.stderr)
+                code = 2
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     """Run a command and return its exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP)
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(__version__)
-        return 0
     try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(HELP)
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            print(__version__)
+            return 0
         return _run_command(argv[0], argv[1:])
+    except SystemExit as stop:  # after a help
+        return int(stop.code or 0)
     except UsageError as error:
         print(named(f"vardistill: {error}"), file=sys.stderr)
         return 2
@@ -67,8 +87,12 @@ def run(argv: list[str]) -> int:
         print("vardistill: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"vardistill: cannot write: {reason(error)}", file=sys.stderr)
+        return 2
 
 
 def named(text: str) -> str:

@@ -12,6 +12,7 @@ from vardistill.cli.train import run_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
 from vardistill.errors import UsageError, unknown
+from vardistill.files import is_path
 from vardistill.progress import phase
 from vardistill.runs.config import TeachConfig
 from vardistill.runs.presets import TEACHERS
@@ -56,6 +57,8 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] == "--resume":
         return _resume(arguments[1:])
+    if "--resume" in arguments:
+        raise UsageError("--resume stands first, with no preset: vardistill teach --resume RUN")
     name, rest = take_positional(arguments)
     if name is None:
         raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
@@ -76,6 +79,10 @@ def _start(name: str, rest: list[str]) -> TeachConfig:
         return config
     if name.startswith("hf:") or Path(name).exists():
         return fit_of(name)
+    if is_path(name):
+        raise UsageError(
+            f"there is no file or folder {name}: vardistill teach takes FILE.npz, a FOLDER, hf:NAME or a preset"
+        )
     raise unknown("preset or data", name, TEACHERS)
 
 

@@ -7,18 +7,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from vardistill.cli.arguments import parse, take_positional, take_value, value_of
 from vardistill.cli.ends import run_to_end
-from vardistill.domains.points.config import SCALES, PointsConfig
+from vardistill.domains.points.config import SCALES, PointsConfig, TeacherConfig
 from vardistill.errors import UsageError
-from vardistill.files import reason
+from vardistill.files import is_path, reason
 from vardistill.launch import launched
 from vardistill.progress import phase
 from vardistill.runs.config import Config
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
 from vardistill.training.config import NetworkConfig
 from vardistill.training.config_files import read
+
+KINDS = get_args(get_type_hints(TeacherConfig)["teacher"])
+"""Of teachers of points."""
 
 
 def presets(targets: Iterable[str], recipes: dict[str, str]) -> list[str]:
@@ -72,6 +76,8 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] == "--resume":
         return _resume(arguments[1:])
+    if "--resume" in arguments:
+        raise UsageError("--resume stands first, with no preset: vardistill train --resume RUN")
     name, config, rest = _start(arguments)
     check_networks(rest)
     about = "Train a generator of one or a few steps; --objective replaces the objective, with levels and rates."
@@ -136,6 +142,8 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
             raise UsageError("--config needs a file: the config.yaml of a run")
         path = Path(arguments[1])
         name, config, rest = path.resolve().parent.name, read(Config, path), arguments[2:]
+        if value_of("--problem", rest) not in (None, getattr(config.domain, "problem", None)):
+            raise UsageError(f"--problem moves presets of mog40, not the noise levels of {path}: write them in it")
     else:
         preset, rest = take_positional(arguments)
         if preset is None:
@@ -147,6 +155,11 @@ def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:
                 recipe = next(r for t in POINT_TARGETS for r in POINTS if preset == f"{t}-{r}")
                 raise UsageError(f"--problem moves presets of mog40: give mog40-{recipe}")
             config = adapted(config, problem)
+    teacher = value_of("--teacher", rest)
+    if isinstance(config.domain, PointsConfig) and teacher is not None and teacher not in KINDS and is_path(teacher):
+        raise UsageError(
+            f"--teacher of points is {', '.join(KINDS)}: a folder is given as --teacher learned --teacher-run {teacher}"
+        )
     return name, config if objective is None else with_objective(config, objective, not from_file), rest
 
 

@@ -28,6 +28,7 @@ from vardistill.denoisers.module import FromModule
 from vardistill.denoisers.network import Preconditioned
 from vardistill.diffusion.schedules import VE, Rectified, Schedule, Table
 from vardistill.errors import UsageError, first_line
+from vardistill.files import check_hub_id
 from vardistill.networks import own_precision
 
 NETWORKS = {
@@ -339,8 +340,8 @@ def load(source: str, variant: str | None, dtype: torch.dtype) -> tuple[nn.Modul
 def read_index(source: str) -> dict[str, Any]:
     """A pipeline's model_index.json: the library and class of its components, by component, and its settings."""
     folder = Path(source)
-    if not folder.is_dir() and source.count("/") != 1:
-        raise unreadable(source, "model_index.json", ValueError("an id of the Hugging Face hub is NAMESPACE/NAME"))
+    if not folder.is_dir():
+        check_hub_id(source)
     try:
         if folder.is_dir():
             text = (folder / "model_index.json").read_text(encoding="utf-8")

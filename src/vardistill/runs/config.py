@@ -5,8 +5,9 @@ Importing this module does not import torch, so that the command line can answer
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -14,6 +15,7 @@ from vardistill.choices import check_choices
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
 from vardistill.domains.points.config import PointsConfig, PointsTeachConfig
+from vardistill.errors import UsageError
 from vardistill.objectives.registry import ObjectiveConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.training.config import TrainingConfig
@@ -37,6 +39,17 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=lambda: VarDiUConfig(candidates="batch"))
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @staticmethod
+    def check_partial(data: Mapping[str, Any], where: str) -> None:
+        """Raise UsageError for a file that leaves out the noise levels, by default MoG-40's, of other data."""
+        domain = data.get("domain")
+        of = domain.get("problem", domain.get("kind", "")) if isinstance(domain, Mapping) else ""
+        levels = data.get("levels")
+        if of not in ("", "mog40", "points") and not (isinstance(levels, Mapping) and "distribution" in levels):
+            raise UsageError(
+                f"{where} needs levels with a distribution, as those of mog40 do not fit {of}: take a preset's"
+            )
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -192,7 +192,7 @@ def load_run(path: Path) -> tuple[RunFolder, Config, Student]:
 
 
 def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, Any], Domain]:
-    """Measure a finished run's student anew, keep the table as `evaluation.json` and return it.
+    """Measure a finished run's student anew and return the table, kept as `evaluation.json` where that can be written.
 
     Raises:
         UsageError: where the run cannot be used, or has nothing to measure against.
@@ -200,5 +200,8 @@ def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, Any], Domain]
     folder, config, student = load_run(path)
     domain = load_domain(config, folder)
     table = domain.evaluate(student.to(find_device("auto")), n, seed)
-    keep_evaluation(folder, table)
+    try:
+        keep_evaluation(folder, table)
+    except UsageError as error:  # a run of others, say: the numbers are there all the same
+        say(f"vardistill: {error}: the numbers are told, but not kept")
     return table, domain

@@ -5,11 +5,13 @@ A folder holds `config.json`, the constructor's arguments, and `model.safetensor
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
+from vardistill.files import check_hub_id
 
 
 class SafeHubMixin(PyTorchModelHubMixin):
@@ -17,6 +19,26 @@ class SafeHubMixin(PyTorchModelHubMixin):
 
     `from_pretrained` refuses weights that are missing or foreign, and never opens a pickle.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """Load from a folder or, where there is none of that name, from the hub.
+
+        Raises:
+            UsageError: for a path where there is no folder, or an id that the hub does not know.
+        """
+        source = pretrained_model_name_or_path
+        if Path(source).is_dir():
+            return super().from_pretrained(source, **options)
+        check_hub_id(source)
+        try:
+            return super().from_pretrained(source, **options)
+        except UsageError:
+            raise
+        except Exception as error:  # of the network, the hub or the files
+            raise UsageError(
+                f"'{source}' is no folder here, and cannot be loaded from the Hugging Face hub: {first_line(error)}"
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:

@@ -48,6 +48,8 @@ def from_dict(cls: Any, data: Any, where: str = "config") -> Any:
     for key in data:
         if key not in known:
             raise unknown(f"key in {where}", str(key), known)
+    if hasattr(cls, "check_partial"):
+        cls.check_partial(data, where)
     for f in dataclasses.fields(cls):
         if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where} needs a {f.name}")
@@ -153,6 +155,19 @@ def plain(data: Any) -> Any:
     return [plain(value) for value in data] if isinstance(data, tuple) else data
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data, with no key of a mapping twice: the second would take the first one's place."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and keys[i] in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key.value}' is there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read(classes: Any, path: Path) -> Any:
     """Read a configuration of a type, or of one of several; a file that names no kind is of a `Config`.
 
@@ -160,7 +175,10 @@ def read(classes: Any, path: Path) -> Any:
         UsageError: where the file is missing, or not such a configuration.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = yaml.load(path.read_text("utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UsageError(f"cannot read the configuration {path}{line}: {error.problem}") from error
     except UNREADABLE as error:
         raise UsageError(f"cannot read the configuration {path}: {first_line(error)}") from error
     if not isinstance(data, dict):

@@ -12,9 +12,13 @@ from vardistill.choices import check_choices
 from vardistill.diffusion.config import Distribution
 from vardistill.diffusion.levels import EDM
 from vardistill.errors import require
+from vardistill.files import located
 
 if TYPE_CHECKING:
     from vardistill.training.config import TrainingConfig
+
+BUILT_IN = ("digits", "mnist")
+"""Names of data sets, which are no paths."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class PicturesTeachConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        object.__setattr__(self, "data", located(self.data, BUILT_IN))
         for name in ("steps", "batch", "lr", "checkpoint_every"):
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "0 or positive")
@@ -160,6 +165,9 @@ class PicturesConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        for name in ("teacher", "data", "features"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, located(value, BUILT_IN if name == "data" else ()))
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
 
     @property

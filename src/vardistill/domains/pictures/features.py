@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vardistill.domains.pictures.classifier import Classifier, load_classifier
 from vardistill.errors import UsageError
+from vardistill.files import check_hub_id
 
 
 class Features(ABC):
@@ -104,6 +105,8 @@ def load_features(name: str | Path) -> Features:
     path = Path(name)
     if path.is_dir() and "model_type" not in _json(path / "config.json"):
         return ClassifierFeatures(load_classifier(path), path.resolve().name)
+    if not path.is_dir() and len(path.parts) > 1:
+        check_hub_id(name)
     return _load_vision_model(str(name))
 
 

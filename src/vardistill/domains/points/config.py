@@ -10,6 +10,7 @@ from vardistill.choices import ActivationName, ScheduleName, check_choices
 from vardistill.diffusion.config import Distribution
 from vardistill.diffusion.levels import LogNormal
 from vardistill.errors import require
+from vardistill.files import located
 
 if TYPE_CHECKING:
     from vardistill.training.config import TrainingConfig
@@ -81,6 +82,8 @@ class TeacherConfig:
         check_choices(self)
         require("teacher_samples", self.teacher_samples, self.teacher_samples >= 1, "at least 1")
         require("bandwidth", self.bandwidth, self.bandwidth >= 0, "0 or positive")
+        if self.teacher_run is not None:
+            object.__setattr__(self, "teacher_run", Path(located(str(self.teacher_run))))
         unused = self.teacher_run is not None and self.teacher != "learned"
         require("teacher", self.teacher, not unused, "'learned' with a teacher_run")
         unused = self.bandwidth != 0 and self.teacher != "empirical"
