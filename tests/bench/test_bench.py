@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import pytest
 
 import fake_work
 import killed_bench
-from fake_work import BENCH, TAUGHT
+from fake_work import BENCH, METRICS, TAUGHT
 from vardistill.bench import BENCHES, Bench, Budget, Cell, grid, run_bench, running, work
 from vardistill.bench.page import page, sets
 from vardistill.bench.results import Failure, print_results, spread, table
@@ -393,6 +394,35 @@ def test_results_are_written_by_one_process_at_a_time_and_each_file_whole(unbrok
     with pytest.raises(KeyboardInterrupt):
         running.report(dataclasses.replace(BENCH, about="else"), folder)
     assert (folder / "results.json").read_text() == before
+
+
+def test_a_running_table_tells_of_each_cell_as_it_ends_and_of_the_time_left(monkeypatch, tmp_path, capsys):
+    befall(monkeypatch, **{"bad-b_true_mog40_seed0": "fail"})
+    run_bench(BENCH, tmp_path, seeds=1)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == f"fake: 3 runs of 30 steps, 1 at a time, in {tmp_path}"
+    heads, good, bad, worse = (line.split() for line in lines)
+    assert heads == ["run", "seconds", *METRICS, "left"]
+    assert (good[0], good[2:6]) == ("good_true_mog40_seed0", ["1", "40", "-1", "0.5"])
+    assert " ".join(bad) == (
+        "bad-b_true_mog40_seed0 failed with exit code 1: vardistill: updates had <gradients> that are not finite"
+    )
+    assert worse[-1] == "0:00"
+    assert (
+        len({line.rindex("left") + 4 if "left" in line else len(line) for line in (lines[0], lines[1], lines[3])}) == 1
+    )
+
+
+@pytest.mark.parametrize(("jobs", "left"), [(1, "0:14"), (2, "0:07")])
+def test_the_time_left_is_of_the_tasks_that_ended_less_what_runs(jobs, left, monkeypatch, tmp_path, capsys):
+    """After one of 10 s two more take 20 s, of which one has done 6 s."""
+    tasks = [running.Task(tmp_path / name, ()) for name in "abc"]
+    progress = running.Progress(tasks, jobs, ())
+    monkeypatch.setattr(running.time, "monotonic", lambda: 100.0)
+    under_way = [SimpleNamespace(task=tasks[1], started=94.0)]
+    assert progress.left(under_way) == "?"
+    progress.ended(SimpleNamespace(task=tasks[0], started=90.0), None, under_way)
+    assert capsys.readouterr().err.split()[-1] == left
 
 
 def test_only_what_was_asked_for_runs_and_all_that_is_there_is_shown(tmp_path):

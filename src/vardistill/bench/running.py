@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,12 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from tqdm.auto import tqdm
-
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
 from vardistill.bench.results import Results, collect, failure_file, read_json
 from vardistill.errors import UsageError, unknown
 from vardistill.files import locked, reason, write_whole
+from vardistill.progress import bar, clock, columns, fitting, say
 from vardistill.runs.config import Config, TeachConfig
 from vardistill.training import config_files
 from vardistill.training.folder import RunFolder
@@ -96,7 +96,8 @@ def run_bench(
         cells = bench.plan(settings.seeds, settings.budget, data)
         check_folder(bench, cells, folder)
         write_whole(folder / "bench.json", json.dumps(asdict(settings), indent=2))
-        run_cells(chosen, folder, jobs, threads, bench.measure, lock, bench.one_teacher)
+        say(f"{bench.name}: {len(chosen)} runs of {settings.budget.about}, {jobs} at a time, in {folder}")
+        run_cells(chosen, folder, jobs, threads, bench.measure, lock, bench.one_teacher, bench.metrics)
         return _collect_and_write(bench, cells, settings, folder)
 
 
@@ -209,6 +210,7 @@ def run_cells(
     measure: str | None = None,
     lock: int | None = None,
     one_teacher: bool = False,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Run the cells that are not finished, after the teachers that several of them learn from.
 
@@ -220,6 +222,7 @@ def run_cells(
         measure: what cells do instead of being trained, see `Bench`.
         lock: a file descriptor that the processes inherit.
         one_teacher: whether all seeds learn from the first seed's teacher.
+        metrics: to tell of each cell as it ends.
 
     Raises:
         UsageError: for a teacher that cannot be fitted as it is asked for.
@@ -242,7 +245,7 @@ def run_cells(
                 continue
             config = replace(config, domain=config.domain.with_teacher(teacher))
         tasks.append(_task(path, config, measure))
-    _run_tasks(tasks, jobs, threads, lock)
+    _run_tasks(tasks, jobs, threads, lock, metrics)
 
 
 def _task(path: Path, config: Config, measure: str | None) -> Task:
@@ -291,21 +294,22 @@ class _Process:
     started: float
 
 
-def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None) -> None:
+def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None, metrics: Sequence[str] = ()) -> None:
     """Run the unfinished tasks, a few at a time; Ctrl-C stops them with a checkpoint each."""
     waiting = deque(task for task in tasks if not is_finished(task.folder))
     running: list[_Process] = []
-    progress = Progress(len(waiting))
+    if not waiting:
+        return
+    progress = Progress(waiting, jobs, metrics)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_start(waiting.popleft(), threads, lock))
-                progress.show(running)
             time.sleep(0.05)
             for process in [p for p in running if p.popen.poll() is not None]:
                 running.remove(process)
-                progress.ended(process, _end(process))
-                progress.show(running)
+                progress.ended(process, _end(process), running)
+            progress.show(running)
     except KeyboardInterrupt:
         for process in running:
             process.popen.send_signal(signal.SIGINT)
@@ -313,7 +317,8 @@ def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None)
             process.popen.wait()
         raise
     finally:
-        progress.bar.close()
+        if progress.bar is not None:
+            progress.bar.close()
 
 
 def _start(task: Task, threads: int, lock: int | None) -> _Process:
@@ -329,14 +334,14 @@ def _start(task: Task, threads: int, lock: int | None) -> _Process:
     return _Process(task, popen, log, time.monotonic())
 
 
-def _end(process: _Process) -> str:
-    """Keep the reason of a failure; returns how the task ended, in words."""
+def _end(process: _Process) -> str | None:
+    """Keep the reason of a failure and return it, None for a task that is finished."""
     assert process.popen.stdin is not None
     process.popen.stdin.close()
     process.log.close()
     code, path = process.popen.returncode, process.task.folder
     if code == 0 and is_finished(path):
-        return f"finished in {time.monotonic() - process.started:.0f} s"
+        return None
     return _record_failure(path, {"exit": code, "reason": last_line(Path(process.log.name))})
 
 
@@ -353,18 +358,51 @@ def last_line(log: Path) -> str:
 
 
 class Progress:
-    """A bar with the names of what is running; lines where nobody watches."""
+    """A running table, a line for every task that ended; on a terminal, below it what runs and for how long.
 
-    def __init__(self, tasks: int) -> None:
-        self.bar: tqdm[None] = tqdm(total=tasks, unit="run", disable=not sys.stderr.isatty() or not tasks)
-        self.tasks, self.done = tasks, 0
+    Args:
+        tasks: to come.
+        jobs: of these at a time.
+        metrics: columns, as many of the first ones as a terminal has a place for.
+    """
 
-    def show(self, running: Iterable[_Process]) -> None:
-        """Name what is running."""
-        self.bar.set_postfix_str(", ".join(process.task.name for process in running))
+    def __init__(self, tasks: Sequence[Task], jobs: int, metrics: Sequence[str]) -> None:
+        terminal, self.tasks, self.jobs = sys.stderr.isatty(), len(tasks), jobs
+        self.width, self.spent, self.done, self.shown = max(len(t.name) for t in tasks), 0.0, 0, 0.0
+        place = columns() - self.width - len("  seconds     left") if terminal else 10**6
+        self.metrics = [name for i, name in enumerate(metrics) if sum(map(len, metrics[: i + 1])) + 2 * i + 2 <= place]
+        self.bar = bar(total=self.tasks, unit="runs") if terminal else None
+        self._say("run", ["seconds", *self.metrics, "left"])
 
-    def ended(self, process: _Process, how: str) -> None:
-        """One less to go."""
-        self.done += 1
-        self.bar.update()
-        self.bar.write(f"[{self.done}/{self.tasks}] {process.task.name}: {how}", file=sys.stderr)
+    def show(self, running: Sequence[_Process]) -> None:
+        """Name what runs, with its seconds: every second."""
+        now = time.monotonic()
+        if self.bar is not None and now > self.shown + 1:
+            self.shown = now
+            names = (f"{process.task.name} {now - process.started:.0f} s" for process in running)
+            self.bar.set_postfix_str(fitting([f"{self.left(running)} left", *names]))
+
+    def left(self, running: Sequence[_Process]) -> str:
+        """The time to the end, at the pace of those that ended."""
+        if not self.done:
+            return clock(math.inf)
+        begun = sum(time.monotonic() - process.started for process in running)
+        return clock(max(0.0, self.spent / self.done * (self.tasks - self.done) - begun) / self.jobs)
+
+    def ended(self, process: _Process, failure: str | None, running: Sequence[_Process]) -> None:
+        """One less to go, which failed or has its metrics now."""
+        seconds = time.monotonic() - process.started
+        self.done, self.spent = self.done + 1, self.spent + seconds
+        if self.bar is not None:
+            self.bar.update()
+        if failure is not None:
+            say(f"{process.task.name.ljust(self.width)}  {failure}")
+            return
+        values = read_json(process.task.folder / "evaluation.json") or {}
+        texts = (f"{v:.4g}" if isinstance(v := values.get(name), int | float) else "–" for name in self.metrics)
+        self._say(process.task.name, [f"{seconds:.0f}", *texts, self.left(running)])
+
+    def _say(self, name: str, entries: Sequence[str]) -> None:
+        widths = [7, *(len(name) for name in self.metrics), 7]
+        cells = (text.rjust(width) for text, width in zip(entries, widths, strict=True))
+        say("  ".join([name.ljust(self.width), *cells]))
