@@ -101,6 +101,21 @@ def test_hints_name_the_executable_in_use(
     assert refused(capsys, "report").endswith(f": {told} report RUN")
 
 
+@pytest.mark.parametrize(
+    "words", ["--help", "train --help", "teach --help", "bench --help", "bench smoke --help", "list"]
+)
+def test_help_fits_into_eighty_columns(words: str) -> None:
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+    told = subprocess.run(
+        [sys.executable, "-m", "vardistill", *words.split()],
+        env=environment,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert max(map(len, told.stdout.splitlines())) <= 80
+
+
 def test_evaluate_prints_one_json_object_with_the_promised_keys(
     finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

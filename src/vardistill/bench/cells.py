@@ -162,6 +162,7 @@ class Bench:
             returns values by name. It may log lines of kind "eval" there, which make curves.
         figures: further pictures: a function of the `Results` that returns figures of matplotlib by title.
         one_teacher: whether all seeds learn from the first seed's teacher, where it is one to be fitted.
+        jobs: cells at a time by default.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Bench:
     measure: str | None = None
     figures: str | None = None
     one_teacher: bool = False
+    jobs: int = 1
 
     def plan(self, seeds: int | None = None, budget: Budget | None = None, data: str | None = None) -> list[Cell]:
         """The cells under a budget; seeds, budget and pictures are the bench's own by default.

@@ -282,6 +282,7 @@ _ALL = (
         metrics=QUALITY,
         curves=("log_mmd",),
         seeds=1,
+        jobs=2,
         budget=Budget("steps", 20),
     ),
     Bench(

@@ -357,6 +357,13 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "it said nothing")
 
 
+def last_evaluation(run: RunFolder) -> dict[str, Any]:
+    """Of a run's metrics, {} without one."""
+    with contextlib.suppress(UsageError):  # results tell of what cannot be read
+        return next((line for line in reversed(run.history()) if line.get("kind") == "eval"), {})
+    return {}
+
+
 class Progress:
     """A running table, a line for every task that ended; on a terminal, below it what runs and for how long.
 
@@ -398,7 +405,8 @@ class Progress:
         if failure is not None:
             say(f"{process.task.name.ljust(self.width)}  {failure}")
             return
-        values = read_json(process.task.folder / "evaluation.json") or {}
+        run = RunFolder(process.task.folder)
+        values = last_evaluation(run) | (read_json(run.path / "evaluation.json") or {})
         texts = (f"{v:.4g}" if isinstance(v := values.get(name), int | float) else "–" for name in self.metrics)
         self._say(process.task.name, [f"{seconds:.0f}", *texts, self.left(running)])
 

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import io
 import re
+import textwrap
 import typing
 from typing import Any, TypeVar, cast
 
 import tyro
 
 from vardistill.errors import UsageError, unknown
+from vardistill.progress import columns
 
 T = TypeVar("T")
 
@@ -38,7 +40,7 @@ def parse(cls: type[T], arguments: list[str], command: str, about: str, default:
                 cls,
                 args=arguments,
                 prog=f"vardistill {command}",
-                description=about,
+                description=textwrap.fill(about, columns()),
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )

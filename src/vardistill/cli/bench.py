@@ -10,14 +10,15 @@ from typing import Literal
 from vardistill.bench.cells import Bench, Budget
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse, take_positional
+from vardistill.cli.main import entries
 from vardistill.errors import UsageError, unknown
 
 USAGE = "\n".join(
     [
-        "usage: vardistill bench NAME [--flags]          `vardistill bench NAME --help` lists the flags",
+        "usage: vardistill bench NAME [--flags]           NAME --help lists the flags",
         "",
         "benches:",
-        *(f"  {name:<30}{bench.about}" for name, bench in BENCHES.items()),
+        *entries({name: bench.about for name, bench in BENCHES.items()}),
     ]
 )
 
@@ -30,8 +31,8 @@ class Arguments:
     """The bench's folder, new or to go on in; default: bench/NAME."""
     seeds: int | None = None
     """Seeds of every row; default: the bench's."""
-    jobs: int = 1
-    """Runs at a time."""
+    jobs: int | None = None
+    """Runs at a time; default: the bench's, one for all but `smoke`."""
     threads: int = 1
     """Threads of each run."""
     budget: Literal["steps", "wall", "cpu"] | None = None
@@ -76,7 +77,8 @@ def run(bench: Bench, parsed: Arguments, out: Path) -> int:
     else:
         try:
             limit, only = budget(bench, parsed), parsed.only or ()
-            results = run_bench(bench, out, parsed.seeds, limit, parsed.jobs, parsed.threads, only, parsed.data)
+            jobs = bench.jobs if parsed.jobs is None else parsed.jobs
+            results = run_bench(bench, out, parsed.seeds, limit, jobs, parsed.threads, only, parsed.data)
         except KeyboardInterrupt:
             print("vardistill: interrupted; the same command goes on where this stopped", file=sys.stderr)
             return 130

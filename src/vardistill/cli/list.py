@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import typing
 from typing import Any
 
 from vardistill.bench.named import BENCHES
 from vardistill.cli.arguments import parse
+from vardistill.cli.main import entries
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig, TeacherConfig
 from vardistill.objectives.registry import OBJECTIVES
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
+from vardistill.progress import columns
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, TEACHERS
 from vardistill.training.config_files import kind_of
 from vardistill.training.warning_signs import RULES
@@ -34,9 +37,8 @@ def main(arguments: list[str]) -> int:
         "benches": {name: bench.about for name, bench in BENCHES.items()},
     }
     for title, abouts in described.items():
-        print(f"{title}:")
-        for name, about in abouts.items():
-            print(f"  {name:<30}{about}")
+        print(textwrap.fill(f"{title}:", columns()))
+        print("\n".join(entries(abouts)))
     choices: dict[str, Any] = {
         "problems": _options(PointsConfig, "problem"),
         "objectives": list(OBJECTIVES),
@@ -53,7 +55,8 @@ def main(arguments: list[str]) -> int:
         "warning signs": list(dict.fromkeys(rule.name for rule in RULES)),
     }
     for title, names in choices.items():
-        print(f"{title}: {', '.join(names)}")
+        told = f"{title}: {', '.join(names)}"
+        print(textwrap.fill(told, columns(), subsequent_indent="  ", break_on_hyphens=False))
     return 0
 
 

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vardistill._version import __version__
 from vardistill.errors import UsageError, first_line, is_out_of_memory, unknown
 from vardistill.files import reason
+from vardistill.progress import columns
 
 COMMANDS = {
     "demo": "distil MoG-40 with VarDiU in minutes; ends with a table and report.html",
@@ -32,15 +34,26 @@ COMMANDS = {
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
 """Of a disk or a quota that is full, read-only or broken."""
 
+
+def entries(rows: Mapping[str, str]) -> list[str]:
+    """Lines of names and what they are, within the terminal."""
+    lines, width = [], max(map(len, rows)) + 4
+    for name, about in rows.items():
+        first, *others = textwrap.wrap(about, max(columns() - width, 20))
+        lines += [f"  {name:<{width - 2}}{first}", *(" " * width + other for other in others)]
+    return lines
+
+
 HELP = "\n".join(
     [
         "usage: vardistill COMMAND ...",
         "",
-        "Distil diffusion models into one-step generators.",
+        "Distil diffusion models into generators of one or a few steps.",
         "",
-        *(f"  {name:<10}{about}" for name, about in COMMANDS.items()),
+        *entries(COMMANDS),
         "",
-        "`vardistill COMMAND --help` tells a command's flags; `vardistill --version` the version.",
+        "`vardistill COMMAND --help` tells a command's flags, `vardistill --version` the",
+        "version.",
     ]
 )
 

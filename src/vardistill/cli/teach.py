@@ -8,6 +8,7 @@ from typing import Any
 
 from vardistill.cli.arguments import parse, take_positional, value_of
 from vardistill.cli.ends import run_to_end
+from vardistill.cli.main import entries
 from vardistill.cli.train import run_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
@@ -20,12 +21,12 @@ from vardistill.training.config_files import read
 
 USAGE = "\n".join(
     [
-        "usage: vardistill teach PRESET [--flags]        `vardistill teach PRESET --help` lists the flags",
-        "       vardistill teach DATA [--flags]          pictures: FILE.npz, FOLDER, hf:NAME",
-        "       vardistill teach --resume RUN            go on with a teacher that was interrupted",
+        "usage: vardistill teach PRESET [--flags]     PRESET --help lists the flags",
+        "       vardistill teach DATA [--flags]       pictures: FILE.npz, FOLDER, hf:NAME",
+        "       vardistill teach --resume RUN         go on with an interrupted teacher",
         "",
         "presets:",
-        *(f"  {name:<30}{preset.about}" for name, preset in TEACHERS.items()),
+        *entries({name: preset.about for name, preset in TEACHERS.items()}),
     ]
 )
 

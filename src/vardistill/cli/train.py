@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 
 from vardistill.cli.arguments import parse, take_positional, take_value, value_of
 from vardistill.cli.ends import run_to_end
+from vardistill.cli.main import entries
 from vardistill.domains.points.config import SCALES, PointsConfig, TeacherConfig
 from vardistill.errors import UsageError
 from vardistill.files import is_path, reason
@@ -28,19 +29,21 @@ KINDS = get_args(get_type_hints(TeacherConfig)["teacher"])
 def presets(targets: Iterable[str], recipes: dict[str, str]) -> list[str]:
     """Lines of the usage: a domain's recipes and their targets."""
     return [
-        *(f"  TARGET-{name:<27}{about}" for name, about in recipes.items()),
-        f"    with TARGET one of {', '.join(targets)}",
+        *entries(
+            {f"TARGET-{name}": about for name, about in recipes.items()} | {"TARGET is one of": ", ".join(targets)}
+        ),
     ]
 
 
 USAGE = "\n".join(
     [
-        "usage: vardistill train PRESET [--flags]        `vardistill train PRESET --help` lists the flags",
-        "       vardistill train --config FILE [--flags] repeat a run from its config.yaml",
-        "       vardistill train --resume RUN            go on with a run that was interrupted",
-        "       vardistill train --resume RUN --steps N  train a run for longer, to step N",
+        "usage: vardistill train PRESET [--flags]         PRESET --help lists the flags",
+        "       vardistill train --config FILE [--flags]  repeat a run exactly",
+        "       vardistill train --resume RUN             go on with an interrupted run",
+        "       vardistill train --resume RUN --steps N   train for longer, to step N",
         "",
-        "any PRESET takes --objective, as in --objective 'diff-instruct + 6..1*varflow(beta=0.5)'",
+        "any PRESET takes another objective, or a sum of several:",
+        "  --objective 'diff-instruct + 6..1*varflow(beta=0.5)'",
         "",
         "presets of points:",
         *presets(POINT_TARGETS, {name: recipe.about for name, recipe in POINTS.items()}),
