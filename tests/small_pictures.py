@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from vardistill.domains.pictures import parts, teach
 from vardistill.domains.pictures.config import PicturesTeachConfig, UNetConfig
@@ -42,3 +45,28 @@ def save_npz(path: Path, n: int = 80, classes: int = 0, size: int = 8, channels:
     labels = {"labels": np.arange(n) % classes} if classes else {}
     np.savez(path, images=pixels, **labels)
     return path
+
+
+def pixels(n: int, channels: int = 3, height: int = 4, width: int = 5, seed: int = 0) -> Tensor:
+    """Random bytes; no two pictures are equal but for a chance of 256^−20 n²."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, channels, height, width), generator=rng, dtype=torch.uint8)
+
+
+def picture(x: Tensor) -> Image.Image:
+    """(C, H, W) bytes as a picture."""
+    return Image.fromarray(x[0].numpy() if len(x) == 1 else x.permute(1, 2, 0).numpy())
+
+
+def save(x: Tensor, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(x).save(path)
+    return path
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    return ((x + 1) * 127.5).round().to(torch.uint8)
+
+
+def everything(images: Any) -> Tensor:
+    return images.take(torch.arange(len(images)))

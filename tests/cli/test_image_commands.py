@@ -258,7 +258,7 @@ def test_the_usage_names_every_preset(capsys: pytest.CaptureFixture[str]) -> Non
         (["teach", "digits", "--channels", "8", "8", "8", "8", "8"], "pictures of 8×8 do not halve 4 times"),
         (["teach", "digits", "--label-dropout", "1"], "label_dropout must be in [0, 1)"),
         (["teach", "digits", "--sigma-min", "100"], "sigma_min must be positive and below sigma_max"),
-        (["teach", "digits", "--eval-samples", "5"], "metrics need at least 6 samples"),
+        (["teach", "digits", "--eval-samples", "5"], "eval_samples must be at least 6"),
         (["teach", "digits", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
         (["teach", "digits", "--data", "nowhere.npz"], "there is no file nowhere.npz"),
         (["teach", "--steps", "3"], "teach needs a preset or data"),

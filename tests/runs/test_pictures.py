@@ -25,9 +25,9 @@ from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffuser
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures import config as pictures_config, parts
 from vardistill.domains.pictures.config import NetworkStudentConfig
-from vardistill.domains.pictures.data import load_images
 from vardistill.domains.pictures.evaluate import even_labels
 from vardistill.domains.pictures.parts import Pictures
+from vardistill.domains.pictures.sources import load_images
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, VarDiU
 from vardistill.objectives.registry import SumConfig
@@ -361,7 +361,7 @@ def test_a_pipeline_of_diffusers_is_distilled_without_data(preset: str, foreign:
     _, _, student = load_run(run)
     assert (student.classes, student.data_shape) == (0, (3, 8, 8))
     assert student.sample(3).shape == (3, 3, 8, 8)
-    with pytest.raises(UsageError, match="there is nothing to measure its own against"):
+    with pytest.raises(UsageError, match="nothing to measure the run's pictures against: the run has no pictures"):
         evaluate_run(run, 12, seed=0)
 
 
@@ -439,6 +439,18 @@ def test_the_teachers_pictures_are_the_same_in_every_block(teacher_run: Path, mo
     assert set(seen) == {3, 1}
 
 
+def test_few_pictures_are_trained_with_and_nothing_is_measured(
+    teacher_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(save_npz(tmp_path / "few.npz", 30, classes=3))
+    run = run_experiment(config_of("images-varflow", teacher_run, data=data), tmp_path / "run").path
+    assert json.loads((run / "evaluation.json").read_text()).keys() == COSTS
+    told = "3 classes (0: 10, 1: 10, 2: 10); nothing is measured: metrics need at least 6 held-out pictures, and there"
+    assert told in capsys.readouterr().err
+    with pytest.raises(UsageError, match="pictures against: metrics need at least 6 held-out pictures"):
+        evaluate_run(run, 12, seed=0)
+
+
 # Refused before anything is left
 
 
@@ -446,14 +458,13 @@ def test_what_cannot_be_trained_leaves_no_folder(teacher_run: Path, foreign: Pat
     out = tmp_path / "run"
     own, without = partial(config_of, "images-vardiu", teacher_run), partial(config_of, "images-varflow", foreign)
     other = save_npz(tmp_path / "rgb.npz", classes=3, channels=3)
-    few = save_npz(tmp_path / "few.npz", 30, classes=3)
     unlabelled = save_npz(tmp_path / "unlabelled.npz")
     refused("real samples are pictures: give --data", without(), out)
     refused("the classifier's space needs a classifier", without(objective=VarFlowConfig(space="classifier")), out)
     refused("guidance needs a conditional teacher", without(guidance=2.0), out)
-    refused("metrics need at least 6", own(data=str(few)), out)
-    refused("metrics need at least 6", own(data=str(save_npz(tmp_path / "f.npz", 30))), out)
-    refused("metrics need at least 6", own(replace(TRAINING, eval_samples=5)), out)
+    few = own(data=str(save_npz(tmp_path / "f.npz", 30)), features=str(teacher_run / "classifier"))
+    refused("metrics need at least 6 held-out pictures, and there are 3: leave out --features", few, out)
+    refused("eval_samples must be at least 6", own(replace(TRAINING, eval_samples=5)), out)
     refused("there is no device 'cuda:99'", own(replace(TRAINING, device="cuda:99")), out)
     refused("divisible by 2", config_of("images-varflow", teacher_run, replace(TRAINING, batch=9)), out)
     refused("nowhere' is neither a saved classifier", own(features=str(tmp_path / "nowhere")), out)

@@ -17,7 +17,8 @@ from vardistill.domains.pictures.classifier import (
     scale_features,
     shifted,
 )
-from vardistill.domains.pictures.data import StoredImages, load_images
+from vardistill.domains.pictures.data import StoredImages
+from vardistill.domains.pictures.sources import load_images
 from vardistill.errors import UsageError
 
 

@@ -22,8 +22,9 @@ from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.noise import Draw
 from vardistill.domains.pictures import parts
 from vardistill.domains.pictures.config import NetworkStudentConfig, PicturesConfig
-from vardistill.domains.pictures.data import load_images
+from vardistill.domains.pictures.data import label_frequencies
 from vardistill.domains.pictures.parts import SIGMA_DATA, Pictures, Teacher, load_teacher
+from vardistill.domains.pictures.sources import load_images
 from vardistill.domains.pictures.spaces import ClassifierSpace, EncoderSpace
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline
@@ -320,7 +321,8 @@ def test_guidance_without_a_label_for_no_class_is_refused(
 
 def test_a_run_brings_its_data_and_its_classifier(teacher_run: Path) -> None:
     teacher = load_teacher(str(teacher_run))
-    assert teacher.data == "digits"
+    assert teacher.fit is not None
+    assert teacher.fit.data == "digits"
     assert teacher.classifier == teacher_run / "classifier"
     assert (teacher.denoiser.classes, teacher.denoiser.null_label) == (10, 10)
 
@@ -328,7 +330,7 @@ def test_a_run_brings_its_data_and_its_classifier(teacher_run: Path) -> None:
 def test_a_pipeline_brings_neither(tmp_path: Path) -> None:
     folder = tiny_pipeline_folder(tmp_path / "pipeline", tiny_unet())
     domain = pictures(folder)
-    assert (domain.source.data, domain.source.classifier, domain.data) == (None, None, None)
+    assert (domain.source.fit, domain.source.classifier, domain.data) == (None, None, None)
     assert (domain.classes, domain.data_std) == (0, SIGMA_DATA)
     scheduler = diffusers.EDMEulerScheduler(sigma_data=0.7)
     folder = tiny_pipeline_folder(tmp_path / "edm", tiny_unet(classes=3), scheduler)
@@ -355,10 +357,34 @@ def test_labels_must_mean_what_the_teachers_do(teacher_run: Path, tmp_path: Path
     letters = str(tmp_path / "letters")
     names = ("0", "1", "2", "3", "4", "5", "6", "a", "b", "c")
     assert load_images(letters).class_names == names
-    refused("label 7 is 'a' in letters, but '7' for the teacher", lambda: pictures(teacher_run, data=letters))
+    told = "letters has the class 'a', but the teacher's are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    refused(told, lambda: pictures(teacher_run, data=letters))
     assert pictures(teacher_run / "pipeline", data=letters).classes == 10
     fewer = save_npz(tmp_path / "fewer.npz", classes=4)
     assert pictures(teacher_run, data=str(fewer)).classes == 4
+
+
+def test_classes_have_the_teachers_numbers(teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, or of a teacher that tells no names the number that is their name, whichever classes the data lack."""
+    data_of, images = str(tmp_path / "x.npz"), np.random.default_rng(0).integers(256, size=(40, 8, 8), dtype=np.uint8)
+    np.savez(data_of, images=images, labels=[2, 5, 5, 2] * 10)
+    for domain in (pictures(teacher_run, data=data_of), of_rows(7, monkeypatch, data=data_of)):
+        data = domain.data
+        assert data is not None
+        assert data.class_names == ("0", "1", "2", "3", "4", "5")
+        assert data.train.labels is not None
+        assert set(data.train.labels.tolist()) == {2, 5}
+        assert label_frequencies(data.train)[[0, 1, 3, 4]].tolist() == [0, 0, 0, 0]
+    assert of_rows(3, monkeypatch, data=data_of).data.class_names == ("2", "5")  # type: ignore[union-attr]
+
+
+def test_data_of_several_sizes_get_the_teachers(teacher_run: Path, tmp_path: Path) -> None:
+    for i, side in enumerate((8, 10, 12, 9)):
+        Image.fromarray(np.full((side, side + 1), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = pictures(teacher_run, data=str(tmp_path)).data
+    assert data is not None
+    assert data.shape == (1, 8, 8)
+    assert data.train.remarks == ("resized to 8×8 from 9×8 to 13×12",)
 
 
 def test_the_last_row_of_a_pipeline_that_names_its_classes_is_one_of_them(tmp_path: Path) -> None:
@@ -419,6 +445,7 @@ def test_data_of_another_shape_or_of_more_classes_are_refused(teacher_run: Path,
         return lambda: pictures(teacher_run, data=str(data))
 
     wide = save_npz(tmp_path / "wide.npz", size=16)
-    refused(r"pictures of \(1, 16, 16\), but the teacher's are \(1, 8, 8\)", given(wide))
+    refused(r"pictures of \(1, 16, 16\), but the teacher's are \(1, 8, 8\): --size 8 resizes them", given(wide))
+    assert pictures(teacher_run, data=str(wide), size=8).data.shape == (1, 8, 8)  # type: ignore[union-attr]
     refused(r"\(3, 8, 8\), but the teacher's", given(save_npz(tmp_path / "rgb.npz", channels=3)))
     refused("has 12 classes, but the teacher knows 10", given(save_npz(tmp_path / "many.npz", classes=12)))

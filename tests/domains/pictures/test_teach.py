@@ -27,8 +27,9 @@ from vardistill.diffusion.schedules import VE
 from vardistill.domains.pictures import teach
 from vardistill.domains.pictures.classifier import load_classifier
 from vardistill.domains.pictures.config import PicturesTeachConfig
-from vardistill.domains.pictures.data import ImageData, load_images
+from vardistill.domains.pictures.data import ImageData
 from vardistill.domains.pictures.evaluate import Reference, Table, even_labels
+from vardistill.domains.pictures.sources import load_images
 from vardistill.domains.pictures.teach import build_fit, drawn, evaluate_teacher, teach_images
 from vardistill.errors import UsageError
 from vardistill.training import checkpoints, fitting
@@ -331,12 +332,28 @@ def test_pictures_of_one_class_need_no_classifier(tmp_path: Path) -> None:
     assert (teacher.classes, teacher.null_label) == (1, 1)
 
 
-@pytest.mark.parametrize(("n", "samples"), [(40, 12), (80, 5)])
-def test_too_few_pictures_to_measure_are_refused_at_the_start(n: int, samples: int, tmp_path: Path) -> None:
-    config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", n, classes=2)), eval_samples=samples)
-    with pytest.raises(UsageError, match="metrics need at least 6 samples and held-out pictures"):
+def test_too_few_samples_to_measure_are_refused_at_the_start(tmp_path: Path) -> None:
+    config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 80, classes=2)), eval_samples=5)
+    with pytest.raises(UsageError, match="eval_samples must be at least 6, for metrics need as many, but is 5"):
         teach_images(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_few_pictures_are_learned_and_the_line_says_that_nothing_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(TEACH, data=str(save_npz(tmp_path / "x.npz", 24, classes=2, size=6)), size=4, mirrored=True)
+    run = teach_images(config, tmp_path / "run").path
+    assert not (run / "classifier").exists()
+    teacher = from_diffusers(run / "pipeline")
+    assert (teacher.classes, teacher.data_shape) == (2, (1, 4, 4))
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith("x: 44 training + 2 held-out pictures, 1×4×4, range [")
+    assert "2 classes (0: " in told
+    assert told.endswith(
+        "; resized to 4×4 from 6×6; half of the training pictures are mirror images; nothing is measured: metrics need "
+        "at least 6 held-out pictures, and there are 2"
+    )
 
 
 # Budgets and devices

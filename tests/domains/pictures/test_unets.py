@@ -54,7 +54,7 @@ def test_the_denoiser_has_edms_preconditioning() -> None:
 
 def test_pictures_that_do_not_halve_are_refused() -> None:
     for shape in ((1, 6, 8), (1, 8, 6)):
-        with pytest.raises(UsageError, match="do not halve 2 times: give fewer channels"):
+        with pytest.raises(UsageError, match="do not halve 2 times: give them another --size"):
             build_unet(UNetConfig((8, 8, 8)), shape, 0, seed=0)
 
 

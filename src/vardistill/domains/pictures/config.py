@@ -50,7 +50,11 @@ class PicturesTeachConfig:
     """
 
     data: str = "digits"
-    """digits, mnist, an .npz file, a folder of images, or hf:NAME of a Hugging Face data set."""
+    """digits, mnist, an .npz or .npy file, a folder of images, or hf:NAME of a Hugging Face data set."""
+    size: int | None = None
+    """Height and width that pictures are resized and cropped to; default: their own, if all have the same."""
+    mirrored: bool = False
+    """Whether the mirror images of the training pictures are training pictures, too."""
     network: UNetConfig = field(default_factory=UNetConfig)
     conditional: bool = True
     """Whether the network sees labels, where the data have them."""
@@ -91,6 +95,7 @@ class PicturesTeachConfig:
         object.__setattr__(self, "data", located(self.data, BUILT_IN))
         for name in ("steps", "batch", "lr", "checkpoint_every"):
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
+        require("size", self.size, self.size is None or 1 <= self.size <= 4096, "from 1 to 4096")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "0 or positive")
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
@@ -156,6 +161,11 @@ class PicturesConfig:
     data: str | None = None
     """Pictures to measure against and, for VarFlow, to learn from, as `vardistill teach` takes them; default: the
     teacher's own."""
+    size: int | None = None
+    """Height and width that --data are resized and cropped to; default: their own if all have the same, else the
+    teacher's."""
+    mirrored: bool = False
+    """Whether the mirror images of the training pictures of --data are training pictures, too."""
     features: str | None = None
     """What pictures are measured with: a classifier's folder, or a transformers vision model's folder or hub id;
     default: the teacher's classifier, else a new one."""
@@ -168,6 +178,7 @@ class PicturesConfig:
         for name in ("teacher", "data", "features"):
             if value := getattr(self, name):
                 object.__setattr__(self, name, located(value, BUILT_IN if name == "data" else ()))
+        require("size", self.size, self.size is None or 1 <= self.size <= 4096, "from 1 to 4096")
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
 
     @property
@@ -179,7 +190,8 @@ class PicturesConfig:
         """The fit of a teacher to the data where none is given, else None; seed and device are the run's."""
         if self.teacher or self.data is None:
             return None
-        return replace(fit_of(self.data), seed=training.seed, device=training.device)
+        fit = fit_of(self.data)
+        return replace(fit, size=self.size, mirrored=self.mirrored, seed=training.seed, device=training.device)
 
     def with_teacher(self, run: Path | None) -> PicturesConfig:
         """The same with a teacher from this run, None for one that has yet to be fitted."""

@@ -6,36 +6,18 @@ its labels, and turns indices into tensors. Sets in memory and sets that are dec
 
 from __future__ import annotations
 
-import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
-from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vardistill.domains.points.problems import digits
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import UsageError
 from vardistill.training.data import ByLabel
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-"""Decoders that may open a file."""
-
-GREY = ("1", "L")
-DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-"""Pillow's modes of one bit or one byte, and of more than a byte, per value."""
-
-MOST_HELD_OUT = 10_000
-"""Pictures that are held out by default: a tenth, but no more than these."""
 
 STD_IMAGES = 10_000
 """Pictures that the scale of the data is computed of, at most."""
@@ -43,10 +25,8 @@ STD_IMAGES = 10_000
 BLOCK = 500
 """Pictures that are in memory at once while the scale is computed."""
 
-MOST_LABELS = 100_000
-"""Classes of an .npz file that has fewer pictures: each costs memory, also one without pictures."""
-
-ARRAYS = "images[, labels] or train_images, test_images[, train_labels, test_labels]"
+MOST_TOLD = 12
+"""Classes whose numbers of pictures are told one by one."""
 
 
 class Images(ABC):
@@ -56,11 +36,13 @@ class Images(ABC):
         shape: (C, H, W), with one channel or three.
         labels: the class of each picture, (n,) int64 on the CPU, or None.
         class_names: the name of each class; () without labels.
+        remarks: what reading did to the pictures and what it left out, in words.
     """
 
     shape: tuple[int, int, int]
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -99,7 +81,7 @@ class StoredImages(Images):
         if labels is not None:
             self.labels = _checked_labels(labels, len(pixels))
             self.class_names = class_names or tuple(map(str, range(int(self.labels.max()) + 1)))
-            _check_classes(self.labels, self.class_names)
+            check_classes(self.labels, self.class_names)
         elif class_names:
             raise UsageError("class_names need labels")
 
@@ -116,7 +98,7 @@ class Subset(Images):
 
     def __init__(self, images: Images, index: Tensor) -> None:
         self.images, self.index = images, index
-        self.shape, self.class_names = images.shape, images.class_names
+        self.shape, self.class_names, self.remarks = images.shape, images.class_names, images.remarks
         self.labels = None if images.labels is None else images.labels[index]
 
     def __len__(self) -> int:
@@ -127,130 +109,22 @@ class Subset(Images):
         return self.images.take(self.index[index])
 
 
-class EncodedImages(Images):
-    """Pictures that are decoded on demand; a subclass says where the n ≥ 1 of them are.
+class WithMirrored(Images):
+    """Pictures 0..n − 1 of `images`, then their mirror images, left and right exchanged, in the same order."""
 
-    One channel if all of them are grey, else RGB; transparency is dropped.
-    """
+    def __init__(self, images: Images) -> None:
+        self.images, self.shape, self.class_names = images, images.shape, images.class_names
+        self.labels = None if images.labels is None else images.labels.repeat(2)
+        self.remarks = (*images.remarks, "half of the training pictures are mirror images")
 
-    @abstractmethod
-    def encoded(self, i: int) -> tuple[str, str | IO[bytes]]:
-        """What picture i is called in messages, and the file that holds it."""
+    def __len__(self) -> int:
+        return 2 * len(self.images)
 
     def take(self, index: Tensor) -> Tensor:
         """(len(index), C, H, W) in [−1, 1]."""
-        pixels = torch.empty(len(index), *self.shape, dtype=torch.uint8)
-        for row, i in zip(pixels, index.tolist(), strict=True):
-            row.copy_(self._decode(i))
-        return scaled(pixels)
-
-    def _decode(self, i: int) -> Tensor:
-        channels, height, width = self.shape
-        with opened(*self.encoded(i)) as picture:
-            values = np.array(picture.convert("L" if channels == 1 else "RGB"))
-            return torch.from_numpy(values).view(height, width, channels).permute(2, 0, 1)
-
-    def _read_headers(self) -> tuple[int, int, int]:
-        """The shape that all pictures have.
-
-        Raises:
-            UsageError: for pictures of several sizes, of more than 8 bits per value, or that cannot be read.
-        """
-        channels, first = 1, None
-        for i in range(len(self)):
-            name, file = self.encoded(i)
-            with opened(name, file) as picture:
-                size, mode = picture.size, picture.mode
-            first = first or (name, size)
-            if size != first[1]:
-                both = f"{name} is {_size(size)} and {first[0]} is {_size(first[1])}"
-                raise UsageError(f"{both}: all pictures must have one size")
-            if mode in DEEP:
-                raise UsageError(f"{name} has more than 8 bits per value: convert it to 8")
-            channels = channels if mode in GREY else 3
-        if first is None:
-            raise UsageError("there must be at least one picture")
-        return channels, first[1][1], first[1][0]
-
-
-class FolderImages(EncodedImages):
-    """Pictures below a folder, decoded on demand: only their paths are in memory.
-
-    A folder of pictures has no labels. A folder of folders has one class for each that holds pictures, at any depth;
-    classes are numbered in the order of their names. Files are .png, .jpg, .jpeg, .bmp and .webp; hidden ones are
-    left out. All headers are read at the start.
-
-    Args:
-        root: the folder.
-
-    Raises:
-        UsageError: for a folder without pictures, or with pictures both beside and in subfolders; for pictures of
-            several sizes or that cannot be read; for a link to a folder or out of `root`.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise UsageError(f"{root} is not a folder")
-        files = list(_files(self.root, self.root.resolve()))
-        if not files:
-            raise UsageError(f"{root} holds no pictures ({', '.join(SUFFIXES)})")
-        self.paths = [str(path) for path in files]
-        tops = [path.relative_to(self.root).parts[:-1][:1] for path in files]
-        names = sorted({name for top in tops for name in top})
-        if names and () in tops:
-            raise UsageError(
-                f"{root} holds pictures and the class folder '{names[0]}': give pictures alone, or class folders alone"
-            )
-        if names:
-            number = {name: i for i, name in enumerate(names)}
-            self.class_names, self.labels = tuple(names), torch.tensor([number[top[0]] for top in tops])
-        self.shape = self._read_headers()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def encoded(self, i: int) -> tuple[str, str]:
-        """The path, twice."""
-        return self.paths[i], self.paths[i]
-
-
-class HubImages(EncodedImages):
-    """A split of a data set of Hugging Face's `datasets`, decoded on demand.
-
-    Its pictures are the first column of the type Image, its labels the first of the type ClassLabel, if there is one.
-
-    Args:
-        dataset: a `datasets.Dataset`.
-        name: for messages.
-
-    Raises:
-        UsageError: without a column of pictures or with labels outside the classes; for pictures of several sizes or
-            that cannot be read.
-    """
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        datasets = import_module("datasets")
-        image = _column(dataset.features, datasets.Image)
-        label = _column(dataset.features, datasets.ClassLabel)
-        if image is None:
-            raise UsageError(f"{name} has no column of pictures: its columns are {', '.join(dataset.features)}")
-        self.name = name
-        self.rows = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
-        self.image = image
-        if label is not None:
-            self.labels = torch.from_numpy(dataset.with_format("numpy")[label][:]).long()
-            self.class_names = tuple(dataset.features[label].names)
-            _check_classes(self.labels, self.class_names)
-        self.shape = self._read_headers()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def encoded(self, i: int) -> tuple[str, str | IO[bytes]]:
-        """The row's name, and its bytes or its path."""
-        value = self.rows[i][self.image] or {"bytes": b""}
-        return f"picture {i} of {self.name}", value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+        n = len(self.images)
+        x = self.images.take(index % n)
+        return torch.where((index >= n)[:, None, None, None], x.flip(3), x)
 
 
 @dataclass(frozen=True)
@@ -261,6 +135,7 @@ class ImageData:
         name: for tables.
         train: the training set.
         held_out: of the same shape and classes.
+        remarks: what reading left out beside what the sets themselves remark.
 
     Raises:
         UsageError: if shapes or classes differ.
@@ -269,6 +144,7 @@ class ImageData:
     name: str
     train: Images
     held_out: Images
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, one, other in (
@@ -293,51 +169,60 @@ class ImageData:
         """How many classes there are; 0 without labels."""
         return len(self.class_names)
 
-    @cached_property
+    @property
     def std(self) -> float:
-        """√ of the mean over (C, H, W) of a value's variance, from at most 10,000 evenly spaced training pictures."""
+        """√ of the mean over (C, H, W) of a value's variance, from at most 10,000 evenly spaced training pictures.
+
+        Raises:
+            UsageError: where it is 0.
+        """
+        if self._moments[0] == 0:
+            raise UsageError(f"{self.name}: all training pictures are the same: there is nothing to learn from them")
+        return self._moments[0]
+
+    @cached_property
+    def _moments(self) -> tuple[float, float, float]:
+        """`std`, and the least and the greatest value of the same pictures."""
         m = min(len(self.train), STD_IMAGES)
         index = torch.arange(m) * len(self.train) // m
         total, squares = torch.zeros(2, *self.shape, dtype=torch.float64)
+        low, high = math.inf, -math.inf
         for part in index.split(BLOCK):
             x = self.train.take(part).double()
             total, squares = total + x.sum(0), squares + x.square().sum(0)
-        return math.sqrt((squares / m - (total / m).square()).mean().clamp_min(0))
+            low, high = min(low, float(x.min())), max(high, float(x.max()))
+        return math.sqrt((squares / m - (total / m).square()).mean().clamp_min(0)), low, high
+
+    def renumbered(self, numbers: Sequence[int], names: tuple[str, ...]) -> ImageData:
+        """The same pictures with other labels: `numbers` of the classes, which are places in `names`."""
+
+        def of(images: Images) -> Images:
+            other = copy(images)
+            assert images.labels is not None
+            other.labels, other.class_names = torch.tensor(numbers)[images.labels], names
+            return other
+
+        return replace(self, train=of(self.train), held_out=of(self.held_out))
 
     def describe(self) -> str:
-        """One line: the name, the sets' sizes, shape, range and classes."""
+        """One line: the name, the sets' sizes, shape, range, classes with their pictures, and all remarks."""
         sizes = f"{len(self.train):,} training + {len(self.held_out):,} held-out pictures"
-        classes = f"{self.classes or 'no'} class{'' if self.classes == 1 else 'es'}"
-        return f"{self.name}: {sizes}, {'×'.join(map(str, self.shape))}, range [-1, 1], {classes}"
+        shape, (_, low, high) = "×".join(map(str, self.shape)), self._moments
+        line = f"{self.name}: {sizes}, {shape}, range [{low:.3g}, {high:.3g}], {self._classes()}"
+        return "; ".join(dict.fromkeys((line, *self.train.remarks, *self.held_out.remarks, *self.remarks)))
 
-
-def load_images(source: str, held_out: int | None = None, seed: int = 0) -> ImageData:
-    """Read a data set.
-
-    Args:
-        source: one of
-
-            - `digits`: scikit-learn's 8×8 digits, split as `vardistill.domains.points.problems.Digits` does;
-            - `FILE.npz`: arrays `train_images`, `test_images` and, both or none, `train_labels`, `test_labels` (MNIST's
-              layout), or `images` and perhaps `labels`. Pictures are (n, H, W), (n, H, W, C) or (n, C, H, W), of
-              uint8, or of floats that all lie in [0, 1] or else in [−1, 1];
-            - `FOLDER`: see `FolderImages`. Subfolders `train` and `test` (or `val`) are the two sets;
-            - `hf:NAME`: a data set of the Hugging Face hub, or a folder that `save_to_disk` wrote, read with
-              `datasets`; its splits `train` and `test` (or `validation`) are the two sets;
-            - `mnist`: `hf:ylecun/mnist`.
-
-        held_out: pictures to split off where the source brings one set; a tenth, but at most 10,000, by default.
-        seed: of the permutation that splits.
-
-    Raises:
-        UsageError: for a source that is not there or cannot be read, and for `held_out` where it cannot be followed.
-    """
-    name, sets = _read(source)
-    if len(sets) == 1:
-        return _split(name, sets[0], held_out, seed)
-    if held_out is not None:
-        raise UsageError(f"{source} brings its own held-out pictures: leave out held_out={held_out}")
-    return ImageData(name, *sets)
+    def _classes(self) -> str:
+        """How many classes there are, and how many pictures each has."""
+        sets = [images.labels for images in (self.train, self.held_out) if images.labels is not None]
+        if not sets:
+            return "no classes"
+        counts = torch.cat(sets).bincount(minlength=self.classes).tolist()
+        kind = "class" if self.classes == 1 else "classes"
+        if self.classes > MOST_TOLD:
+            names = ", ".join((*self.class_names[:3], "…", self.class_names[-1]))
+            return f"{self.classes:,} {kind} of {min(counts):,} to {max(counts):,} pictures ({names})"
+        told = ", ".join(f"{name}: {n:,}" for name, n in zip(self.class_names, counts, strict=True))
+        return f"{self.classes} {kind} ({told})"
 
 
 class ImageSamples:
@@ -392,136 +277,6 @@ def scaled(pixels: Tensor) -> Tensor:
     return x.contiguous()
 
 
-@contextmanager
-def opened(name: str, file: str | IO[bytes]) -> Iterator[Image.Image]:
-    """The picture in a file, whose header only is read, until it is used.
-
-    Raises:
-        UsageError: for whatever fails inside; it names the picture.
-    """
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            yield picture
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError and more
-        raise UsageError(f"{name} cannot be read as a picture: {_one_line(error)}") from error
-
-
-def _files(folder: Path, root: Path) -> Iterator[Path]:
-    """Pictures below a folder, sorted; links must stay below `root`."""
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        is_folder = path.is_dir()
-        if not is_folder and path.suffix.lower() not in SUFFIXES:
-            continue
-        if path.is_symlink() and (is_folder or not path.resolve().is_relative_to(root)):
-            raise UsageError(f"{path} is a link {'to a folder' if is_folder else f'out of {root}'}: copy what it names")
-        if is_folder:
-            yield from _files(path, root)
-        else:
-            yield path
-
-
-def _read(source: str) -> tuple[str, tuple[Images, ...]]:
-    """A source's name and its sets: one, or training and held-out."""
-    path = Path(source)
-    if source == "digits":
-        return source, _digits()
-    if source == "mnist":
-        return source, _hub("ylecun/mnist", "; a local file can be given instead, as mnist.npz")
-    if source.startswith("hf:"):
-        return source, _hub(source.removeprefix("hf:"))
-    if path.is_file() and path.suffix == ".npz":
-        return path.stem, _npz(path)
-    if path.is_dir():
-        return path.resolve().name, _folder(path)
-    if path.suffix == ".npz" or len(path.parts) > 1:
-        raise UsageError(f"there is no {'file' if path.suffix == '.npz' else '.npz file or folder'} {source}")
-    raise unknown("image source", source, ("digits", "mnist", "FILE.npz", "FOLDER", "hf:NAME"))
-
-
-def _split(name: str, images: Images, held_out: int | None, seed: int) -> ImageData:
-    """Split by a seeded permutation; both parts keep the source's order."""
-    n = len(images)
-    m = max(1, min(n // 10, MOST_HELD_OUT)) if held_out is None else held_out
-    if not 0 < m < n:
-        raise UsageError(f"{name} has {n} pictures: {m} of them cannot be held out")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return ImageData(name, Subset(images, order[m:].sort().values), Subset(images, order[:m].sort().values))
-
-
-def _digits() -> tuple[Images, Images]:
-    names = tuple(map(str, range(10)))
-    images = StoredImages(digits.pictures().view(-1, 1, 8, 8), digits.labels(), names)
-    training, held_out = digits.split()
-    return Subset(images, training), Subset(images, held_out)
-
-
-def _npz(path: Path) -> tuple[Images, ...]:
-    arrays = _arrays(path)
-    if "images" in arrays:
-        pictures, labels = [arrays["images"]], [arrays.get("labels")]
-    elif "train_images" in arrays and "test_images" in arrays:
-        pictures = [arrays["train_images"], arrays["test_images"]]
-        labels = [arrays.get("train_labels"), arrays.get("test_labels")]
-    else:
-        raise UsageError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but must hold {ARRAYS}")
-    if len({y is None for y in labels}) == 2:
-        raise UsageError(f"{path} has labels for one of its two sets: give both or none")
-    try:
-        pixels = [_channels_first(x) for x in _eight_bits_or_floats(pictures)]
-        y = [None if part is None else _integers(part) for part in labels]
-        last = max((int(part.max()) for part in y if part is not None and len(part)), default=-1)
-        if last >= max(MOST_LABELS, sum(map(len, pixels))):
-            raise UsageError(f"labels must be 0 to {MOST_LABELS - 1}, or below the number of pictures, but hold {last}")
-        names = tuple(map(str, range(last + 1)))
-        return tuple(StoredImages(*part, names) for part in zip(pixels, y, strict=True))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def _arrays(path: Path) -> Mapping[str, np.ndarray[Any, Any]]:
-    """All arrays of an .npz file that need no pickle."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:  # of the zip archive, its compression or the arrays' headers
-        raise UsageError(f"{path} cannot be read as .npz: {_one_line(error)}") from error
-
-
-def _eight_bits_or_floats(arrays: list[np.ndarray[Any, Any]]) -> list[Tensor]:
-    """Pixels as uint8, or as float32 in [−1, 1]; all arrays together decide on the range that floats have."""
-    if any(x.size == 0 for x in arrays):
-        raise UsageError("there are no pictures in it")
-    if all(x.dtype == np.uint8 for x in arrays):
-        return [torch.from_numpy(x) for x in arrays]
-    if not all(x.dtype.kind == "f" for x in arrays):
-        raise UsageError(f"pictures must be uint8 or floats, but are {' and '.join(str(x.dtype) for x in arrays)}")
-    low, high = float(np.min([x.min() for x in arrays])), float(np.max([x.max() for x in arrays]))
-    if not (low >= -1 and high <= 1):  # nor for NaN
-        raise UsageError(f"pictures of floats must lie in [0, 1] or [-1, 1], but lie in [{low:g}, {high:g}]")
-    pixels = [torch.from_numpy(x.astype(np.float32)) for x in arrays]
-    return [2 * x - 1 for x in pixels] if low >= 0 else pixels
-
-
-def _channels_first(pixels: Tensor) -> Tensor:
-    """(n, H, W), (n, H, W, C) or (n, C, H, W) → (n, C, H, W), with C of 1 or 3."""
-    if pixels.ndim == 3:
-        return pixels.unsqueeze(1)
-    if pixels.ndim == 4 and pixels.shape[3] in (1, 3):
-        return pixels.permute(0, 3, 1, 2)
-    if pixels.ndim == 4 and pixels.shape[1] in (1, 3):
-        return pixels
-    shape = tuple(pixels.shape)
-    raise UsageError(
-        f"pictures must be (n, H, W), or have 1 or 3 channels as (n, H, W, C) or (n, C, H, W), not {shape}"
-    )
-
-
-def _integers(labels: np.ndarray[Any, Any]) -> Tensor:
-    if labels.dtype.kind not in "iu":
-        raise UsageError(f"labels must be integers, but are {labels.dtype}")
-    return torch.from_numpy(labels.astype(np.int64))
-
-
 def _checked_labels(labels: Tensor, n: int) -> Tensor:
     if tuple(labels.shape) != (n,):
         raise UsageError(f"{n} pictures need labels of shape ({n},), not {tuple(labels.shape)}")
@@ -530,49 +285,8 @@ def _checked_labels(labels: Tensor, n: int) -> Tensor:
     return labels.long().cpu()
 
 
-def _check_classes(labels: Tensor, class_names: tuple[str, ...]) -> None:
+def check_classes(labels: Tensor, class_names: tuple[str, ...]) -> None:
+    """Raise UsageError for labels that are none of the classes."""
     outside = labels[(labels < 0) | (labels >= len(class_names))]
     if len(outside):
         raise UsageError(f"labels must be 0 to {len(class_names) - 1}, but hold {int(outside[0])}")
-
-
-def _folder(path: Path) -> tuple[Images, ...]:
-    parts = [part for part in path.iterdir() if part.is_dir() and not part.name.startswith(".")]
-    if [part.name for part in parts] == ["train"]:
-        raise UsageError(f"{path} holds train, but neither test nor val: give {path / 'train'} to have it split")
-    held_out = next((path / name for name in ("test", "val") if path / name in parts), None)
-    if held_out is None or path / "train" not in parts:
-        return (FolderImages(path),)
-    for part in (path / "train", held_out):
-        if part.is_symlink():
-            raise UsageError(f"{part} is a link to a folder: copy what it names")
-    return FolderImages(path / "train"), FolderImages(held_out)
-
-
-def _hub(name: str, instead: str = "") -> tuple[Images, ...]:
-    try:
-        datasets = import_module("datasets")
-    except ImportError as error:
-        raise UsageError(f"hf:{name} needs datasets: pip install 'vardistill[datasets]'{instead}") from error
-    try:
-        data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-    except Exception as error:  # of the network, the hub or the data set's files
-        raise UsageError(f"cannot load hf:{name}: {_one_line(error)}{instead}") from error
-    if not isinstance(data, Mapping):
-        return (HubImages(data, f"hf:{name}"),)
-    if "train" not in data:
-        raise UsageError(f"hf:{name} has no split train: its splits are {', '.join(data)}")
-    held_out = [key for key in ("test", "validation", "val", "valid") if key in data][:1]
-    return tuple(HubImages(data[key], f"hf:{name}, split {key}") for key in ["train", *held_out])
-
-
-def _column(features: Mapping[str, Any], kind: type) -> str | None:
-    return next((name for name, feature in features.items() if isinstance(feature, kind)), None)
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -22,7 +23,7 @@ from vardistill.diffusion import Denoiser, Schedule, sample
 from vardistill.domains.base import Finished, fit_once
 from vardistill.domains.pictures.classifier import Classifier
 from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
-from vardistill.domains.pictures.data import ImageData, Images, image_samples, label_frequencies, load_images
+from vardistill.domains.pictures.data import ImageData, Images, image_samples, label_frequencies
 from vardistill.domains.pictures.evaluate import (
     Reference,
     blocks,
@@ -32,12 +33,15 @@ from vardistill.domains.pictures.evaluate import (
     measured,
 )
 from vardistill.domains.pictures.features import ClassifierFeatures, Features, load_features
+from vardistill.domains.pictures.sources import load_images
 from vardistill.domains.pictures.spaces import ClassifierSpace, EncoderSpace
 from vardistill.domains.pictures.teach import (
-    check_measurable,
-    has_classes,
+    check_samples,
+    described,
+    few,
     kept_classifier,
     teach_images,
+    unmeasured,
     untrained,
 )
 from vardistill.errors import UsageError, unknown
@@ -46,6 +50,7 @@ from vardistill.metrics.memorisation import nearest
 from vardistill.networks import initial_weights
 from vardistill.objectives import Objective
 from vardistill.posteriors import ConvGaussian, CouplingFlow, Posterior
+from vardistill.progress import say
 from vardistill.students import NetworkStudent, Student, load_student
 from vardistill.training import config_files
 from vardistill.training.config import TrainingConfig
@@ -78,13 +83,13 @@ class Teacher:
 
     Attributes:
         denoiser: E[x | x_t].
-        data: the source of its own pictures; None for a pipeline of others.
+        fit: of which it is, with its pictures; None for a pipeline of others.
         classifier: the folder of its pictures' classifier, or None.
         class_names: of its labels, where the classifier tells them.
     """
 
     denoiser: DiffusersDenoiser
-    data: str | None = None
+    fit: PicturesTeachConfig | None = None
     classifier: Path | None = None
     class_names: tuple[str, ...] = ()
 
@@ -108,8 +113,8 @@ def load_teacher(source: str, variant: str | None = None) -> Teacher:
         raise UsageError(f"{source} has no finished teacher yet: go on with `vardistill teach --resume {source}`")
     denoiser = load_denoiser(str(pipeline))
     if not classifier.is_dir():
-        return Teacher(denoiser, config.data)
-    return Teacher(denoiser, config.data, classifier, class_names_of(classifier))
+        return Teacher(denoiser, config)
+    return Teacher(denoiser, config, classifier, class_names_of(classifier))
 
 
 def class_names_of(classifier: Path) -> tuple[str, ...]:
@@ -156,6 +161,7 @@ class Pictures:
 
     def __init__(self, config: PicturesConfig, training: TrainingConfig, takes_teacher: bool = True) -> None:
         self.config, self.training, self.seed = config, training, training.seed
+        self._sets: dict[object, ImageData] = {}
         if not config.teacher and config.data is None:
             raise UsageError(
                 "no teacher: give --teacher FOLDER, of `vardistill teach` or of a diffusers pipeline, or --data, to "
@@ -193,19 +199,16 @@ class Pictures:
         else:
             fit = config.learns_from(self.training)
             assert fit is not None
-            teacher = Teacher(untrained(fit, load_images(fit.data)), fit.data)
-        source = config.data or teacher.data
-        data = None if source is None else load_images(source)
-        if data is not None and data.shape != teacher.denoiser.data_shape:
-            raise UsageError(
-                f"{data.name} has pictures of {data.shape}, but the teacher's are {teacher.denoiser.data_shape}"
-            )
+            teacher = Teacher(untrained(fit, self._read(fit.data, fit.size, fit.mirrored)), fit)
+        data, shape = self._data(teacher), teacher.denoiser.data_shape
+        if data is not None and data.shape != shape:
+            hint = f": --size {shape[1]} resizes them" if shape[0] == data.shape[0] and shape[1] == shape[2] else ""
+            raise UsageError(f"{data.name} has pictures of {data.shape}, but the teacher's are {shape}{hint}")
         self.classes = known = teacher.denoiser.classes
         if data is not None and known:
             if data.classes > known:
                 raise UsageError(f"{data.name} has {data.classes} classes, but the teacher knows {known}")
-            check_names(data, teacher.class_names)
-            own = teacher.denoiser
+            data, own = numbered_as(data, teacher), teacher.denoiser
             if data.classes == known - 1 and not own.classes_given and own.null_label is None:
                 # a foreign U-Net's last row is for none
                 teacher = replace(
@@ -216,15 +219,36 @@ class Pictures:
         scale = getattr(teacher.denoiser.scheduler.config, "sigma_data", SIGMA_DATA)
         self.data_std: float = scale if data is None else data.std
 
+    def _data(self, teacher: Teacher) -> ImageData | None:
+        """The pictures of the run: its own or the teacher's."""
+        config, fit = self.config, teacher.fit
+        if config.data is None or (fit is not None and not config.teacher):
+            return None if fit is None else self._read(fit.data, fit.size, fit.mirrored)
+        return self._read(config.data, config.size, config.mirrored, teacher.denoiser.data_shape[1:])
+
+    def _read(
+        self, source: str, size: int | None, mirrored: bool, default_size: tuple[int, int] | None = None
+    ) -> ImageData:
+        """`load_images`, once."""
+        key = source, size, mirrored, default_size
+        if key not in self._sets:
+            own = None if size is None else (size, size)
+            self._sets[key] = load_images(source, size=own, default_size=default_size, mirrored=mirrored)
+        return self._sets[key]
+
     def check(self) -> None:
         """Raise the UsageError that metrics would end with, before anything is fitted."""
         if self.data is not None and self.features is not None:
-            check_measurable(self.data, self.training.eval_samples)
+            check_samples(self.training.eval_samples)
+            if (reason := few(self.data)) is not None:
+                raise UsageError(f"{reason}: leave out --features")
             self.features(self.data.train.take(torch.arange(1)))
 
     def prepare(self, folder: RunFolder) -> None:
-        """Fit a teacher to the data where none is given, and a classifier where none comes with it."""
+        """Say what was read; fit a teacher to the data where none is given, a classifier where none comes with it."""
         fit = self.config.learns_from(self.training)
+        if self.data is not None and fit is None:  # a fit says it itself
+            say(described(self.data, unmeasured(self.data) if self.features is None else None))
         if fit is not None:
             fit_once(folder.teacher, lambda begun: teach_images(fit, folder.teacher, resume=begun))
         if self.config.teacher and self._classifier() is None and self._fits_classifier():
@@ -232,14 +256,16 @@ class Pictures:
             kept_classifier(self.data, folder.path / "classifier", self.seed)
 
     def _fits_classifier(self) -> bool:
-        return self.config.features is None and self.data is not None and has_classes(self.data)
+        return self.config.features is None and self.data is not None and unmeasured(self.data) is None
 
     def _classifier(self) -> str | Path | None:
         """What the run names to measure pictures with, or the teacher's classifier; None for neither."""
         return self.config.features or self.source.classifier
 
     def _features(self, folder: RunFolder | None) -> Features | None:
-        """What pictures are measured with; None without labels that a classifier could be fitted to."""
+        """What pictures are measured with; None without labels that a classifier could be fitted to, or for few."""
+        if self.config.features is None and self.data is not None and few(self.data) is not None:
+            return None
         found = self._classifier()
         if found is not None:
             return load_features(found)
@@ -362,7 +388,8 @@ class Pictures:
     def evaluate(self, student: Student, n: int, seed: int) -> dict[str, Any]:
         """Metrics of n pictures against the data, and costs."""
         if self.data is None or self.features is None:
-            raise UsageError("the run has no labelled pictures: there is nothing to measure its own against")
+            reason = "the run has no pictures" if self.data is None else unmeasured(self.data)
+            raise UsageError(f"there is nothing to measure the run's pictures against: {reason}")
         return self._measured(student, n, seed) | costs(student, self.guided) | {"samples": n}
 
     def beside(self) -> dict[str, dict[str, float]]:
@@ -389,14 +416,27 @@ def teachers_columns(path: Path) -> dict[str, dict[str, float]]:
     return {f"teacher, {name}" if name.endswith("steps") else name: column for name, column in numbers.items()}
 
 
-def check_names(data: ImageData, names: tuple[str, ...]) -> None:
-    """Raise UsageError unless the data's labels mean what the teacher's do, as far as the teacher's names tell."""
-    for label, (own, theirs) in enumerate(zip(data.class_names, names, strict=False)):
-        if own != theirs:
-            raise UsageError(
-                f"label {label} is '{own}' in {data.name}, but '{theirs}' for the teacher: give data of its classes, "
-                "in its order"
-            )
+def numbered_as(data: ImageData, teacher: Teacher) -> ImageData:
+    """The data with the teacher's numbers of their classes, as far as it tells its own.
+
+    A teacher of a run knows its classes by name. For any other one, classes whose names are numbers are its labels, and
+    all others are numbered as they are.
+
+    Raises:
+        UsageError: for a class that the teacher does not know.
+    """
+    own, theirs = data.class_names, teacher.class_names
+    if theirs:
+        new = [name for name in own if name not in theirs]
+        if new:
+            raise UsageError(f"{data.name} has the class '{new[0]}', but the teacher's are {', '.join(theirs)}")
+        numbers = [theirs.index(name) for name in own]
+    else:
+        numbers = [int(name) for name in own if re.fullmatch("[0-9]+", name)]
+        if len(set(numbers)) < len(own) or max(numbers, default=0) >= teacher.denoiser.classes:
+            return data
+        theirs = tuple(map(str, range(teacher.denoiser.classes)))
+    return data.renumbered(numbers, theirs[: max(numbers) + 1]) if own else data
 
 
 @torch.no_grad()

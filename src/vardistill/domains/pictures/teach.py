@@ -27,15 +27,16 @@ from vardistill.diffusion.samplers import sample
 from vardistill.diffusion.weights import named_weight
 from vardistill.domains.pictures.classifier import fit_classifier
 from vardistill.domains.pictures.config import PicturesTeachConfig
-from vardistill.domains.pictures.data import ImageData, load_images
+from vardistill.domains.pictures.data import ImageData
 from vardistill.domains.pictures.evaluate import NEIGHBOURS, build_reference, even_labels, labels_like, measured
 from vardistill.domains.pictures.features import load_features
 from vardistill.domains.pictures.figures import save_grids
+from vardistill.domains.pictures.sources import load_images
 from vardistill.domains.pictures.unets import build_unet, edm_denoiser
-from vardistill.errors import UsageError
+from vardistill.errors import require
 from vardistill.export.pipelines import save_pipeline
 from vardistill.files import whole, write_whole
-from vardistill.progress import bar
+from vardistill.progress import bar, phase, say
 from vardistill.training.config import TrainingConfig
 from vardistill.training.fitting import Fit
 from vardistill.training.folder import RunFolder
@@ -61,9 +62,12 @@ def teach_images(config: PicturesTeachConfig, out: Path, resume: bool = False) -
         Interrupted: after Ctrl-C, with a checkpoint kept.
         Diverged: after too many skipped steps, or for a result that is not finite, with a checkpoint kept.
     """
-    data = load_images(config.data)
-    if has_classes(data):
-        check_measurable(data, config.eval_samples)
+    size = None if config.size is None else (config.size, config.size)
+    with phase("reading the pictures", kept=False):
+        data = load_images(config.data, size=size, mirrored=config.mirrored)
+    if unmeasured(data) is None:
+        check_samples(config.eval_samples)
+    say(described(data, unmeasured(data)))
     fit = build_fit(config, data)
     folder = fit.run(config, out, resume, "pipeline", partial(save_pipeline, classes=_classes(config, data)))
     evaluate_teacher(fit.average, config, data, folder)
@@ -73,11 +77,11 @@ def teach_images(config: PicturesTeachConfig, out: Path, resume: bool = False) -
 def evaluate_teacher(
     teacher: DiffusersDenoiser, config: PicturesTeachConfig, data: ImageData, folder: RunFolder
 ) -> None:
-    """Sample the teacher, show some pictures and, where there are labels for a classifier, measure others."""
+    """Sample the teacher, show some pictures and, where there is what they can be measured with, measure others."""
     n, seed, classes = config.eval_samples, config.seed, _classes(config, data)
     labels, in_turn = labels_like(data, n, classes), even_labels(min(n, SHOWN), classes)
     reference = None
-    if has_classes(data):
+    if unmeasured(data) is None:
         kept_classifier(data, folder.path / "classifier", seed)
         features = load_features(folder.path / "classifier").to(next(teacher.parameters()).device)
         reference = build_reference(data, features)
@@ -115,19 +119,25 @@ def kept_classifier(data: ImageData, path: Path, seed: int) -> None:
             classifier.save_pretrained(partial)
 
 
-def has_classes(data: ImageData) -> bool:
-    """Whether a classifier can be fitted to these pictures."""
-    return data.classes > 1
+def unmeasured(data: ImageData) -> str | None:
+    """Why samples cannot be measured against these pictures with a classifier of them; None where they can."""
+    return few(data) or ("without labels of two classes there is no classifier" if data.classes < 2 else None)
 
 
-def check_measurable(data: ImageData, n: int) -> None:
-    """Raise UsageError where the metrics would, at the end, for n samples against these pictures."""
-    fewest = NEIGHBOURS + 1
-    if min(n, len(data.held_out)) < fewest:
-        raise UsageError(
-            f"metrics need at least {fewest} samples and held-out pictures, but there are eval_samples={n} and "
-            f"{len(data.held_out)} held-out pictures"
-        )
+def described(data: ImageData, reason: str | None) -> str:
+    """The line that says what was read and, where there is a reason, why nothing is measured."""
+    return data.describe() + ("" if reason is None else f"; nothing is measured: {reason}")
+
+
+def few(data: ImageData) -> str | None:
+    """Why there are no metrics at all against these pictures; None where there are."""
+    n = len(data.held_out)
+    return f"metrics need at least {NEIGHBOURS + 1} held-out pictures, and there are {n}" if n <= NEIGHBOURS else None
+
+
+def check_samples(n: int) -> None:
+    """Raise UsageError where the metrics would, at the end, for n samples."""
+    require("eval_samples", n, n > NEIGHBOURS, f"at least {NEIGHBOURS + 1}, for metrics need as many")
 
 
 def untrained(config: PicturesTeachConfig, data: ImageData) -> DiffusersDenoiser:

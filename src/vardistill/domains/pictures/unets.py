@@ -28,7 +28,8 @@ def build_unet(config: UNetConfig, shape: tuple[int, int, int], classes: int, se
     halvings = len(config.channels) - 1
     if height % 2**halvings or width % 2**halvings:
         raise UsageError(
-            f"pictures of {height}×{width} do not halve {halvings} times: give fewer channels to the network"
+            f"pictures of {height}×{width} do not halve {halvings} times: give them another --size, or the network "
+            "fewer channels"
         )
     diffusers = import_diffusers()
     options: dict[str, Any] = {"num_class_embeds": classes} if classes else {}
