@@ -1,6 +1,9 @@
-"""Configurations in a line: NAME(key=value, ...), and weighted sums of such. Importing this module imports no torch.
+"""Configurations in a line: NAME(key=value, ...) or FILE.py:CLASS(...), and weighted sums of such.
+
+Importing this module imports no torch.
 
 critic(lr=1e-4, beta1=0)
+mine.py:MineConfig(critic_steps=2)
 diff-instruct(critic_steps=2) + 6..1*varflow(beta=0.5, shared=2)
 """
 
@@ -15,9 +18,13 @@ import yaml
 from vardistill.errors import UsageError
 
 _TERM = re.compile(
-    r"\s*(?:(?P<weight>[^*(),=\s]+?)(?:\.\.(?P<end>[^*(),=\s]+))?\s*\*\s*)?(?P<name>[A-Za-z][\w.-]*)\s*"
+    r"\s*(?:(?P<weight>[^*(),=\s]+?)(?:\.\.(?P<end>[^*(),=\s]+))?\s*\*\s*)?"
+    r"(?P<name>(?:[^()*+=,]*:)?[A-Za-z_][\w.-]*|[^()*+=,]*\.py)\s*"
     r"(?:\((?P<options>[^()]*)\))?\s*"
 )
+
+_COMMA = re.compile(r",(?![^\[\]]*\])")
+"""Between options: not in a list."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Spec:
     """A name with options and, in a sum, a weight.
 
     Attributes:
-        name: as written.
+        name: as written; that of a class in a file has a colon.
         options: values by key, read as YAML reads them.
         weight: at the start.
         weight_end: at the end; None where the weight stays.
@@ -61,7 +68,7 @@ def parse_spec(text: str) -> Spec:
 
 def _spec(match: re.Match[str], text: str) -> Spec:
     options: dict[str, Any] = {}
-    for option in filter(str.strip, (match["options"] or "").split(",")):
+    for option in filter(str.strip, _COMMA.split(match["options"] or "")):
         key, equals, value = option.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"options are key=value, parted by commas, but {text!r} has {option.strip()!r}")

@@ -92,7 +92,7 @@ def trainer_of(config: Config, folder: Path | None = None) -> Trainer:
     objective: Objective = config.objective.build(domain)
     levels = config.levels.build(domain.schedule, domain.data_std)
     run = None if folder is None else RunFolder(folder)
-    real = real_samples(config, domain)
+    real = real_samples(config, domain, objective)
     return Trainer(domain.student, objective, levels, config.training, None, run, real, domain.conditions)
 
 

@@ -54,8 +54,8 @@ def trainer_of(config: Config, student: Student) -> Trainer:
     domain = build_domain(config)
     domain.load(None)
     training = replace(config.training, ema=0.0, tracker="none", log_every=10**9, eval_every=0)
-    levels = config.levels.build(domain.schedule, domain.data_std)
-    return Trainer(student, config.objective.build(domain), levels, training, data=real_samples(config, domain))
+    levels, objective = config.levels.build(domain.schedule, domain.data_std), config.objective.build(domain)
+    return Trainer(student, objective, levels, training, data=real_samples(config, domain, objective))
 
 
 def partly_trained(config: Config) -> Student:

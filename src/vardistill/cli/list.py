@@ -13,6 +13,8 @@ from vardistill.cli.main import entries
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig, TeacherConfig
+from vardistill.objectives.base import RealConfig
+from vardistill.objectives.critic import CriticConfig
 from vardistill.objectives.registry import OBJECTIVES
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
         presets_of("points", POINT_TARGETS): {name: recipe.about for name, recipe in POINTS.items()},
         presets_of("pictures", PICTURE_SETS): {name: recipe.about for name, recipe in PICTURES.items()},
         "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
+        "objectives, or FILE.py:CLASS of your own": {name: needs_of(kind) for name, kind in OBJECTIVES.items()},
         "benches": {name: bench.about for name, bench in BENCHES.items()},
     }
     for title, abouts in described.items():
@@ -41,7 +44,6 @@ def main(arguments: list[str]) -> int:
         print("\n".join(entries(abouts)))
     choices: dict[str, Any] = {
         "problems": _options(PointsConfig, "problem"),
-        "objectives": list(OBJECTIVES),
         "teachers of points": _options(TeacherConfig, "teacher"),
         "posteriors": _options(VarDiUConfig, "posterior"),
         "spaces of VarFlow's distances": _options(VarFlowConfig, "space"),
@@ -58,6 +60,14 @@ def main(arguments: list[str]) -> int:
         told = f"{title}: {', '.join(names)}"
         print(textwrap.fill(told, columns(), subsequent_indent="  ", break_on_hyphens=False))
     return 0
+
+
+def needs_of(kind: type[Any]) -> str:
+    """What an objective has to be given, by what its configuration is."""
+    real, critic = issubclass(kind, RealConfig), issubclass(kind, CriticConfig)
+    teacher = "a teacher or data" if hasattr(kind, "takes_teacher") else "a teacher"
+    extras = [*(["real samples (the teacher's own or data)"] if real else []), *(["a critic"] if critic else [])]
+    return " and ".join([f"needs {teacher}", *extras])
 
 
 def presets_of(domain: str, targets: typing.Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from vardistill.files import is_path, reason
 from vardistill.launch import launched
 from vardistill.progress import phase
 from vardistill.runs.config import Config
+from vardistill.runs.own import check_resumed
 from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
 from vardistill.training.config import NetworkConfig
 from vardistill.training.config_files import read
@@ -175,6 +176,7 @@ def _resume(arguments: list[str]) -> int:
 
     folder = open_run(Path(run))
     config: Config = read(Config, folder.config)
+    check_resumed(config, folder.path)
     given = {name: v for name, v in asdict(more).items() if v is not None}
     if given and config.training.max_minutes is not None and more.max_minutes is None:
         raise UsageError(f"the run ends after {config.training.max_minutes:g} minutes: give --max-minutes, too")

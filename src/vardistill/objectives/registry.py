@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 
 import tyro
 
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.errors import UsageError, require
-from vardistill.objectives.base import Parts
+from vardistill.objectives.base import Objective, Parts
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.dmd import DMD2Config, DMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
@@ -28,7 +29,7 @@ from vardistill.objectives.varflow import VarFlowConfig
 if TYPE_CHECKING:
     from vardistill.objectives.weighted_sum import WeightedSum
 
-SingleConfig = Union[  # noqa: UP007
+NamedConfig = Union[  # noqa: UP007
     VarDiUConfig,
     VarFlowConfig,
     DiffInstructConfig,
@@ -41,8 +42,54 @@ SingleConfig = Union[  # noqa: UP007
 ]
 """An objective's configuration: a new one has its place here."""
 
-OBJECTIVES: dict[str, type[Any]] = {cls.name: cls for cls in typing.get_args(SingleConfig)}
+OBJECTIVES: dict[str, type[Any]] = {cls.name: cls for cls in typing.get_args(NamedConfig)}
 """All of them by name."""
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """What a run keeps of an objective from a user's file; `runs.own` makes it and opens it.
+
+    Raises:
+        UsageError: for a source of another form.
+    """
+
+    name: ClassVar[str] = "own"
+    source: str
+    """FILE.py:CLASS, with the whole path."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the class."""
+    takes_teacher: bool = True
+    """As the class says."""
+    digest: str | None = None
+    """SHA-256 of the file, which a run that goes on must find again; None for any."""
+
+    def __post_init__(self) -> None:
+        require("an objective's source", self.source, bool(str(self.file) and self.title), "FILE.py:CLASS")
+
+    def build(self, parts: Parts) -> Objective:
+        """Nothing: the file runs where `runs.own.opened` puts the class itself in this one's place."""
+        raise UsageError(f"{self.source} is built by `vardistill train` alone")
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.source.rpartition(":")[0])
+
+    @property
+    def title(self) -> str:
+        """The class."""
+        return self.source.rpartition(":")[2]
+
+
+SingleConfig = Union[NamedConfig, Annotated[OwnConfig, tyro.conf.Fixed]]  # noqa: UP007
+"""A term of a sum, or the only one."""
+
+
+def title_of(config: Any) -> str:
+    """What an objective is called in sums: its configuration's name or its class, less `Config`."""
+    title = config.title if isinstance(config, OwnConfig) else getattr(config, "name", type(config).__name__)
+    return str(title).removesuffix("Config")
 
 
 @dataclass(frozen=True)
@@ -68,7 +115,11 @@ class PartConfig:
 
     def __str__(self) -> str:
         end = "" if self.weight_end is None else f"..{self.weight_end:g}"
-        return self.objective.name if not end and self.weight == 1 else f"{self.weight:g}{end}*{self.objective.name}"
+        return (
+            title_of(self.objective)
+            if not end and self.weight == 1
+            else f"{self.weight:g}{end}*{title_of(self.objective)}"
+        )
 
 
 def _refuse(words: list[str]) -> tuple[PartConfig, ...]:
@@ -102,7 +153,7 @@ class SumConfig:
     """The terms; --objective says others."""
 
     def __post_init__(self) -> None:
-        names = [part.objective.name for part in self.parts]
+        names = [title_of(part.objective) for part in self.parts]
         require(
             "a sum's parts", names, bool(names) and len(set(names)) == len(names), "at least one, of different kinds"
         )
@@ -116,7 +167,7 @@ class SumConfig:
             levels = None if part.levels is None else part.levels.build(parts.schedule, parts.data_std)
             end = part.weight if part.weight_end is None else part.weight_end
             weight = part.weight if end == part.weight else Geometric(part.weight, end)
-            terms.append(Part(part.objective.build(parts), weight, levels, part.objective.name))
+            terms.append(Part(part.objective.build(parts), weight, levels, title_of(part.objective)))
         return WeightedSum(terms)
 
 

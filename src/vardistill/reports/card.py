@@ -180,6 +180,8 @@ def objective_name(objective: object) -> str:
         return "an objective of its own"
     if isinstance(terms := objective.get("parts"), list | tuple):
         return " + λ·".join(objective_name(term.get("objective")) for term in terms if isinstance(term, dict))
+    if isinstance(source := objective.get("source"), str):
+        return f"`{last_part(source)}`"
     kind = str(objective.get("kind", "vardiu"))
     return OBJECTIVES.get(kind, kind)
 

@@ -27,6 +27,7 @@ from vardistill.domains.points.parts import Points
 from vardistill.errors import UsageError
 from vardistill.files import whole, write_whole
 from vardistill.objectives import Objective
+from vardistill.objectives.base import RealConfig
 from vardistill.objectives.registry import singles, takes_teacher
 from vardistill.processes import join, launched, on_main
 from vardistill.progress import phase, say
@@ -34,6 +35,7 @@ from vardistill.reports.card import objective_name, write_card
 from vardistill.reports.page import write_report
 from vardistill.reports.samples import save_samples
 from vardistill.runs.config import Config
+from vardistill.runs.own import opened
 from vardistill.students import Student
 from vardistill.training import config_files
 from vardistill.training.checks import check_networks, check_settings, check_tracker
@@ -52,12 +54,13 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
     with phase("checking the settings", kept=False):
+        kept, config = config, opened(config)
         domain = build_domain(config)
         check(config, domain)
     join(config.training.device)
     folder = RunFolder(out)
     with ExitStack() as held:
-        on_main(lambda: prepare(config, domain, folder, resume, held))
+        on_main(lambda: prepare(kept, domain, folder, resume, held))
         with phase("setting up"):
             domain.load(folder)
             objective: Objective = config.objective.build(domain)
@@ -69,12 +72,12 @@ def run_experiment(config: Config, out: Path, resume: bool = False) -> RunFolder
                 config.training,
                 domain.metrics(objective),
                 folder,
-                real_samples(config, domain),
+                real_samples(config, domain, objective),
                 domain.conditions,
             )
         if resume and any(folder.checkpoints.glob("step-*")):
             trainer.restore()
-            on_main(lambda: lengthen(config, folder))
+            on_main(lambda: lengthen(kept, folder))
         run = trainer.run()
         on_main(lambda: finish(domain, folder, run, objective))
     return folder
@@ -106,7 +109,7 @@ def check(config: Config, domain: Domain) -> None:
     check_settings(domain.student, objective, levels, config.training, domain.conditions, launched())
     check_networks(domain.student, objective, domain.conditions)
     check_tracker(config.training)
-    source = real_source(config)
+    source = real_source(config, objective)
     if source is not None and source.real == "data":
         like = next(domain.student.parameters())
         data = domain.real("data", source.real_samples, source.real_steps)
@@ -141,15 +144,22 @@ def lengthen(config: Config, folder: RunFolder) -> None:
         (folder.path / "evaluation.json").unlink(missing_ok=True)
 
 
-def real_source(config: Config) -> Any:
-    """The part of the objective's configuration that says where real samples come from; None without any."""
-    return next((single for single in singles(config.objective) if hasattr(single, "real")), None)
+def real_source(config: Config, objective: Objective) -> RealConfig | None:
+    """Where an objective that needs real samples has them from; None for the others."""
+    if not any(update.needs.real for update in objective.updates()):
+        return None
+    said = [single for single in singles(config.objective) if isinstance(single, RealConfig)]
+    if len({(one.real, one.real_samples, one.real_steps) for one in said}) > 1:
+        raise UsageError(
+            "a sum's parts compare with the same real samples: let real, real_samples and real_steps agree"
+        )
+    return said[0] if said else RealConfig("teacher" if takes_teacher(config.objective) else "data")
 
 
-def real_samples(config: Config, domain: Domain) -> Samples | None:
-    """Where the objective's real samples come from; None for one that needs none."""
-    source = real_source(config)
-    return source and domain.real(source.real, source.real_samples, source.real_steps)
+def real_samples(config: Config, domain: Domain, objective: Objective) -> Samples | None:
+    """The real samples of an objective that needs them; None for the others."""
+    source = real_source(config, objective)
+    return None if source is None else domain.real(source.real, source.real_samples, source.real_steps)
 
 
 def finish(domain: Domain, folder: RunFolder, run: Run, objective: Objective) -> None:

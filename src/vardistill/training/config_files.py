@@ -106,7 +106,7 @@ def _match(option: Any, value: Any) -> tuple[bool, Any]:
         return _tuple(typing.get_args(option)[0], value)
     if option is Path:
         return isinstance(value, str), Path(str(value))
-    return type(value) is option, value
+    return type(value) is (typing.get_origin(option) or option), value
 
 
 def _tuple(item: Any, value: Any) -> tuple[bool, Any]:

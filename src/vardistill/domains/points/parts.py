@@ -109,7 +109,9 @@ class Points:
         """Raise UsageError for a teacher of which nothing is taken."""
         kind = self.config.teacher.teacher
         if not self.takes_teacher and kind != "true":
-            raise UsageError(f"VarFlow from the problem's data takes no teacher, but teacher is {kind!r}: leave it out")
+            raise UsageError(
+                f"an objective of data alone takes no teacher, but teacher is {kind!r}: leave it out (--teacher true)"
+            )
 
     def prepare(self, folder: RunFolder) -> None:
         """Fit the teacher, where one is asked for that has no run of its own; a fit that was stopped goes on."""

@@ -10,9 +10,10 @@ from typing import Any
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsConfig, ProblemName, TeacherConfig, teacher_fit
-from vardistill.errors import unknown
-from vardistill.objectives.registry import OBJECTIVES, PartConfig, SumConfig
+from vardistill.errors import UsageError, unknown
+from vardistill.objectives.registry import OBJECTIVES, OwnConfig, PartConfig, SumConfig
 from vardistill.runs.config import Config
+from vardistill.runs.own import own
 from vardistill.runs.presets import pictures, points
 from vardistill.runs.presets.pictures import PICTURES as PICTURES, of_data
 from vardistill.runs.presets.points import POINTS as POINTS, adapted as adapted
@@ -94,35 +95,44 @@ def with_objective(config: Config, text: str, whole: bool = True) -> Config:
     shared = pictures.SHARED if of_pictures else points.SHARED
     first, *others = specs = parse_sum(text)
     for spec in specs:
-        if spec.name not in OBJECTIVES:
+        if spec.name.endswith(".py"):
+            raise UsageError(f"{spec.name} is a file: say which class of it is meant, as in {spec.name}:MineConfig")
+        if ":" not in spec.name and spec.name not in OBJECTIVES:
             raise unknown("objective", spec.name, OBJECTIVES)
     base = recipes[first.name].config if first.name in recipes else config
     if isinstance(domain, PointsConfig) and domain.problem != "mog40":
         base = adapted(base, domain.problem)
     levels = config_files.from_dict(LevelsConfig, config_files.to_dict(base.levels) | _options(first, LevelsConfig))
-    own = _objective(first, recipes)
+    kept, itself = _objective(first, recipes)
+    if getattr(itself, "compares_groups", False) and not levels.shared:
+        levels = grouped(levels, shared)
     rates = {name: getattr(base.training, name) for name in RATES}
     training = replace(base.training, seed=config.training.seed) if whole else replace(config.training, **rates)
+    if isinstance(kept, OwnConfig):  # whose networks are not those that the preset's settings are for
+        training = replace(training, head_start=0.0, networks=())
     if not others and first.weight == 1 and first.weight_end is None:
-        return replace(config, objective=own, levels=levels, training=training)
-    parts = [PartConfig(own, first.weight, first.weight_end)]
+        return replace(config, objective=kept, levels=levels, training=training)
+    parts = [PartConfig(kept, first.weight, first.weight_end)]
     for spec in others:
-        of_part, options = _objective(spec, recipes), _options(spec, LevelsConfig)
+        (kept, of_part), options = _objective(spec, recipes), _options(spec, LevelsConfig)
         of_levels = grouped(levels, shared) if getattr(of_part, "compares_groups", False) else levels
         changed = config_files.from_dict(LevelsConfig, config_files.to_dict(of_levels) | options)
-        parts.append(PartConfig(of_part, spec.weight, spec.weight_end, None if changed == levels else changed))
+        parts.append(PartConfig(kept, spec.weight, spec.weight_end, None if changed == levels else changed))
     return replace(config, objective=SumConfig(tuple(parts)), levels=levels, training=training)
 
 
-def _objective(spec: Spec, recipes: Mapping[str, Recipe[Config]]) -> Any:
-    """The objective of a term, as in its recipe with its options."""
+def _objective(spec: Spec, recipes: Mapping[str, Recipe[Config]]) -> tuple[Any, Any]:
+    """The objective of a term, as in its recipe with its options: what is kept of it, and itself."""
+    if ":" in spec.name:
+        return own(spec.name, spec.options, [f.name for f in dataclasses.fields(LevelsConfig)])
     kind = OBJECTIVES[spec.name]
     start = recipes[spec.name].config.objective if spec.name in recipes else kind()
     known = {f.name for f in dataclasses.fields(kind)} | {f.name for f in dataclasses.fields(LevelsConfig)}
     for key in spec.options:
         if key not in known:
             raise unknown(f"option of {spec.name}", key, known)
-    return config_files.from_dict(kind, config_files.to_dict(start) | _options(spec, kind), spec.name)
+    found = config_files.from_dict(kind, config_files.to_dict(start) | _options(spec, kind), spec.name)
+    return found, found
 
 
 def _options(spec: Spec, kind: type) -> dict[str, Any]:
