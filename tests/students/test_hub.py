@@ -68,3 +68,12 @@ def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.
         MLP.from_pretrained("a/b")
     assert "\n" not in str(told.value)
     assert set(asked) == {"a/b"}
+
+
+def test_folders_of_something_else_name_what_loads_them(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a pipeline: diffusers.DiffusionPipeline.from_pretrained loads it"):
+        MLP.from_pretrained(tmp_path)
+    MLP(depth=1, width=8).save_pretrained(tmp_path / "mlp")
+    with pytest.raises(UsageError, match="holds no NetworkStudent"):
+        NetworkStudent.from_pretrained(tmp_path / "mlp")

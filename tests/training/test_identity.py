@@ -15,7 +15,9 @@ from vardistill.denoisers import GaussianMixture, Preconditioned, from_module
 from vardistill.diffusion.levels import EDM
 from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.schedules import VE
+from vardistill.domains.points.problems import MoG40
 from vardistill.errors import UsageError
+from vardistill.metrics import evaluate
 from vardistill.networks import LevelMLP
 from vardistill.objectives import VarDiU, VarFlow
 from vardistill.posteriors.few import Prior
@@ -177,3 +179,10 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     train(tmp_path, resume=True)
     kept = json.loads(RunFolder(tmp_path).identity.read_text())
     assert TrainingConfig(**kept["training"]).steps == 2
+
+
+def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="training must be a vardistill.TrainingConfig, but is dict"):
+        distill(small_runs.generator(), objective=vardiu(), training={})
+    with pytest.raises(UsageError, match=r"rng must be a generator, torch\.Generator\(\)\.manual_seed\(0\), but is 0"):
+        evaluate(torch.zeros(8, 2), MoG40(), 0)

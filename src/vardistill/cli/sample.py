@@ -75,7 +75,7 @@ def draw(run: Path, parsed: Arguments) -> None:
     elif not of_pictures:
         from vardistill.reports.samples import save_samples
 
-        save_samples({"samples": samples}, build_domain(config).problem, parsed.out)
+        save_samples({"samples": samples}, build_domain(config).problem if config else None, parsed.out)
     else:
         from vardistill.domains.pictures.figures import save_folder, save_grid
 

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vardistill.cli.main import program
-from vardistill.domains.base import Domain
-from vardistill.reports import contents
-from vardistill.reports.page import verdict
+from vardistill.domains.base import Measures
+from vardistill.reports.page import compared, verdict
 from vardistill.reports.verdict import perfect_student
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import load_domain
@@ -25,14 +24,14 @@ def print_run(folder: RunFolder) -> None:
     config: Config = config_files.read(Config, folder.config)
     domain = load_domain(config, folder)
     print_evaluation(json.loads((folder.path / "evaluation.json").read_text()), domain)
-    heading, summary = verdict(contents.read(folder, domain.problem))
+    heading, summary = verdict(compared(folder, domain.problem))
     Console().print(f"verdict:   {heading}. {summary}", markup=False, highlight=False)
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")
     print(f"samples:   {program()} sample {folder.path} --num 100 --out samples.png")
 
 
-def print_evaluation(values: Mapping[str, Any], domain: Domain) -> None:
+def print_evaluation(values: Mapping[str, Any], domain: Measures) -> None:
     """A student's metrics beside what a perfect student scores, where the truth is known, or beside its teacher's."""
     columns = {title: {name: f"{v:.4g}" for name, v in column.items()} for title, column in domain.beside().items()}
     if domain.problem is not None:

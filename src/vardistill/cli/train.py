@@ -175,6 +175,11 @@ def _resume(arguments: list[str]) -> int:
     from vardistill.training.folder import open_run
 
     folder = open_run(Path(run))
+    if not folder.config.is_file():
+        raise UsageError(
+            f"{folder.path} was made in Python, by parts that the command line does not have: go on there, with "
+            f"vd.distill(..., out={str(folder.path)!r}, resume=True), for longer with more steps"
+        )
     config: Config = read(Config, folder.config)
     check_resumed(config, folder.path)
     given = {name: v for name, v in asdict(more).items() if v is not None}

@@ -61,17 +61,20 @@ def load_pair(run: Path) -> Pair:
     Raises:
         UsageError: where the folder is not such a run.
     """
-    from vardistill.domains.pictures.config import PicturesConfig
+    from vardistill.domains.points.config import PointsConfig
     from vardistill.reports.view import Pair, Wish
     from vardistill.runs.experiment import load_run
     from vardistill.students import NetworkStudent
 
     folder, config, student = load_run(run)
-    if not (isinstance(config.domain, PicturesConfig) and isinstance(student, NetworkStudent)):
+    domain = None if config is None else config.domain
+    if isinstance(domain, PointsConfig) or not isinstance(student, NetworkStudent):
         raise UsageError(f"{run} is a run on points: `vardistill view` shows pictures")
     name, numbers = folder.path.resolve().name, tuple(map(str, range(student.classes)))
-    source = config.domain.teacher or str(folder.teacher)
+    source = str(folder.teacher) if domain is None else domain.teacher or str(folder.teacher)
     try:
+        if config is None:
+            raise UsageError("of a run in Python: its own code alone has it")
         teacher, names = load_teacher(config, run, student)
         pair = Pair(name, student, teacher, source, names or numbers)
     except UsageError as error:

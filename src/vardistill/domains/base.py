@@ -32,16 +32,37 @@ class Finished:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Domain(Parts, Protocol):
+class Measures(Protocol):
+    """What a run's student is measured and looked at with."""
+
+    @property
+    def student(self) -> Student:
+        """Of the run."""
+        ...
+
+    @property
+    def problem(self) -> Any:
+        """Whose truth is known exactly, for points; None where there is none."""
+
+    def finish(self, student: Student, objective: Objective) -> Finished:
+        """The samples and tables of a finished run's averaged student."""
+        ...
+
+    def evaluate(self, student: Student, n: int, seed: int) -> dict[str, Any]:
+        """Metrics of n samples; raises UsageError where there is nothing to measure against."""
+        ...
+
+    def beside(self) -> dict[str, dict[str, float]]:
+        """Metrics of others that a student's are shown beside (its teacher's own), by title."""
+        ...
+
+
+class Domain(Parts, Measures, Protocol):
     """The parts of one run; they are built anew by every `load`, from the run's seed."""
 
     @property
     def conditions(self) -> Conditions | None:
         """What steps draw for a conditional student; None for another."""
-
-    @property
-    def problem(self) -> Any:
-        """Whose truth is known exactly, for points; None where there is none."""
 
     def load(self, folder: RunFolder | None) -> None:
         """Build the parts; what has yet to be fitted is read from the run's folder or, without one, stood in for.
@@ -66,18 +87,6 @@ class Domain(Parts, Protocol):
 
     def metrics(self, objective: Objective) -> Evaluate | None:
         """What the run measures as it goes, of the averaged student; None where there is nothing to measure with."""
-        ...
-
-    def finish(self, student: Student, objective: Objective) -> Finished:
-        """The samples and tables of a finished run's averaged student."""
-        ...
-
-    def evaluate(self, student: Student, n: int, seed: int) -> dict[str, Any]:
-        """Metrics of n samples; raises UsageError where there is nothing to measure against."""
-        ...
-
-    def beside(self) -> dict[str, dict[str, float]]:
-        """Metrics of others that a student's are shown beside (its teacher's own), by title."""
         ...
 
     def load_student(self, path: Path) -> Student:

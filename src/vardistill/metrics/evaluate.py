@@ -38,6 +38,8 @@ def evaluate(samples: Tensor, problem: Problem, rng: torch.Generator, p_value: b
         UsageError: for samples that are fewer than 2 (6 with held-out data), not finite or not of the problem's
             shape.
     """
+    if not isinstance(rng, torch.Generator):
+        raise UsageError(f"rng must be a generator, torch.Generator().manual_seed(0), but is {rng!r}")
     shape = tuple(samples.shape[1:])
     if shape != problem.data_shape:
         raise UsageError(f"samples of {problem.name} have shape {problem.data_shape}, but these have {shape}")

@@ -76,10 +76,7 @@ def mmd_statistics(
         raise UsageError(f"permutations must be 0, or positive with an rng, but is {permutations}")
     w, v = pool(x, y)
     n, m = len(x), len(y)
-    if rng is not None and permutations:
-        orders = [torch.randperm(n + m, generator=rng, device=rng.device) for _ in range(permutations)]
-        v = torch.cat([v, v[2, torch.stack(orders).to(v.device)]])
-    forms = quadratic_forms(w, v, gaussian_kernel(bandwidths))
+    forms = quadratic_forms(w, relabelled(v, permutations, rng), gaussian_kernel(bandwidths))
     xx, yy, biased = forms[:3].tolist()
     exceeding = int((forms[3:] >= biased - TIE * (xx + yy)).sum()) if math.isfinite(biased) else math.nan
     return MMD(
@@ -87,6 +84,14 @@ def mmd_statistics(
         unbiased=(n * xx - 1) / (n - 1) + (m * yy - 1) / (m - 1) - (xx + yy - biased),
         p_value=(1 + exceeding) / (1 + permutations) if permutations else math.nan,
     )
+
+
+def relabelled(v: Tensor, permutations: int, rng: torch.Generator | None) -> Tensor:
+    """The coefficients of `pool`, (3, N), and those of a − b under so many relabellings."""
+    if rng is None or not permutations:
+        return v
+    orders = [torch.randperm(v.shape[1], generator=rng, device=rng.device) for _ in range(permutations)]
+    return torch.cat([v, v[2, torch.stack(orders).to(v.device)]])
 
 
 def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS, biased: bool = True) -> float:

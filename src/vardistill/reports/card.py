@@ -15,6 +15,7 @@ from vardistill.export.pipelines import makes_latents, usage
 from vardistill.files import write_whole
 from vardistill.reports.contents import metrics_lines
 from vardistill.reports.formats import duration, metric_of, sentence_case
+from vardistill.training import identity
 from vardistill.training.folder import RunFolder
 
 Table = Mapping[str, Any]
@@ -23,6 +24,7 @@ TAG = "diffusion-distillation"
 
 OBJECTIVES = {
     "diff-instruct": "Diff-Instruct",
+    "DiffInstruct": "Diff-Instruct",
     "dmd": "DMD",
     "dmd2": "DMD2",
     "sds": "SDS",
@@ -31,7 +33,7 @@ OBJECTIVES = {
     "vardiu": "VarDiU",
     "varflow": "VarFlow",
 }
-"""What papers call the objectives that configurations name."""
+"""What papers call the objectives that configurations, and classes, name."""
 
 
 def model_card(run: RunFolder, library: str = "vardistill") -> str:
@@ -46,7 +48,7 @@ def model_card(run: RunFolder, library: str = "vardistill") -> str:
     Raises:
         UsageError: for files that cannot be read.
     """
-    config = mapping(run.config, yaml.safe_load)
+    config = configuration(run)
     steps = steps_of(run)
     sections = (front_matter(config, library, steps), introduction(run, config, steps), measured(run, config, steps))
     return "\n\n".join(part for part in (*sections, loading(run, library), training(run, config)) if part) + "\n"
@@ -60,7 +62,12 @@ def write_card(run: RunFolder) -> None:
 def steps_of(run: RunFolder) -> int:
     """n of the run's generator."""
     times = mapping(run.generator / "config.json", json.loads).get("times")
-    return len(times) if times else configured_steps(mapping(run.config, yaml.safe_load))
+    return len(times) if times else configured_steps(configuration(run))
+
+
+def configuration(run: RunFolder) -> dict[str, Any]:
+    """What the run is made of: its configuration or, of a run in Python, its identity; {} without either."""
+    return mapping(run.config, yaml.safe_load) or identity.read(run)
 
 
 def counted(steps: int) -> str:
@@ -79,7 +86,11 @@ def introduction(run: RunFolder, config: Table, steps: int) -> str:
     """What the generator is."""
     objective = objective_name(config.get("objective"))
     domain = part(config, "domain")
-    if of_pictures(config):
+    if not domain:
+        teacher = own_teacher(config)
+        source = f"distilled from {teacher}" if teacher else "trained on data alone"
+        what = f"It makes a sample of shape {shape_of(config)} in {counted(steps)}. It was {source}"
+    elif of_pictures(config):
         teacher = last_part(str(domain.get("teacher") or domain.get("data") or ""))
         guidance = domain.get("guidance", 1)
         guided = f" with guidance {guidance:g}" if guidance != 1 else ""
@@ -90,6 +101,24 @@ def introduction(run: RunFolder, config: Table, steps: int) -> str:
         what = f"It makes a sample in {counted(steps)}. It was distilled from {of}"
     kind = "A one-step generator" if steps == 1 else f"A generator of {steps} steps, each one evaluation of its network"
     return f"# {run.path.resolve().name}\n\n{kind}. {what}, by {objective}."
+
+
+def own_teacher(config: Table) -> str | None:
+    """The teacher of a run in Python, in words; None for a run without one."""
+    teacher = part(config, "teacher")
+    if not teacher:
+        return None
+    inner = teacher.get("module") or teacher.get("denoiser") or teacher.get("network")
+    name = inner.get("kind") if isinstance(inner, dict) else inner
+    facts = [teacher.get("kind") if name else None, teacher.get("predicts"), part(teacher, "schedule").get("kind")]
+    facts.append(f"SHA-256 {teacher['digest']}" if "digest" in teacher else None)
+    known = ", ".join(str(fact) for fact in facts if fact)
+    return f"{name or teacher.get('kind')} ({known})" if known else str(name)
+
+
+def shape_of(config: Table) -> str:
+    """The shape of a run in Python's samples, in words."""
+    return " × ".join(map(str, part(config, "student").get("data_shape") or ()))
 
 
 def measured(run: RunFolder, config: Table, steps: int) -> str:
@@ -119,6 +148,12 @@ def teachers(run: RunFolder, config: Table) -> dict[str, dict[str, float]]:
 def loading(run: RunFolder, library: str) -> str:
     """How to load the generator, here and in diffusers."""
     config = mapping(run.generator / "config.json", json.loads)
+    if not config:
+        return code_section(
+            "import safetensors.torch",
+            'safetensors.torch.load_model(student, "FOLDER/model.safetensors")  # a student built as for the run',
+            "samples = student.eval().sample(16)",
+        )
     if "network" not in config:
         kind = "DenoisingMLP" if "times" in config else "MLP"
         return code_section(
@@ -164,7 +199,7 @@ def of_pictures(config: Table) -> bool:
 
 def configured_steps(config: Table) -> int:
     """Network evaluations of a sample; 1 where the configuration does not tell."""
-    steps = part(part(config, "domain"), "student").get("steps_per_sample")
+    steps = part(part(config, "domain"), "student").get("steps_per_sample") or part(config, "student").get("steps")
     return steps if isinstance(steps, int) else 1
 
 

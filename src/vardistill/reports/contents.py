@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vardistill.domains.own import SOURCES
 from vardistill.domains.points.problems import PROBLEMS, Problem
 from vardistill.errors import UsageError, first_line
 from vardistill.reports.figures import LARGEST, is_finite
 from vardistill.reports.verdict import Standard, standards
+from vardistill.training import identity
 from vardistill.training.folder import UNREADABLE, RunFolder
 
 SAMPLES = 10_000
@@ -30,11 +32,19 @@ SAMPLES = 10_000
 
 BOUND_FIELDS = ("ratio", "diu", "dikl", "gap", "diu_error", "dikl_error", "gap_error")
 
+FEW = 1000
+"""Samples that the data's distance is measured between."""
+
 LINE = ("kind", "step", "seconds")
 """What every line of metrics has."""
 
-BESIDE = {"teacher": "Teacher, same noise", "nearest": "Nearest in the training set"}
-"""Further arrays in `samples.npz` of a run on pictures, and their titles."""
+BESIDE = {
+    "teacher": "Teacher, same noise",
+    "nearest": "Nearest in the training set",
+    "teacher_samples": "Teacher's sampler",
+    "data_samples": "Data",
+}
+"""Further arrays in `samples.npz`, and their titles."""
 
 COSTS = ("cpu_seconds", "network_evaluations")
 """What lines say of the run's cost so far."""
@@ -54,10 +64,11 @@ class Contents:
         final: metrics at the end.
         measured: whether `final` comes from `evaluation.json`, not from the last evaluation during training.
         samples: (n, *data) or None.
-        beside: of pictures, those to show beside them, by title: see `BESIDE`.
+        beside: those to show beside them, by title: see `BESIDE`.
         bound: the fields of `metrics.BoundGap`, or None.
         problem: the target, or None.
-        truth: what as many true samples score.
+        truth: what as many true samples score or, without a problem, the teacher.
+        columns: the metrics of others, by title, of a run on pictures.
     """
 
     name: str
@@ -73,6 +84,14 @@ class Contents:
     bound: dict[str, NDArray[np.float64]] | None
     problem: Problem | None
     truth: dict[str, Standard]
+    columns: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """What the student is compared with, in words."""
+        return (
+            "the data set" if "energy_distance_data" in self.truth else "the target" if self.problem else "its teacher"
+        )
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -111,6 +130,8 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     lines = metrics_lines(run)
     config_text = _read(run.config, lambda path: path.read_text(encoding="utf-8"), "")
     config = _mapping(_read(run.config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+    if not config and (config := identity.read(run)):
+        config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     domain = _mapping(config.get("domain"))
     if problem is None and domain.get("problem") in list(PROBLEMS):
         problem = PROBLEMS[domain["problem"]]()
@@ -124,6 +145,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
     drawn = len(samples) if samples is not None else _mapping(config.get("training")).get("eval_samples")
     n = measured.pop("samples", None) or drawn
     final = {name: float(v) for name, v in (measured or last).items() if is_finite(v)}
+    own_std = final.pop("energy_distance_std", 0.0)
     n = n if isinstance(n, int) and 2 <= n <= 10**6 else SAMPLES
     return Contents(
         name=run.path.resolve().name,
@@ -135,10 +157,14 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         final=final,
         measured=bool(measured),
         samples=samples,
-        beside={title: v for title, v in beside.items() if v is not None and v.ndim == 4 and v.numel()},
+        beside={
+            title: v
+            for title, v in beside.items()
+            if v is not None and samples is not None and v.numel() and v.shape[1:] == samples.shape[1:]
+        },
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
-        truth={} if problem is None else standards(problem, n),
+        truth=own_standards(beside, own_std) if problem is None else standards(problem, n),
     )
 
 
@@ -146,6 +172,17 @@ def read_samples(run: RunFolder, name: str = "samples") -> Tensor | None:
     """A set of the run's samples (n, *data), None where there is none; raises UsageError for a damaged file."""
     samples: Tensor | None = _read(run.path / "samples.npz", partial(_samples, name=name), None)
     return samples
+
+
+def own_standards(beside: Mapping[str, Tensor | None], std: float) -> dict[str, Standard]:
+    """What as many further samples of the teacher, or of the data, score, for a run in Python."""
+    found = {}
+    for name in SOURCES:
+        x = beside[BESIDE[f"{name}_samples"]]
+        if x is not None and len(x) > 1:
+            scale = float(torch.nn.functional.pdist(x[:FEW].flatten(1)).mean())
+            found[f"energy_distance_{name}"] = Standard(0.0, std, scale)
+    return found
 
 
 def metrics_lines(run: RunFolder) -> list[dict[str, Any]]:

@@ -123,6 +123,19 @@ def _shown(samples: Tensor, problem: Problem | None) -> Tensor:
     return x[x.isfinite().all(1)]
 
 
+def pair_figure(samples: Tensor, title: str, others: Tensor) -> Figure:
+    """Points (n, d), d at least 2, beside others under their title, in the plane of the others' largest variance."""
+    x, y = (v[:SHOWN].detach().cpu().float() for v in (samples, others))
+    plane = plane_of(y)
+    figure = Figure(figsize=(10.4, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    low, high = _window(y @ plane)
+    left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    _scatter(_plane(left, f"Student: {len(x):,} samples"), x[x.isfinite().all(1)] @ plane, STUDENT)
+    _scatter(_plane(right, f"{title}: {len(y):,} samples"), y @ plane, TRUTH)
+    return figure
+
+
 def _pictures(figure: Figure, x: Tensor, truth: Tensor, shape: tuple[int, int]) -> None:
     """The first `PICTURES` of each in a square."""
     for ax, images, whose in zip(figure.subplots(1, 2), (x, truth), ("Student", "Target"), strict=True):
@@ -181,10 +194,13 @@ def small_figure(samples: Tensor, truth: Tensor, problem: Problem) -> Figure:
 
 def principal_plane(problem: Problem) -> Tensor:
     """V (d, 2): the plane's own axes, or the first two principal directions of true samples, signs fixed."""
-    (d,) = problem.data_shape
-    if d == 2:
+    return plane_of(problem.sample(SHOWN, torch.Generator().manual_seed(1)))
+
+
+def plane_of(truth: Tensor) -> Tensor:
+    """The same of points (n, d)."""
+    if truth.shape[1] == 2:
         return torch.eye(2)
-    truth = problem.sample(SHOWN, torch.Generator().manual_seed(1))
     v: Tensor = torch.linalg.eigh(truth.T.cov()).eigenvectors[:, [-1, -2]]
     return v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
 

@@ -72,6 +72,16 @@ METRICS = {
     "energy_distance": Metric(
         "Energy distance", significant, "to as many true samples, unbiased estimate", "0 in the mean"
     ),
+    "energy_distance_teacher": Metric(
+        "Energy distance to the teacher", significant, "to samples of the teacher's own sampler, unbiased estimate"
+    ),
+    "energy_distance_data": Metric("Energy distance to the data", significant, "to the data, unbiased estimate"),
+    "energy_p_value": Metric(
+        "Two-sample p-value",
+        fixed(3),
+        f"permutation test of the energy distance; below {LEVEL:g} it tells the two apart",
+        "uniform in (0, 1)",
+    ),
     "modes_found": Metric("Modes found", fixed(0), "modes that hold at least a quarter of their mass", scale="count"),
     "off_mode": Metric(
         "Samples off the modes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -19,12 +20,25 @@ from vardistill.domains.points.problems import Problem
 from vardistill.files import write_whole
 from vardistill.metrics.modes import mode_radius
 from vardistill.reports import figures
-from vardistill.reports.card import configured_steps, last_part, objective_name
+from vardistill.reports.card import configured_steps, last_part, objective_name, own_teacher, teachers
 from vardistill.reports.contents import COSTS, LINE, Contents, read, steps_per_second
 from vardistill.reports.figures import Curve, is_finite
 from vardistill.reports.formats import METRICS, SHARES, duration, metric_of, percent, sentence_case, significant
 from vardistill.reports.pages import card, document, grid, masthead, pairs, scroll_table, swatch
-from vardistill.reports.verdict import LEVEL, LIMITS, MATCHING, Grade, Standard, grade, grades, overall
+from vardistill.reports.samples import is_plane
+from vardistill.reports.verdict import (
+    LEVEL,
+    LIMITS,
+    MATCHING,
+    P_VALUES,
+    Grade,
+    Standard,
+    grade,
+    grades,
+    of_teachers,
+    overall,
+    told_apart,
+)
 from vardistill.training.folder import RunFolder
 from vardistill.training.warning_signs import Sign, signs
 
@@ -34,12 +48,12 @@ CHARTS = (
 )  # fmt: skip
 
 GRADES = {
-    Grade.MATCHES: ("matches", "✓ matches the target", "Matches the target"),
-    Grade.CLOSE: ("close", "✓ close", "Close to the target"),
-    Grade.ROUGH: ("rough", "≈ rough", "Roughly the target"),
-    Grade.FAR: ("far", "✕ far", "Far from the target"),
+    Grade.MATCHES: ("matches", "✓ matches", "Matches"),
+    Grade.CLOSE: ("close", "≈ close", "Close to"),
+    Grade.ROUGH: ("rough", "△ rough", "Roughly"),
+    Grade.FAR: ("far", "✕ far", "Far from"),
 }
-"""Class in the page, mark of a metric, heading of a run."""
+"""Class in the page, mark of a metric, heading of a run before what it is compared with."""
 
 PICTURES = 100
 """Shown of a student and of its teacher."""
@@ -62,8 +76,17 @@ def write_report(
         UsageError: for files that cannot be read, or a folder that cannot be written.
     """
     path = run.path / "report.html"
-    write_whole(path, page(read(run, problem, evaluation)))
+    write_whole(path, page(compared(run, problem, evaluation)))
     return path
+
+
+def compared(
+    run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str, object] | None = None
+) -> Contents:
+    """What the folder holds beside what a teacher of pictures scores; arguments and errors as `write_report`'s."""
+    contents = read(run, problem, evaluation)
+    columns = teachers(run, contents.config)
+    return replace(contents, columns=columns, truth=contents.truth or of_teachers(columns))
 
 
 def page(run: Contents) -> str:
@@ -82,6 +105,7 @@ def header(run: Contents) -> str:
         "problem": run.setting("domain", "problem") or (run.problem.name if run.problem else None),
         "teacher": teacher_of(run),
         "objective": objective_name(run.setting("objective")),
+        "seed": run.setting("training", "seed"),
         "posterior": run.setting("objective", "posterior"),
         "candidates": run.setting("objective", "candidates") or None,
         "steps per sample": configured_steps(run.config),
@@ -97,6 +121,8 @@ def header(run: Contents) -> str:
 
 def teacher_of(run: Contents) -> str | None:
     """The teacher's kind on points, and the last part of its source, or of what it is fitted to, for pictures."""
+    if not run.setting("domain"):
+        return own_teacher(run.config)
     teacher = run.setting("domain", "teacher")
     if isinstance(teacher, dict):
         named = teacher.get("teacher")
@@ -114,7 +140,10 @@ def evaluations(run: Contents) -> str:
 def verdict(run: Contents) -> tuple[str, str]:
     """In a few words, and the run in a sentence or two."""
     worst = overall(run.final, grades(run.final, run.truth))
-    return GRADES[worst][2] if worst is not None else "No verdict", summary(run)
+    if worst is None:
+        return "No verdict", summary(run)
+    told = ", but told from it" if worst is Grade.CLOSE and told_apart(run.final) else ""
+    return f"{GRADES[worst][2]} {run.target}{told}", summary(run)
 
 
 def headline(run: Contents) -> str:
@@ -132,13 +161,17 @@ def headline(run: Contents) -> str:
 def summary(run: Contents) -> str:
     """The run in a sentence or two."""
     v, problem = run.final, run.problem
-    if problem is None or not grades(v, run.truth):
+    if not grades(v, run.truth):
         if not run.steps:
             return "The run has logged nothing yet."
         if "fd" in v:
-            return summary_of_pictures(v)
+            return f"{summary_of_pictures(v)} Its teacher's own distance is not known here."
         time = f"{run.steps:,} steps in {duration(run.seconds)}"
         return f"Trained for {time}; there is no evaluation against a known target."
+    if "fd" in v:
+        return f"{summary_of_pictures(v)} Its teacher's own distance is {run.truth['fd'].mean:.3g}."
+    if problem is None:
+        return summary_of_own(run)
     parts = []
     if "modes_found" in v and problem.modes is not None:
         parts.append(f"It finds {v['modes_found']:.0f} of the target's {len(problem.modes)} modes")
@@ -153,11 +186,23 @@ def summary(run: Contents) -> str:
             f"{percent(v['precision'])} of its samples lie within the held-out data's manifold, and "
             f"{percent(v['recall'])} of those data within the samples'"
         )
-    sentence = sentence_case("; ".join(parts))
-    if "mmd_p_value" in v:
-        told = "tells them from true samples" if v["mmd_p_value"] < LEVEL else "cannot tell them from true samples"
-        sentence += f" A two-sample test {told} (p = {v['mmd_p_value']:.3f})."
-    return sentence
+    return sentence_case("; ".join(parts)) + test_sentence(v, "true samples")
+
+
+def test_sentence(v: Mapping[str, float], others: str) -> str:
+    """What the two-sample test says; nothing without one."""
+    told = "tells" if told_apart(v) else "cannot tell"
+    return "".join(f" A two-sample test {told} them from {others} (p = {v[p]:.3f})." for p in P_VALUES if p in v)
+
+
+def summary_of_own(run: Contents) -> str:
+    """The distance of a run in Python to its teacher's samples, or the data."""
+    (name,) = (name for name in run.truth if name in run.final)
+    v, standard = run.final[name], run.truth[name]
+    whose = "the data" if name == "energy_distance_data" else "those of its teacher's own sampler"
+    share = f", {100 * v / standard.scale:.2g} % of the distance between two of them" if standard.scale else ""
+    sentence = f"Its samples are at an energy distance of {significant(v)} from {whose}{share}."
+    return sentence + test_sentence(run.final, "these")
 
 
 def summary_of_pictures(v: Mapping[str, float]) -> str:
@@ -208,14 +253,26 @@ def tile(run: Contents, name: str, g: Grade) -> str:
     return (
         f'<div class="card tile {kind[0]}"><p class="note">{metric.title}</p>'
         f'<p class="value">{metric.show(run.final[name])}{unit}</p>'
-        f'<p class="note">true samples {truth(run, name)}</p><p class="grade">{kind[1]}</p></div>'
+        f'<p class="note">{others(run)} {truth(run, name)}{times(run, name)}</p><p class="grade">{kind[1]}</p></div>'
     )
 
 
+def others(run: Contents) -> str:
+    """Whose scores stand beside the student's."""
+    return "true samples" if run.problem else "its teacher" if "fd" in run.truth else "its own samples"
+
+
+def times(run: Contents, name: str) -> str:
+    """How many times as many samples are off the modes as of true ones, where they are twice as many."""
+    standard = run.truth[name]
+    ratio = run.final[name] / standard.mean if name == "off_mode" and standard.mean > 0 else 0.0
+    return f", of which it has {ratio:.0f} times as many" if ratio >= 2 else ""
+
+
 def truth(run: Contents, name: str) -> str:
-    """What true samples score in a metric, as text."""
+    """What true samples, or the teacher's, score in a metric, as text."""
     metric, standard = METRICS.get(name), run.truth.get(name)
-    if metric is None or run.problem is None:
+    if metric is None or not run.truth:
         return ""
     if standard is None:
         return metric.truth
@@ -254,12 +311,22 @@ def samples(run: Contents) -> str:
     x, problem = run.samples, run.problem
     if x is not None and x.ndim == 4 and x.numel():
         return pictures(x, run)
+    if x is not None and problem is None and run.beside and is_plane(x):
+        return pair(x, run)
     if x is None or tuple(x.shape[1:]) != ((2,) if problem is None else problem.data_shape):
         return ""
     caption = f"{min(len(x), figures.SHOWN):,} samples of the generator, {evaluations(run)} each."
     if problem is not None:
         caption = caption_of_points(problem) if problem.image_shape is None else "The first samples of each."
     picture = card("", figures.samples_figure(x, problem), caption, "Samples of the student")
+    return f"<h2>Samples</h2>\n{picture}"
+
+
+def pair(x: Tensor, run: Contents) -> str:
+    """A student's points beside its teacher's, or the data."""
+    title, others = next(iter(run.beside.items()))
+    caption = f"{swatch('student')} the student's, {evaluations(run)} each; {swatch('truth')} {title.lower()}."
+    picture = card("", figures.pair_figure(x, title, others), caption, f"Samples: Student, {title}")
     return f"<h2>Samples</h2>\n{picture}"
 
 
@@ -392,7 +459,8 @@ def all_metrics(run: Contents) -> str:
     graded = grades(run.final, run.truth)
     names = [n for n in METRICS if n in run.final] + sorted(set(run.final) - set(METRICS))
     rows = (metric_row(run, name, graded.get(name)) for name in names)
-    body = scroll_table(rows, ("Metric", "Student", "True samples", "", ""))
+    beside = [sentence_case(title)[:-1] for title in run.columns] or [sentence_case(others(run))[:-1]]
+    body = scroll_table(rows, ("Metric", "Student", *beside, "", ""))
     return f'<h2>All metrics</h2>\n<div class="card">{body}{rules(graded, run.truth) if graded else ""}</div>'
 
 
@@ -400,10 +468,11 @@ def metric_row(run: Contents, name: str, g: Grade | None) -> str:
     """One metric."""
     metric = metric_of(name)
     kind, mark, _ = GRADES[g] if g is not None else ("none", "", "")
+    columns = [metric.show(column[name]) if name in column else "" for column in run.columns.values()]
+    beside = "".join(f'<td class="plain">{text}</td>' for text in columns or [truth(run, name)])
     return (
         f'<tr><th scope="row">{escape(metric.title)}</th><td class="number">{metric.show(run.final[name])}</td>'
-        f'<td class="plain">{truth(run, name)}</td><td class="grade {kind}">{mark}</td>'
-        f'<td class="note">{metric.meaning}</td></tr>'
+        f'{beside}<td class="grade {kind}">{mark}</td><td class="note">{metric.meaning}</td></tr>'
     )
 
 
@@ -417,8 +486,8 @@ def rules(graded: Iterable[str], truth: Mapping[str, Standard]) -> str:
         f"{METRICS[name].title} " + " and ".join(limit(name, v) for v in LIMITS[name]) for name in graded
     )
     text = (
-        f"A metric matches where it is within {MATCHING:g} standard deviations of what as many true samples score "
-        f"(the problem's reference). Otherwise its distance from their mean "
+        f"A metric matches where it is within {MATCHING:g} standard deviations of what as many true samples (of "
+        f"pictures the teacher's) score. Otherwise its distance from their mean "
         f"makes it close or rough, up to these limits: {limits}. The run has the worst of its metrics' grades, and "
         f"matches only if the two-sample test does not tell it apart at the level {LEVEL:g}."
     )

@@ -10,10 +10,11 @@ metric
     far      elsewhere.
 
 The limits are multiplied by the metric's scale: the number of modes for the modes found, d/2 for the gap of the
-log-density, which adds up over the dimensions, the data's distance E‖x − x′‖ for energy distances, and 1 elsewhere.
+log-density, which adds up over the dimensions, the data's distance E‖x − x′‖ for energy distances, the teacher's for
+Fréchet distances, and 1 elsewhere.
 
 The whole student has the worst of its metrics' grades; it matches only if a two-sample test, where there is
-one, agrees at the level 0.05.
+one, agrees at the level 0.05. Pictures are compared with what their teacher scores in as many steps as suit it best.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MATCHING = 3.0
 
 LEVEL = 0.05
 """Of the two-sample test."""
+
+P_VALUES = ("mmd_p_value", "energy_p_value")
+"""Of two-sample tests."""
 
 
 class Grade(IntEnum):
@@ -67,6 +71,9 @@ LIMITS = {
     "off_mode": (0.01, 0.05),
     "mode_tv": (0.05, 0.15),
     "energy_distance_held_out": (0.0005, 0.005),
+    "energy_distance_teacher": (0.0005, 0.005),
+    "energy_distance_data": (0.0005, 0.005),
+    "fd": (0.5, 2.0),
     "precision": (0.1, 0.3),
     "recall": (0.1, 0.3),
 }
@@ -165,5 +172,20 @@ def overall(values: Mapping[str, float], graded: Mapping[str, Grade]) -> Grade |
     if not graded:
         return None
     worst = max(graded.values())
-    rejected = values.get("mmd_p_value", 1.0) < LEVEL
-    return Grade.CLOSE if worst is Grade.MATCHES and rejected else worst
+    return Grade.CLOSE if worst is Grade.MATCHES and told_apart(values) else worst
+
+
+def told_apart(values: Mapping[str, float]) -> bool | None:
+    """Whether a two-sample test tells the student from what it is compared with; None without a test."""
+    p = next((values[name] for name in P_VALUES if name in values), None)
+    return None if p is None else p < LEVEL
+
+
+def of_teachers(columns: Mapping[str, Mapping[str, float]]) -> dict[str, Standard]:
+    """What a teacher of pictures scores, of its columns in the one of the least Fréchet distance; {} without any."""
+    own = [column for title, column in columns.items() if title.startswith("teacher") and "fd" in column]
+    if not own:
+        return {}
+    best = min(own, key=lambda column: column["fd"])
+    scales = {"fd": best["fd"], "precision": 1.0, "recall": 1.0}
+    return {name: Standard(best[name], 0.0, scale) for name, scale in scales.items() if name in best}

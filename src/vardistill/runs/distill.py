@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vardistill.diffusion import Denoiser, NoiseLevels
+from vardistill.domains.own import Own
 from vardistill.errors import UsageError
 from vardistill.objectives import Objective
-from vardistill.processes import launched
+from vardistill.processes import launched, on_main
+from vardistill.runs.experiment import finish
 from vardistill.students import Student
 from vardistill.training.checks import check_objective, check_student
 from vardistill.training.config import TrainingConfig
@@ -60,6 +62,8 @@ def distill(
         Diverged: after too many skipped steps, with a checkpoint kept.
     """
     training = TrainingConfig() if training is None else training
+    if not isinstance(training, TrainingConfig):
+        raise UsageError(f"training must be a vardistill.TrainingConfig, but is {type(training).__name__}")
     if (teacher is None) == (objective is None):
         raise UsageError("give either a teacher (for the default objective) or an objective, not both and not neither")
     if teacher is not None and data is not None:
@@ -79,4 +83,11 @@ def distill(
         if out is not None:
             folder = RunFolder(Path(out)) if resume else create(Path(out))
             held.enter_context(folder.held())
-        return Trainer(student, objective, levels, training, evaluate, folder, data, conditions).run(resume)
+        trainer = Trainer(student, objective, levels, training, evaluate, folder, data, conditions)
+        if folder is None:
+            return trainer.run()
+        own = Own(student, training, objective, trainer.draws.data, conditions)
+        trainer.evaluate = lambda average: own.metrics(average) | ({} if evaluate is None else dict(evaluate(average)))
+        run = trainer.run(resume)
+        on_main(lambda: finish(own, folder, run, objective))
+    return run

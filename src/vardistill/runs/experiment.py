@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from vardistill.devices import find_device
-from vardistill.domains.base import Domain, Finished
+from vardistill.domains.base import Domain, Finished, Measures
+from vardistill.domains.own import load_own
 from vardistill.domains.pictures.parts import Pictures
 from vardistill.domains.points.config import PointsConfig
 from vardistill.domains.points.parts import Points
@@ -162,7 +163,7 @@ def real_samples(config: Config, domain: Domain, objective: Objective) -> Sample
     return None if source is None else domain.real(source.real, source.real_samples, source.real_steps)
 
 
-def finish(domain: Domain, folder: RunFolder, run: Run, objective: Objective) -> None:
+def finish(domain: Measures, folder: RunFolder, run: Run, objective: Objective) -> None:
     """Write what a reader of the run looks at."""
     with phase("measuring the result"):
         finished: Finished = domain.finish(run.generator, objective)
@@ -170,12 +171,13 @@ def finish(domain: Domain, folder: RunFolder, run: Run, objective: Objective) ->
         write(domain, folder, finished)
 
 
-def write(domain: Domain, folder: RunFolder, finished: Finished) -> None:
+def write(domain: Measures, folder: RunFolder, finished: Finished) -> None:
     """Keep samples, tables, report and card."""
     arrays = {name: v.numpy() for name, v in finished.samples.items()}
-    with whole(folder.path / "samples.npz") as partial:
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
-    save_samples(finished.samples, domain.problem, folder.path / "samples.png")
+    if arrays:
+        with whole(folder.path / "samples.npz") as partial:
+            np.savez_compressed(partial, allow_pickle=False, **arrays)
+        save_samples(finished.samples, domain.problem, folder.path / "samples.png")
     for name, table in finished.extras.items():
         write_whole(folder.path / name, json.dumps(table, indent=2))
     write_report(folder, domain.problem, finished.table)
@@ -188,27 +190,30 @@ def keep_evaluation(folder: RunFolder, table: Any) -> None:
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
 
 
-def load_run(path: Path) -> tuple[RunFolder, Config, Student]:
-    """A finished run: its folder, configuration and student.
+def load_run(path: Path) -> tuple[RunFolder, Config | None, Student]:
+    """A finished run: its folder, its configuration, which one that was made in Python lacks, and its student.
 
     Raises:
         UsageError: where `path` is no run, the run is not finished, or its student is not one.
     """
     folder = open_run(path)
-    config: Config = config_files.read(Config, folder.config)
+    config: Config | None = config_files.read(Config, folder.config) if folder.config.is_file() else None
     if not folder.generator.is_dir():
-        raise UsageError(f"{path} has no finished generator yet: go on with `vardistill train --resume {path}`")
+        remedy = f"`vardistill train --resume {path}`" if config else "vd.distill(..., resume=True)"
+        raise UsageError(f"{path} has no finished generator yet: go on with {remedy}")
+    if config is None:
+        return folder, None, load_own(folder).student
     return folder, config, build_domain(config).load_student(folder.generator)
 
 
-def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, Any], Domain]:
+def evaluate_run(path: Path, n: int, seed: int) -> tuple[dict[str, Any], Measures]:
     """Measure a finished run's student anew and return the table, kept as `evaluation.json` where that can be written.
 
     Raises:
         UsageError: where the run cannot be used, or has nothing to measure against.
     """
     folder, config, student = load_run(path)
-    domain = load_domain(config, folder)
+    domain = load_own(folder) if config is None else load_domain(config, folder)
     table = domain.evaluate(student.to(find_device("auto")), n, seed)
     try:
         keep_evaluation(folder, table)

@@ -25,11 +25,20 @@ class SafeHubMixin(PyTorchModelHubMixin):
         """Load from a folder or, where there is none of that name, from the hub.
 
         Raises:
-            UsageError: for a path where there is no folder, or an id that the hub does not know.
+            UsageError: for a path where there is no folder, or one of something else, or an id that the hub does not
+                know.
         """
         source = pretrained_model_name_or_path
+        if (Path(source) / "model_index.json").is_file():
+            raise UsageError(
+                f"{source} is a pipeline: diffusers.DiffusionPipeline.from_pretrained loads it, and as a denoiser "
+                "vardistill.denoisers.from_diffusers"
+            )
         if Path(source).is_dir():
-            return super().from_pretrained(source, **options)
+            try:
+                return super().from_pretrained(source, **options)
+            except TypeError as error:  # of arguments that the folder's configuration lacks
+                raise UsageError(f"{source} holds no {cls.__name__}: {first_line(error)}") from error
         check_hub_id(source)
         try:
             return super().from_pretrained(source, **options)

@@ -151,6 +151,7 @@ def teacher_samples(
     rng: torch.Generator,
     steps: int = 20,
     conditions: Conditions | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> StoredSamples:
     """A stored set of the teacher's own samples: objectives that need data then need none but the teacher.
 
@@ -161,6 +162,7 @@ def teacher_samples(
         rng: draws the starting noise, on the teacher's device.
         steps: of Heun's method on Karras' grid, two evaluations each but for the last.
         conditions: drawn for the teacher; its labels stay with the samples.
+        dtype: of the noise that the sampler starts from.
 
     Raises:
         UsageError: where one of the `Labels` is not drawn once.
@@ -170,7 +172,7 @@ def teacher_samples(
     for start in range(0, n, block):
         size = min(block, n - start)
         condition = {} if conditions is None else conditions(size, rng)
-        starts.append((torch.randn(size, *data_shape, generator=rng, device=rng.device), condition))
+        starts.append((torch.randn(size, *data_shape, generator=rng, device=rng.device, dtype=dtype), condition))
     labels = [condition["labels"] for _, condition in starts if "labels" in condition]
     if labels and isinstance(conditions, Labels):
         check_drawn(torch.cat(labels), conditions)

@@ -187,7 +187,7 @@ def open_run(path: Path) -> RunFolder:
     if not path.is_dir():
         there = "it is a file" if path.exists() else "there is no such folder"
         raise UsageError(f"{path} is not a run folder: {there}")
-    if not run.config.is_file():
+    if not (run.config.is_file() or run.identity.is_file()):
         raise UsageError(f"{path} is not a run folder: it has no {run.config.name}")
     return run
 

@@ -238,7 +238,7 @@ def read(folder: RunFolder) -> dict[str, Any]:
         return {}
     try:
         kept = json.loads(folder.identity.read_text(encoding="utf-8"))
-        return {**kept, "training": dict(kept["training"])}
+        return {**kept, "training": {**kept["training"]}, "student": {**kept["student"]}}
     except UNREADABLE as error:
         raise UsageError(f"cannot read {folder.identity}: {first_line(error)}") from error
 
