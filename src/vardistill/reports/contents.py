@@ -160,7 +160,7 @@ def read(run: RunFolder, problem: Problem | None = None, evaluation: Mapping[str
         beside={
             title: v
             for title, v in beside.items()
-            if v is not None and samples is not None and v.numel() and v.shape[1:] == samples.shape[1:]
+            if v is not None and v.numel() and samples is not None and is_beside(v, samples)
         },
         bound=_bound(_read(run.path / "bound.json", _json, None)),
         problem=problem,
@@ -172,6 +172,11 @@ def read_samples(run: RunFolder, name: str = "samples") -> Tensor | None:
     """A set of the run's samples (n, *data), None where there is none; raises UsageError for a damaged file."""
     samples: Tensor | None = _read(run.path / "samples.npz", partial(_samples, name=name), None)
     return samples
+
+
+def is_beside(v: Tensor, samples: Tensor) -> bool:
+    """Whether both are pictures, or samples of one shape."""
+    return v.ndim == samples.ndim and (v.ndim == 4 or v.shape[1:] == samples.shape[1:])
 
 
 def own_standards(beside: Mapping[str, Tensor | None], std: float) -> dict[str, Standard]:
