@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,14 @@ def test_a_run_killed_before_its_first_checkpoint_is_rewound(tmp_path: Path) -> 
     write(CONFIG, folder.config)
     folder.log("train", 10, 0.1, {"loss": 1.0})
     domain = experiments.build_domain(CONFIG)
-    experiments.prepare(CONFIG, domain, folder, resume=True)
+    domain.load(None)
+    with ExitStack() as held:
+        experiments.prepare(CONFIG, domain, folder, True, held)
     assert folder.history() == []
     folder.log("train", 10, 0.1, {"loss": 1.0})
     (folder.checkpoints / "step-00000010").mkdir(parents=True)
-    experiments.prepare(CONFIG, domain, folder, resume=True)
+    with ExitStack() as held:
+        experiments.prepare(CONFIG, domain, folder, True, held)
     assert len(folder.history()) == 1
 
 
