@@ -9,6 +9,7 @@ from pathlib import Path
 from vardistill.choices import check_choices
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
+from vardistill.progress import phase
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ def main(arguments: list[str]) -> int:
     if run is None:
         raise UsageError("evaluate needs a run folder before its flags: vardistill evaluate RUN")
 
-    from vardistill.cli.tables import print_evaluation
-    from vardistill.runs.experiment import evaluate_run
+    with phase("loading PyTorch", kept=False):
+        from vardistill.cli.tables import print_evaluation
+        from vardistill.runs.experiment import evaluate_run
 
-    table, domain = evaluate_run(Path(run), parsed.num, parsed.seed)
+    with phase(f"drawing and measuring {parsed.num:,} samples", kept=False):
+        table, domain = evaluate_run(Path(run), parsed.num, parsed.seed)
     if parsed.json:
         print(json.dumps(table))
     else:

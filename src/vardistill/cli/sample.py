@@ -12,6 +12,7 @@ from vardistill.choices import check_choices
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
 from vardistill.files import whole
+from vardistill.progress import phase
 
 SUFFIXES = (".npz", ".png", "")
 """Of what samples are written as; a folder has none."""
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError("sample needs a run folder before its flags: vardistill sample RUN")
     if parsed.out.suffix not in SUFFIXES:
         raise UsageError(f"samples are written as .npz, .png or, of pictures, a folder, but --out is {parsed.out}")
-    draw(Path(run), parsed)
+    with phase(f"drawing {parsed.num:,} samples", kept=False):
+        draw(Path(run), parsed)
     print(f"{parsed.num} samples in {parsed.out}")
     return 0
 

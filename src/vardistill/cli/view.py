@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
+from vardistill.progress import phase
 
 if TYPE_CHECKING:
     from vardistill.diffusion import Denoiser
@@ -44,9 +45,11 @@ def main(arguments: list[str]) -> int:
     if run is None:
         raise UsageError("view needs a run folder before its flags: vardistill view RUN")
 
-    from vardistill.reports.view import Server
+    with phase("loading student and teacher", kept=False):
+        from vardistill.reports.view import Server
 
-    with Server(load_pair(Path(run)), parsed.port) as server:
+        pair = load_pair(Path(run))
+    with Server(pair, parsed.port) as server:
         print(f"{run} is shown at {server.url} until Ctrl-C", flush=True)
         if parsed.open:
             webbrowser.open(server.url)
