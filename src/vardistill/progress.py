@@ -85,7 +85,7 @@ def bar(
     return tqdm(
         of, total=total, initial=initial, disable=not is_first(), leave=True, mininterval=0.5 if terminal else 30.0,
         bar_format=f"{head}{{percentage:3.0f}}% {'{bar} ' if terminal else ''}{counts}",
-        file=None if terminal else _Lines(), ncols=min(WIDTH, columns()) if terminal else None,
+        file=None if terminal else _Lines(), ncols=min(WIDTH, columns()) if terminal else None, nrows=24,
     )  # fmt: skip
 
 
