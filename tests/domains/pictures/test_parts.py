@@ -385,6 +385,8 @@ def test_data_of_several_sizes_get_the_teachers(teacher_run: Path, tmp_path: Pat
     assert data is not None
     assert data.shape == (1, 8, 8)
     assert data.train.remarks == ("resized to 8×8 from 9×8 to 13×12",)
+    for change in ({"size": 8}, {"mirrored": True}):
+        refused("data must be given with size or mirrored, but is None", partial(pictures, teacher_run, **change))
 
 
 def test_the_last_row_of_a_pipeline_that_names_its_classes_is_one_of_them(tmp_path: Path) -> None:

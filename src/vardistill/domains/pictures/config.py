@@ -179,6 +179,8 @@ class PicturesConfig:
             if value := getattr(self, name):
                 object.__setattr__(self, name, located(value, BUILT_IN if name == "data" else ()))
         require("size", self.size, self.size is None or 1 <= self.size <= 4096, "from 1 to 4096")
+        changed = self.size is not None or self.mirrored  # but a teacher's own data are read as for its fit
+        require("data", self.data, self.data is not None or not changed, "given with size or mirrored")
         require("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or positive, and finite")
 
     @property
