@@ -12,13 +12,14 @@ import small_runs
 import vardistill as vd
 from linear_gaussian import Linears
 from vardistill.denoisers import GaussianMixture, Preconditioned
+from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.schedules import VE, VP, Cosine, Rectified
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
 from vardistill.objectives import DiffInstruct, VarDiU, VarFlow
 from vardistill.posteriors.few import Prior
 from vardistill.students.perceptron import MLP
-from vardistill.training.defaults import check_reach, default_levels, default_objective
+from vardistill.training.defaults import check_reach, default_levels, default_objective, with_default_levels
 
 
 def trained(d: int) -> Preconditioned:
@@ -55,6 +56,16 @@ class TestObjective:
 
 
 class TestLevels:
+    @pytest.mark.parametrize(("exact", "least"), [(True, 0.05), (False, 0.2)])
+    def test_an_unbiased_bound_of_a_trained_teacher_ends_where_its_scores_can_be_trusted(
+        self, exact: bool, least: float
+    ) -> None:
+        teacher = GaussianMixture(torch.zeros(1, 2), std=1.0) if exact else trained(2)
+        generator = MLP(data_std=2.0)
+        _, levels = with_default_levels(default_objective(teacher, generator), generator, 8)
+        assert isinstance(levels.distribution, LogNormal)
+        assert levels.distribution.base_end == levels.distribution.broad_min == pytest.approx(2 * least)
+
     def test_they_scale_with_the_data(self, rng: torch.Generator) -> None:
         small, large = (default_levels(small_runs.teacher(), std, 2).distribution for std in (1.0, 10.0))
         u = torch.rand(100, generator=rng)

@@ -121,6 +121,30 @@ def test_parts_of_a_sum_have_signs_of_their_own() -> None:
     assert names(lines) == ["idle-levels:varflow"]
 
 
+@pytest.mark.parametrize(
+    ("excess", "found"),
+    [
+        (lambda progress: 0.1 * (1 - progress), []),
+        (lambda progress: 0.02, ["behind-teacher"]),
+        (lambda progress: 0.002 + 0.006 * progress, ["leaving-teacher"]),
+        (lambda progress: 0.002 * round(40 * progress % 2), []),
+    ],
+    ids=["nearing", "far", "leaving", "noise"],
+)
+def test_evaluations_tell_of_a_student_that_is_worse_than_its_teachers_sampler(
+    excess: Callable[[float], float], found: list[str]
+) -> None:
+    lines = [
+        line
+        for train in history(lambda progress: {})
+        for line in (
+            train,
+            {"kind": "eval", "step": train["step"], "seconds": 1.0, "teacher_excess": excess(train["progress"])},
+        )
+    ]
+    assert names(lines) == found
+
+
 def test_other_lines_and_runs_without_diagnostics_are_no_matter() -> None:
     assert signs([{"kind": "eval", "step": 5, "seconds": 1.0, "critic_lag": 9.0}]) == []
     assert names([{"kind": "train", "step": 5, "seconds": 1.0, "skipped": 1.0}]) == ["skipped-updates"]
@@ -141,7 +165,7 @@ def test_a_sign_is_told_once_and_the_watch_agrees_with_the_history() -> None:
 
 
 def test_a_name_is_one_kind_of_trouble() -> None:
-    assert {rule.name for rule in RULES} == {*BROKEN, "gradient-explosion"}
+    assert {rule.name for rule in RULES} == {*BROKEN, "gradient-explosion", "behind-teacher", "leaving-teacher"}
 
 
 class TestTrainer:

@@ -132,7 +132,11 @@ class Own:
         if self.reference is None:
             return {}
         n = min(CURVE, len(self.reference.samples))
-        return self._table(average.sample(n, self.seed + 1, labels=self.labels(n)).cpu(), 0)
+        table = self._table(average.sample(n, self.seed + 1, labels=self.labels(n)).cpu(), 0)
+        if "energy_distance_teacher" in table:  # as a share of how far the teacher's samples are apart: `warning_signs`
+            spread = float(torch.pdist(self.reference.samples[:n].flatten(1)).mean())
+            table["teacher_excess"] = table["energy_distance_teacher"] / max(spread, 1e-30)
+        return table
 
     def finish(self, student: Student, objective: Objective) -> Finished:
         """Samples, beside those that they are compared with, and metrics."""

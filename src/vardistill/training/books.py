@@ -129,7 +129,7 @@ class Books:
             self.accelerator.log({f"{kind}/{name}": v for name, v in values.items()}, step=step)
         self.live |= {name: f"{values[name]:.4g}" for name in LIVE_FIGURES if name in values}
 
-    def warn(self, step: int, values: Mapping[str, float]) -> None:
+    def warn(self, step: int, values: Mapping[str, Any]) -> None:
         """Tell of signs that are new, and name those that are there in the progress bar."""
         for sign in self.watch.observe({"step": step, **values}):
             if self.accelerator.is_main_process:

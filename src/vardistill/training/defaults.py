@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vardistill.denoisers import unguided
-from vardistill.diffusion.denoiser import Denoiser, require_denoiser
+from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, require_denoiser
 from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.schedules import VE, Schedule
@@ -24,6 +24,10 @@ FEW_LATENTS = 4
 
 LEAST_LEVEL = 0.05
 """Standard deviations of the data at which noise levels end: modes of a student are not told apart below it."""
+
+TRUSTED_LEVEL = 0.2
+"""The same for an unbiased bound and a teacher that is trained: below it the bound leads the student where the
+teacher's scores are wrong and its own sampler hardly goes (docs/own_model.md, learned teachers)."""
 
 
 def default_objective(teacher: Denoiser, generator: Student) -> Objective:
@@ -60,9 +64,13 @@ def with_default_levels(objective: Objective, generator: Student, shared: int) -
     of their own.
     """
     dimension, start = math.prod(generator.data_shape), generator.initial_ratio
+    parts = objective.parts if isinstance(objective, WeightedSum) else (objective,)
+    bound = any(isinstance(part, VarDiU) and part.candidates == "batch" for part in parts)
+    least = LEAST_LEVEL if not bound or isinstance(objective.teacher, DensityDenoiser) else TRUSTED_LEVEL
 
     def levels(shared: int) -> NoiseLevels:
-        return default_levels(objective.teacher, generator.data_std, dimension, shared, start)
+        smallest = LEAST_LEVEL if shared else least
+        return default_levels(objective.teacher, generator.data_std, dimension, shared, start, smallest)
 
     if not objective.needs.groups:
         return objective, levels(0)
@@ -72,9 +80,14 @@ def with_default_levels(objective: Objective, generator: Student, shared: int) -
 
 
 def default_levels(
-    denoiser: Denoiser | None, data_std: float, dimension: int, shared: int = 0, start: float = math.inf
+    denoiser: Denoiser | None,
+    data_std: float,
+    dimension: int,
+    shared: int = 0,
+    start: float = math.inf,
+    least: float = LEAST_LEVEL,
 ) -> NoiseLevels:
-    """Half the levels anneal from √(2d) to 0.05 standard deviations σ_d of the data, half stay log-uniform in between.
+    """Half the levels anneal from √(2d) to `least` standard deviations σ_d of the data, half stay log-uniform between.
 
     √(2d) σ_d is what two points of the data are apart: noise of that size blurs all modes into one, in any dimension.
     A student that starts as a teacher's step from the ratio `start` is right above it, and the levels begin there.
@@ -84,7 +97,7 @@ def default_levels(
     Raises:
         UsageError: for a denoiser whose schedule does not reach from 0.05 σ_d to σ_d.
     """
-    largest, smallest = min(math.sqrt(2 * dimension) * data_std, start), LEAST_LEVEL * data_std
+    largest, smallest = min(math.sqrt(2 * dimension) * data_std, start), least * data_std
     annealed = LogNormal(
         base_start=largest,
         base_end=smallest,

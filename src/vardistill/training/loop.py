@@ -386,6 +386,7 @@ class Trainer:
             values = on_main(lambda: {name: float(v) for name, v in measure(self.average).items()})
         if values is not None:
             self._record("eval", values)
+            self.books.warn(self.step, {"kind": "eval", **values})
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
         costs = {"cpu_seconds": self.clock.cpu_elapsed(), "network_evaluations": float(self.evaluations)}

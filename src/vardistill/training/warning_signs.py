@@ -59,6 +59,7 @@ class Rule:
         threshold: of their running median.
         meaning: see `Sign`.
         remedy: see `Sign`.
+        kind: of the lines that have it: "train", or "eval".
         below: whether the sign is to be below the threshold, not above.
         warm_up: share of the run in which lines do not count.
         window: lines in the median.
@@ -71,6 +72,7 @@ class Rule:
     threshold: float
     meaning: str
     remedy: str
+    kind: str = "train"
     below: bool = False
     warm_up: float = WARM_UP
     window: int = WINDOW
@@ -162,6 +164,28 @@ RULES = (
         below=True,
     ),
     Rule(
+        "behind-teacher",
+        column("teacher_excess"),
+        0.01,
+        "the student is far from its teacher's own sampler, and the run is nearly over",
+        "Train longer or with a larger batch, or compare with the teacher's samples (VarFlow).",
+        kind="eval",
+        warm_up=0.8,
+        window=1,
+    ),
+    Rule(
+        "leaving-teacher",
+        column("teacher_excess"),
+        0.003,
+        "the student moves away from its teacher's own sampler, to which it was nearer: it follows errors of the "
+        "teacher's that this sampler does not meet",
+        "Compare with the teacher's samples (VarFlow), raise the smallest level, or start a critic as the teacher.",
+        kind="eval",
+        window=3,
+        against=lambda now, best: now - best,
+        best=min,
+    ),
+    Rule(
         "skipped-updates",
         column("skipped"),
         0.0,
@@ -189,15 +213,16 @@ class Watch:
     def __init__(self, history: Iterable[Line] = ()) -> None:
         self.series: dict[tuple[int, str], _Series] = {}
         self.told: set[str] = set()
+        self.progress = 0.0
         for line in history:
             self.observe(line)
 
     def observe(self, line: Line) -> list[Sign]:
         """Take a line in; the signs that come up with it for the first time in the run."""
-        if line.get("kind", "train") != "train":
-            return []
+        kind = line.get("kind", "train")
+        self.progress = number(line.get("progress", self.progress))  # of an evaluation the last train line's
         for i, rule in enumerate(RULES):
-            if number(line.get("progress", 1.0)) >= rule.warm_up:
+            if rule.kind == kind and self.progress >= rule.warm_up:
                 for part, value in rule.scalars(line).items():
                     self.series.setdefault((i, part), _Series(rule, part)).observe(value, int(line["step"]))
         new = [sign for sign in self.signs if sign.name not in self.told]
