@@ -6,7 +6,8 @@ With D_ψ the critic and gradients through x, x_t and the inputs of both denoise
 
 With an exact critic a = ½ is half the gradient of the Fisher divergence E‖s_θ − s_T‖² between the noisy marginals, and
 a = 1 half of it with the sampling law held fixed (the quadratic `SiM`); the paper's a = 1.2 is neither, and its best.
-The value may be negative and says nothing of convergence: watch metrics instead.
+The value may be negative and says nothing of convergence: watch metrics instead. For a > 1 it has no lower bound while
+the critic is wrong: with a fresh critic a = 1.2 drove the student of MoG-40 to infinity, so recipes take a = 1.
 """
 
 from __future__ import annotations

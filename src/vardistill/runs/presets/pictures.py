@@ -109,7 +109,7 @@ PICTURES = {
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**ADVERSARIAL))
     ),
-    "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(**COPY))),
+    "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(a=1.0, **COPY))),
     "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**COPY))),
     "sds": Recipe(
         "score distillation sampling: without a critic, and collapses", score_distillation(SDSConfig(), "sigma2")

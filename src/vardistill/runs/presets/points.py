@@ -103,10 +103,11 @@ def diff_instruct(critic_steps: int) -> Config:
     )
 
 
-def score_distillation(objective: Any, weight: WeightName = "one") -> Config:
-    """MoG-40 with another objective of teacher and critic, at Diff-Instruct's rates."""
+def score_distillation(objective: Any, weight: WeightName = "one", lr: float = 4e-3) -> Config:
+    """MoG-40 with another objective of teacher and critic, at Diff-Instruct's other rates."""
     base = diff_instruct(5)
-    return replace(base, objective=objective, levels=replace(base.levels, weight=weight))
+    levels, training = replace(base.levels, weight=weight), replace(base.training, lr=lr)
+    return replace(base, objective=objective, levels=levels, training=training)
 
 
 CRITIC: dict[str, Any] = {"critic_steps": 5, "critic_width": 192}
@@ -146,8 +147,10 @@ POINTS = {
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**CRITIC))
     ),
-    "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(**CRITIC))),
-    "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**CRITIC))),
+    "sid": Recipe(
+        "SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(a=1.0, **CRITIC), lr=1e-3)
+    ),
+    "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**CRITIC), lr=1e-3)),
     "sds": Recipe(
         "score distillation sampling: without a critic, and collapses",
         score_distillation(SDSConfig(), "sigma2_linear"),
