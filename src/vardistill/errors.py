@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
+
+SHOWN = 100
+"""Characters of a value that an error still shows."""
 
 
 class UsageError(ValueError):
@@ -16,7 +21,20 @@ class UsageError(ValueError):
 def require(name: str, value: object, holds: bool, rule: str) -> None:
     """Raise a UsageError that names the value unless its rule holds."""
     if not holds:
-        raise UsageError(f"{name} must be {rule}, but is {value}")
+        text = str(value)
+        shown = text if len(text) < SHOWN and "\n" not in text else f"a {type(value).__name__}"
+        raise UsageError(f"{name} must be {rule}, but is {shown}")
+
+
+def require_type(name: str, value: object, kind: type | tuple[type, ...], rule: str) -> None:
+    """Raise a UsageError that names the value's type unless it is of this kind."""
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} must be {rule}, but is {type(value).__name__}")
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise a UsageError that names the value unless it is a positive, finite number."""
+    require(name, value, isinstance(value, Real) and 0 < float(value) < math.inf, "a number, positive and finite")
 
 
 def first_line(error: BaseException) -> str:
@@ -30,8 +48,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """An error for a `name` that is not among the `known` ones; it names the nearest."""
+    if not isinstance(name, str):
+        return UsageError(f"a {kind} is told by its name, but is {type(name).__name__}")
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(names)}"

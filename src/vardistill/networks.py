@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from vardistill.errors import unknown
+from vardistill.errors import UsageError, require, unknown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -68,6 +68,35 @@ def own_precision(network: object, device: torch.device) -> AbstractContextManag
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
     return torch.autocast(device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
+
+
+def require_network(network: object) -> None:
+    """Raise UsageError for what is no network that can be called: nothing, or a class instead of an instance of it."""
+    if isinstance(network, type):
+        raise UsageError(f"the network must be an instance, but is the class {network.__name__}: build it first")
+    require("the network", network, callable(network), "a module or function of (x, time)")
+
+
+def predict(network: Callable[..., Tensor], x: Tensor, *given: Tensor | None, **condition: Tensor) -> Tensor:
+    """What a user's network returns for x (B, *data) and what else it is given, in its own precision; type of x.
+
+    Raises:
+        UsageError: for other than a tensor of floats of the shape of x, which would broadcast or fail far from here.
+    """
+    with own_precision(network, x.device):
+        out: object = network(x, *given, **condition)
+    if not isinstance(out, Tensor):
+        remedy = "its .sample" if hasattr(out, "sample") else "that tensor alone"
+        raise UsageError(
+            f"the network must return a tensor of the shape of x_t, {tuple(x.shape)}, but returns "
+            f"{type(out).__name__}: let its forward, or an nn.Module around it, return {remedy}"
+        )
+    if out.shape != x.shape or not out.is_floating_point():
+        raise UsageError(
+            f"the network must return floats of the shape of x_t, {tuple(x.shape)}, but returns {tuple(out.shape)} of "
+            f"{out.dtype}"
+        )
+    return out.to(x.dtype)
 
 
 def full_precision(layer: nn.Module, v: Tensor) -> Tensor:

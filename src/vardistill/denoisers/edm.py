@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vardistill.diffusion.schedules import VE
 from vardistill.diffusion.weights import named_weight
-from vardistill.networks import own_precision
+from vardistill.networks import predict, require_network
 
 
 class FromEDM(nn.Module):
@@ -27,6 +27,7 @@ class FromEDM(nn.Module):
 
     def __init__(self, module: Callable[..., Tensor], sigma_min: float, sigma_max: float) -> None:
         super().__init__()
+        require_network(module)
         self.module = module
         self.schedule = VE(sigma_min, sigma_max)
         self.classes = int(getattr(module, "label_dim", 0))
@@ -42,9 +43,7 @@ class FromEDM(nn.Module):
         one_hot = None
         if labels is not None and self.classes:
             one_hot = F.one_hot(labels, self.classes + 1)[:, :-1].to(x_t)
-        with own_precision(self.module, x_t.device):
-            x = self.module(x_t, sigma, one_hot)
-        return x.to(x_t.dtype)
+        return predict(self.module, x_t, sigma, one_hot)
 
     def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
         """EDM's with the module's `sigma_data`, (R,); None for a module without, which may precondition otherwise."""

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, loss_weight
+from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, loss_weight, require_denoiser
 from vardistill.diffusion.parametrisations import to_x, unit_weight
-from vardistill.diffusion.schedules import Schedule, expand
-from vardistill.networks import own_precision
+from vardistill.diffusion.schedules import Schedule, expand, require_schedule
+from vardistill.errors import UsageError, require
+from vardistill.networks import predict, require_network
 
 
 class Rescheduled(nn.Module):
@@ -22,6 +23,8 @@ class Rescheduled(nn.Module):
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule) -> None:
         super().__init__()
+        require_denoiser(denoiser, "denoiser")
+        require_schedule(schedule)
         self.denoiser = denoiser
         self.schedule = schedule
 
@@ -72,6 +75,10 @@ class FromModule(nn.Module):
         time: Callable[[Tensor], Tensor] | None,
     ) -> None:
         super().__init__()
+        require_network(module)
+        require_schedule(schedule)
+        if time is not None:
+            require("time", time, callable(time), "a function of t, such as lambda t: 999 * t")
         self.module = module
         self.schedule = schedule
         self.predicts, self.to_x, self.loss_weight = predicts, to_x(predicts), unit_weight(predicts)
@@ -80,9 +87,16 @@ class FromModule(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """E[x | x_t], shape and type of x_t."""
         alpha, sigma = self.schedule(t)
-        with own_precision(self.module, x_t.device):
-            prediction = self.module(x_t, t if self.time is None else self.time(t), **condition)
-        return self.to_x(prediction.to(x_t.dtype), x_t, expand(alpha, x_t), expand(sigma, x_t))
+        prediction = predict(self.module, x_t, t if self.time is None else self._time(t), **condition)
+        return self.to_x(prediction, x_t, expand(alpha, x_t), expand(sigma, x_t))
+
+    def _time(self, t: Tensor) -> Tensor:
+        assert self.time is not None
+        told: object = self.time(t)
+        if not isinstance(told, Tensor) or told.shape != t.shape:
+            shape = tuple(told.shape) if isinstance(told, Tensor) else type(told).__name__
+            raise UsageError(f"time must map t {tuple(t.shape)} to a tensor of its shape, but returns {shape}")
+        return told
 
 
 def from_module(
@@ -102,6 +116,7 @@ def from_module(
             `lambda t: 999 * t`; one that takes σ takes `lambda t: schedule(t)[1]`.
 
     Raises:
-        UsageError: for an unknown `predicts`.
+        UsageError: for an unknown `predicts`, or a module, schedule or time that is none; when it is called, for a
+            module that returns other than a tensor of the shape of x_t.
     """
     return FromModule(module, schedule, predicts, time)

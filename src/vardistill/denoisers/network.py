@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.noise import Noise
-from vardistill.diffusion.schedules import VE, Schedule, expand
+from vardistill.diffusion.schedules import VE, Schedule, expand, require_schedule
 from vardistill.diffusion.weights import named_weight
-from vardistill.errors import UsageError
-from vardistill.networks import own_precision
+from vardistill.errors import require_positive
+from vardistill.networks import predict, require_network
 
 
 class Preconditioned(nn.Module):
@@ -30,16 +30,17 @@ class Preconditioned(nn.Module):
         schedule: of x_t and t.
 
     Raises:
-        UsageError: unless sigma_data > 0.
+        UsageError: unless sigma_data is positive and finite, and the schedule is one.
     """
 
     def __init__(self, network: Callable[..., Tensor], sigma_data: float, schedule: Schedule | None = None) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise UsageError(f"sigma_data must be positive, but is {sigma_data:g}")
+        require_network(network)
+        require_positive("sigma_data", sigma_data)
         self.network = network
         self.sigma_data = sigma_data
         self.schedule: Schedule = VE() if schedule is None else schedule
+        require_schedule(self.schedule)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """E[x | x_t], shape and type of x_t."""
@@ -48,9 +49,8 @@ class Preconditioned(nn.Module):
         total = (ratio**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (self.sigma_data / total) ** 2, ratio * self.sigma_data / total, 1 / total
         x = x_t / expand(alpha, x_t)
-        with own_precision(self.network, x.device):
-            prediction = self.network(expand(c_in, x) * x, 0.25 * ratio.log(), **condition)
-        return expand(c_skip, x) * x + expand(c_out, x) * prediction.to(x.dtype)
+        prediction = predict(self.network, expand(c_in, x) * x, 0.25 * ratio.log(), **condition)
+        return expand(c_skip, x) * x + expand(c_out, x) * prediction
 
     def loss_weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """1/c_out² = (r² + σ_d²)/(r σ_d)², EDM's weight, (R,)."""

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.diffusion.schedules import Schedule, check_schedule, expand
 from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError, first_line
 
@@ -66,11 +66,22 @@ def dsm_weight(denoiser: Denoiser, alpha: Tensor, sigma: Tensor, sigma_data: flo
 
 def require_denoiser(denoiser: object, name: str) -> None:
     """Raise UsageError for what is no `Denoiser`, a bare network for example."""
-    if not (callable(denoiser) and hasattr(denoiser, "schedule")):  # isinstance does not see what wrappers pass on
-        raise UsageError(
-            f"the {name} must be a denoiser, E[x | x_t] with a schedule, but is {type(denoiser).__name__}: wrap it, "
-            "for example by vardistill.denoisers.from_module"
+    if isinstance(denoiser, type) or not (callable(denoiser) and hasattr(denoiser, "schedule")):
+        kind = denoiser.__name__ if isinstance(denoiser, type) else type(denoiser).__name__
+        raise UsageError(  # isinstance(Denoiser) does not see what wrappers pass on
+            f"the {name} must be a denoiser, E[x | x_t] with a schedule, but is {kind}: wrap it, for example by "
+            "vardistill.denoisers.from_module, or from_diffusers"
         )
+
+
+def remedy(error: Exception) -> str:
+    """What mends a failure of a network that torch tells in words of its own; "" for others."""
+    told = str(error)
+    if "scalar types: Long" in told:
+        return "; if its time goes into an nn.Embedding, give from_module time=lambda t: (999 * t).round().long()"
+    if "mixed dtype" in told:
+        return "; in half precision its norms do not take single precision on this device: give it as network.float()"
+    return ""
 
 
 def check_denoiser(
@@ -87,17 +98,20 @@ def check_denoiser(
         UsageError: unless shape and dtype come back, finite, the same both times, and of a `trained` one with gradient
             for its parameters.
     """
+    check_schedule(denoiser.schedule, like.device)
     x_t = torch.zeros(2, *data_shape, dtype=like.dtype, device=like.device)
     condition = condition or {}
     t = torch.full((2,), 0.5, dtype=like.dtype, device=like.device)
     try:
         with torch.set_grad_enabled(trained):
             out, again = denoiser(x_t, t, **condition), denoiser(x_t, t, **condition)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        reason, names = first_line(error), "".join(f" with {name}" for name in condition)
+    except Exception as error:  # a user's network may raise anything
+        reason, names = first_line(error) + remedy(error), "".join(f" with {name}" for name in condition)
         raise UsageError(
             f"the {name} does not take the generator's samples, {tuple(x_t.shape)} of {x_t.dtype}{names}: {reason}"
         ) from error
+    if not isinstance(out, Tensor):
+        raise UsageError(f"the {name} must return a tensor of the shape of x_t, but returns {type(out).__name__}")
     if out.shape != x_t.shape or out.dtype != x_t.dtype:
         raise UsageError(
             f"{name} and generator differ: for {tuple(x_t.shape)} of {x_t.dtype} the {name} returns "

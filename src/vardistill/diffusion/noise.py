@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.levels import LevelDistribution
-from vardistill.diffusion.schedules import Schedule, expand
+from vardistill.diffusion.schedules import Schedule, expand, require_schedule
 from vardistill.diffusion.weights import Weight
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +199,9 @@ class NoiseLevels:
     shared: int = 0
 
     def __post_init__(self) -> None:
+        require_schedule(self.schedule)
+        for name in ("distribution", "weight"):
+            require(name, getattr(self, name), callable(getattr(self, name)), "a function, see vardistill.levels")
         if self.draws < 1:
             raise UsageError(f"draws must be at least 1, but is {self.draws}")
         if self.antithetic and self.draws % 2:

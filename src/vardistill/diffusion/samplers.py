@@ -24,14 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.autograd.functional import jvp
 
-from vardistill.diffusion.denoiser import Denoiser
-from vardistill.diffusion.schedules import Schedule
-from vardistill.errors import UsageError, unknown
+from vardistill.diffusion.denoiser import Denoiser, require_denoiser
+from vardistill.diffusion.schedules import Schedule, check_schedule
+from vardistill.errors import UsageError, require, require_type, unknown
 
 T_MIN, T_MAX = 0.001, 0.999
 """Ends of the default grids: away from t = 0 and t = 1, where σ or α may vanish."""
@@ -107,7 +108,7 @@ def _heun(grid: _Grid) -> Step:
 
 
 def _ddpm(grid: _Grid) -> Step:
-    if grid.rng is None:
+    if not isinstance(grid.rng, torch.Generator):
         raise UsageError("method 'ddpm' is random: give it a torch.Generator as rng")
     q = grid.sigma[1:] * grid.alpha[:-1] / (grid.alpha[1:] * grid.sigma[:-1])
 
@@ -128,10 +129,13 @@ METHODS: dict[str, Callable[[_Grid], Step]] = {
 
 
 def _checked(times: Tensor, steps: int) -> Tensor:
+    require_type("times", times, Tensor, f"a tensor ({steps},)")
     if times.shape != (steps,):
         raise UsageError(f"times must have shape ({steps},), one a step, but have {tuple(times.shape)}")
     if not (times.diff() < 0).all():
         raise UsageError("times must decrease from noise to data, but they do not")
+    if not (times[0] <= 1 and times[-1] >= 0):
+        raise UsageError(f"times must be in [0, 1], but are from {times[0]:g} to {times[-1]:g}")
     return times
 
 
@@ -166,11 +170,14 @@ def sample(
         UsageError: for steps < 1, an unknown method, `ddpm` without rng, or times that are not `steps`
             decreasing values.
     """
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, but is {steps}")
+    require_denoiser(denoiser, "denoiser")
+    require_type("noise", noise, Tensor, "a tensor (B, *data) of floats")
+    require("noise", noise.dtype, noise.is_floating_point(), "floats")
+    require("steps", steps, isinstance(steps, Integral) and steps >= 1, "a whole number, at least 1")
     if method not in METHODS:
         raise unknown("sampling method", method, METHODS)
     if times is None:
+        check_schedule(denoiser.schedule, noise.device)
         times = karras_times(denoiser.schedule, steps)
     times = _checked(times, steps).to(noise)
     alpha, sigma = denoiser.schedule(times)

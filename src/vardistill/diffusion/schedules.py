@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 
 if TYPE_CHECKING:  # configurations name schedules without importing torch
     import torch
@@ -40,7 +40,68 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
 
 
 GRID = 1001
-"""Times at which two schedules are compared."""
+"""Times at which schedules are looked at."""
+
+
+def grid(device: torch.device | str) -> Tensor:
+    """(GRID,) times from 0 to 1, in double precision where the device has it."""
+    import torch
+
+    from vardistill.devices import WITHOUT_DOUBLES
+
+    dtype = torch.float32 if torch.device(device).type in WITHOUT_DOUBLES else torch.float64
+    return torch.linspace(0, 1, GRID, dtype=dtype, device=device)
+
+
+def require_schedule(schedule: object) -> None:
+    """Raise UsageError for what is no `Schedule`, its name or its class for example."""
+    if isinstance(schedule, type) or not (callable(schedule) and callable(getattr(schedule, "time", None))):
+        kind = schedule.__name__ if isinstance(schedule, type) else type(schedule).__name__
+        raise UsageError(
+            "the schedule must be an object with (t) -> (alpha, sigma) and time(sigma / alpha) -> t, such as "
+            f"vardistill.schedules.VP(), but is {repr(schedule) if isinstance(schedule, str) else kind}"
+        )
+
+
+def check_schedule(schedule: Schedule, device: torch.device | str = "cpu") -> None:
+    """Look at a schedule at times that cover [0, 1].
+
+    A level that comes back within 0.01 in t or 5% in the ratio will do: `time` may be an approximation.
+
+    Raises:
+        UsageError: for one whose ratio σ/α does not grow with t, or whose `time` is not the ratio's inverse.
+    """
+    import torch
+
+    require_schedule(schedule)
+    t = grid(device)
+    try:
+        with torch.no_grad():
+            alpha, sigma = schedule(t)
+            ratio = sigma / alpha
+            inside = (ratio > 0) & ratio.isfinite()
+            back = schedule.time(ratio[inside])
+            again_alpha, again_sigma = schedule(back.clamp(0, 1))
+    except Exception as error:  # a user's own may raise anything
+        raise UsageError(
+            f"the schedule {type(schedule).__name__} fails at times from 0 to 1: {first_line(error)}"
+        ) from error
+    if alpha.shape != t.shape or sigma.shape != t.shape or back.shape != t[inside].shape:
+        raise UsageError(f"the schedule {type(schedule).__name__} must return alpha, sigma and time of the shape of t")
+    if not (ratio[1:] >= ratio[:-1]).all():
+        raise UsageError(
+            f"the ratio sigma/alpha of the schedule {type(schedule).__name__} must grow with t, from the data at 0 to "
+            "the noise at 1"
+        )
+    apart = (back - t[inside]).abs()
+    known = (apart <= 0.01) | ((again_sigma / again_alpha / ratio[inside]).log().abs() <= 0.05)
+    if not known.all():
+        worst = int(torch.where(known, -1.0, apart.nan_to_num(torch.inf)).argmax())
+        raise UsageError(
+            f"time(sigma / alpha) of the schedule {type(schedule).__name__} is not its inverse: at t = "
+            f"{float(t[inside][worst]):.3g} the ratio is {float(ratio[inside][worst]):.3g}, whose time is "
+            f"{float(back[worst]):.3g}"
+        )
 
 
 def same_schedule(a: Schedule, b: Schedule, device: torch.device | str = "cpu") -> bool:
@@ -57,10 +118,7 @@ def same_schedule(a: Schedule, b: Schedule, device: torch.device | str = "cpu") 
         return True
     import torch
 
-    from vardistill.devices import WITHOUT_DOUBLES
-
-    dtype = torch.float32 if torch.device(device).type in WITHOUT_DOUBLES else torch.float64
-    t = torch.linspace(0, 1, GRID, dtype=dtype, device=device)
+    t = grid(device)
     with torch.no_grad():
         pairs = zip(a(t), b(t), strict=True)
         return all(torch.allclose(v, w.to(v), rtol=1e-6, atol=1e-12, equal_nan=True) for v, w in pairs)

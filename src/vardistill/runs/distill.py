@@ -6,6 +6,7 @@ import math
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vardistill.diffusion import Denoiser, NoiseLevels
@@ -23,6 +24,8 @@ from vardistill.training.folder import RunFolder, create
 from vardistill.training.loop import Evaluate, Run, Trainer
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def distill(
     student: Student,
     *,

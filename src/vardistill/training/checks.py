@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vardistill.diffusion import Denoiser, NoiseLevels, same_schedule
-from vardistill.errors import UsageError, first_line, unknown
+from vardistill.diffusion.schedules import expand
+from vardistill.errors import UsageError, first_line, require, require_type, unknown
 from vardistill.objectives import Objective, VarDiU
 from vardistill.objectives.base import STUDENT
 from vardistill.students.student import Student
@@ -73,6 +75,8 @@ def check_student(student: Student, conditions: Conditions | None = None) -> Non
             f"the generator must be in single or double precision, but is in {parameter.dtype}: give it as "
             "generator.float(), and precision='bf16' for networks that compute in bfloat16"
         )
+    if any(p.is_inference() for p in student.parameters()):
+        raise UsageError("the generator was made within torch.inference_mode, and cannot be trained: make it outside")
     names = student.condition_names
     if (conditions is None) != (not names):
         example = "vardistill.data.Labels(torch.ones(classes))" if names == ("labels",) else f"of {', '.join(names)}"
@@ -89,15 +93,112 @@ def check_student(student: Student, conditions: Conditions | None = None) -> Non
 
 def two_conditions(student: Student, conditions: Conditions | None) -> Mapping[str, Tensor]:
     """Conditions of two rows by name; raises UsageError unless they are those that the student takes."""
+    return drawn_conditions(student, conditions, 2)
+
+
+def drawn_conditions(student: Student, conditions: Conditions | None, n: int) -> Mapping[str, Tensor]:
+    """Conditions of n rows by name; raises UsageError unless they are those that the student takes."""
     if conditions is None:
         return {}
-    drawn = conditions(2, torch.Generator(next(student.parameters()).device).manual_seed(0))
+    require("conditions", conditions, callable(conditions), "a function of (n, rng), such as vardistill.data.Labels")
+    try:
+        drawn = conditions(n, torch.Generator(next(student.parameters()).device).manual_seed(0))
+    except Exception as error:  # a user's own may raise anything
+        raise UsageError(f"the conditions are no function of (n, rng): {first_line(error)}") from error
+    require_type("what conditions return", drawn, Mapping, "tensors by name, such as {'labels': (n,)}")
     if set(drawn) != set(student.condition_names):
         raise UsageError(
-            f"the conditions are {', '.join(sorted(drawn)) or 'none'}, but the generator takes "
+            f"the conditions are {', '.join(sorted(map(str, drawn))) or 'none'}, but the generator takes "
             f"{', '.join(sorted(student.condition_names)) or 'none'}"
         )
+    for name, v in drawn.items():
+        require_type(f"the condition {name}", v, Tensor, f"a tensor ({n}, ...)")
+        if v.ndim < 1 or len(v) != n:
+            raise UsageError(f"the condition {name} must have a row for each of {n}, but has shape {tuple(v.shape)}")
+    labels = drawn.get("labels")
+    if labels is not None and student.classes:
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise UsageError(f"labels must be ({n},) of int64, but are {tuple(labels.shape)} of {labels.dtype}")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < student.classes:
+            raise UsageError(
+                f"labels must be in [0, {student.classes}), but go from {int(labels.min())} to {int(labels.max())}"
+            )
     return drawn
+
+
+ROWS, VALUES = 256, 4096
+"""Rows on which a teacher is looked at, at most, and about how many values these have, but at least 8 rows."""
+
+DOUBTED = (0.25, 1.0, 4.0)
+"""Noise levels for that, in standard deviations of the data."""
+
+OF_DATA, OF_START = 1.5, 4.0
+"""Mean squared errors of a teacher that are doubted, in variances: of data's own samples, where the data's mean has 1,
+and of a student's start, which may lie elsewhere, so that even an exact teacher reaches 2 (noise itself: 16)."""
+
+
+UNITS = 4.0
+"""Times the generator's data_std, or parts of it, that the data's standard deviation may be."""
+
+
+@torch.no_grad()
+def doubts(
+    teacher: Denoiser | None, student: Student, data: Samples | None, conditions: Conditions | None
+) -> list[str]:
+    """Lines where data are not in the generator's units, or a teacher denoises worse than a constant would.
+
+    Noise is added to data, or else to samples of the student as it is, at three levels. This costs the teacher some 24
+    rows of pictures, of points 768.
+
+    Raises:
+        UsageError: for data that do not vary, or a teacher that returns NaN or infinity there, or changes its input.
+    """
+    if teacher is None and data is None:
+        return []
+    like = next(student.parameters())
+    n = min(ROWS, max(8, VALUES // math.prod(student.data_shape)))
+    condition = drawn_conditions(student, conditions, n)
+    rng = torch.Generator(like.device).manual_seed(0)
+    x = student(student.latents(n, rng), **condition) if data is None else data(n, rng, **condition).to(like)
+    variance = float((x - x.mean(0)).square().mean())
+    lines = []
+    if data is None:
+        variance = max(variance, student.data_std**2)
+    elif not variance > 0:
+        raise UsageError(f"the data do not vary: {n} samples of them are all the same")
+    elif not 1 / UNITS <= math.sqrt(variance) / student.data_std <= UNITS:
+        lines.append(
+            f"the data go from {float(x.min()):.3g} to {float(x.max()):.3g}, with mean {float(x.mean()):.3g} and "
+            f"standard deviation {math.sqrt(variance):.3g}, but the generator's data_std is {student.data_std:.3g}: "
+            "are they in its units?"
+        )
+    if teacher is None:
+        return lines
+    worst, limit = 0.0, OF_START if data is None else OF_DATA
+    for level in DOUBTED:
+        ratio = x.new_full((n,), level * math.sqrt(variance))
+        t = teacher.schedule.time(ratio).clamp(0, 1)
+        alpha, sigma = teacher.schedule(t)
+        eps = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+        if not torch.allclose(sigma, alpha * ratio, rtol=0.1):  # out of the schedule's reach
+            continue
+        x_t = expand(alpha, x) * x + expand(sigma, x) * eps
+        given = x_t.clone()
+        denoised = teacher(given, t, **condition)
+        if not torch.equal(given, x_t):
+            raise UsageError("the teacher's network changes its input in place: let it work on a copy")
+        if not denoised.isfinite().all():
+            raise UsageError(f"the teacher returns NaN or infinity at t = {float(t[0]):.3g}")
+        worst = max(worst, float((denoised - x).square().mean()) / variance)
+    if worst <= limit:
+        return lines
+    of = "the data" if data is not None else "the generator's start"
+    lines.append(
+        f"the teacher denoises {of} {math.sqrt(worst):.3g} times worse than their mean would, root mean square over "
+        "noise of 1/4 to 4 standard deviations: is it trained, and are predicts=, time= (which a network of 1000 steps "
+        "needs), its schedule and data_std right?"
+    )
+    return lines
 
 
 def check_objective(objective: Objective) -> None:
@@ -264,8 +365,8 @@ def real_samples(
             f"{type(objective).__name__} compares with real samples: give data, a tensor of them or a function "
             "(vardistill.data.teacher_samples makes some of a teacher)"
         )
-    if isinstance(data, Tensor):
-        data = StoredSamples(data)
+    if not isinstance(data, StoredSamples) and (isinstance(data, Tensor) or not callable(data)):
+        data = StoredSamples(data)  # which says what it wants
     if isinstance(data, StoredSamples):
         data = data.to(like)
         known = student.classes if data.by_label is None else len(data.by_label.counts)

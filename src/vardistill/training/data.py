@@ -18,13 +18,21 @@ from torch import Tensor
 
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.samplers import sample
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line, require, require_type
 
 Samples = Callable[..., Tensor]
 """n, a generator of random numbers and, by keyword, n conditions → (n, *data) samples, independent given these."""
 
 Conditions = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 """n and a generator of random numbers → n conditions by name, for example {"labels": (n,)}."""
+
+AS_TENSOR = {
+    "ndarray": "torch.from_numpy(data).float()",
+    "list": "torch.tensor(data)",
+    "DataLoader": "torch.cat([batch for batch in loader]), without labels",
+    "str": "load it",
+}
+"""What makes a tensor of other kinds of data."""
 
 BLOCK, VALUES = 8192, 2**19
 """Samples, and values of these, that a teacher draws at once, at most."""
@@ -41,6 +49,7 @@ class Labels:
     """
 
     def __init__(self, frequencies: Tensor) -> None:
+        require_type("frequencies", frequencies, Tensor, "a tensor (K,), such as torch.ones(K)")
         if frequencies.ndim != 1 or not (frequencies >= 0).all() or not 0 < float(frequencies.sum()) < float("inf"):
             raise UsageError(
                 f"frequencies must be (K,), finite, not negative and not all 0, but are {frequencies.tolist()}"
@@ -65,6 +74,17 @@ class StoredSamples:
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
+        if not isinstance(data, Tensor):
+            raise UsageError(
+                f"data must be a tensor (n, *data) of floats, or a function of (n, rng), but is {type(data).__name__}: "
+                f"{AS_TENSOR.get(type(data).__name__, 'torch.stack its samples')}"
+            )
+        if not data.is_floating_point() or data.layout != torch.strided or data.is_meta:
+            raise UsageError(
+                f"data must be a dense tensor of floats in the units of generator and teacher, but is of {data.dtype}: "
+                "pictures of 0 to 255 for example are data.float() / 127.5 - 1"
+            )
+        data = data.detach().clone() if data.is_inference() else data.detach()
         if data.ndim < 2 or data.numel() == 0:
             raise UsageError(f"data must be (n, *data) with n at least 1, but has shape {tuple(data.shape)}")
         if not data.isfinite().all():
@@ -89,6 +109,7 @@ class StoredSamples:
 
 
 def _checked(labels: Tensor, n: int) -> Tensor:
+    require_type("labels", labels, Tensor, f"a tensor of {n} integers from 0")
     if labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0:
         raise UsageError(f"labels must be {n} integers from 0, one a sample, but are {tuple(labels.shape)}")
     return labels
@@ -167,6 +188,9 @@ def teacher_samples(
     Raises:
         UsageError: where one of the `Labels` is not drawn once.
     """
+    require("n", n, isinstance(n, int) and n >= 1, "a whole number, at least 1")
+    require("data_shape", data_shape, isinstance(data_shape, tuple), "a tuple, such as (2,)")
+    require_type("rng", rng, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
     block = min(BLOCK, max(1, VALUES // math.prod(data_shape)))
     starts: list[tuple[Tensor, Mapping[str, Any]]] = []
     for start in range(0, n, block):
@@ -199,9 +223,13 @@ def check_samples(
     condition: Mapping[str, Tensor] = {} if conditions is None else conditions(2, rng)
     try:
         two = samples(2, rng, **condition)
-    except TypeError as error:
+    except UsageError:
+        raise
+    except Exception as error:  # a user's own may raise anything
         names = ", ".join(["n", "rng", *condition])
-        raise UsageError(f"the data are no function of ({names}): {error}") from error
+        raise UsageError(f"the data are no function of ({names}): {first_line(error)}") from error
+    require_type("what data return", two, Tensor, "a tensor (n, *data)")
+    require("what data return", two.dtype, two.is_floating_point(), "floats")
     if len(two) != 2:
         raise UsageError(f"the data must give as many samples as they are asked for, but of 2 gave {len(two)}")
     if tuple(two.shape) != (2, *data_shape):

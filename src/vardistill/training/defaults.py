@@ -12,7 +12,7 @@ from vardistill.denoisers import unguided
 from vardistill.diffusion.denoiser import Denoiser, DensityDenoiser, require_denoiser
 from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import NoiseLevels
-from vardistill.diffusion.schedules import VE, Schedule
+from vardistill.diffusion.schedules import VE, Schedule, check_schedule
 from vardistill.diffusion.weights import named_weight
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, Objective, VarDiU, WeightedSum
@@ -115,6 +115,7 @@ def default_levels(
 
 def check_reach(schedule: Schedule, data_std: float) -> None:
     """Raise UsageError unless the schedule's ratios σ_t/α_t reach from 0.05 σ_d to σ_d."""
+    check_schedule(schedule)
     alpha, sigma = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
     lowest, highest = (sigma / alpha).tolist()
     if not (lowest <= LEAST_LEVEL * data_std and data_std <= highest):

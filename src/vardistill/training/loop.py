@@ -40,6 +40,7 @@ from vardistill.objectives import Objective, Update
 from vardistill.objectives.base import STUDENT
 from vardistill.objectives.diagnostics import diversities, low_level_share
 from vardistill.processes import launched, on_main, several_on_cpu, shielded, synchronise
+from vardistill.progress import say
 from vardistill.students.student import Student
 from vardistill.training import checkpoints, identity
 from vardistill.training.books import Books, StopRequest
@@ -47,6 +48,7 @@ from vardistill.training.checks import (
     check_networks,
     check_settings,
     check_tracker,
+    doubts,
     real_samples,
     trained_networks,
 )
@@ -141,6 +143,10 @@ class Trainer:
             device,
             self.dtype,
         )
+        with evaluation_mode(student):
+            lines = doubts(objective.teacher and unguided(objective.teacher), student, self.draws.data, conditions)
+        for line in lines if self.accelerator.is_main_process else ():
+            say(f"warning: {line}")
         self.trainable = {
             name: [p for p in network.parameters() if p.requires_grad] for name, network in self.networks.items()
         }
