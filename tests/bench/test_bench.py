@@ -712,7 +712,7 @@ def test_the_command_runs_a_bench_and_says_what_failed(capsys, monkeypatch, tmp_
     assert cli.run(words) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == "vardistill: 1 of the bench's cells failed: worse_true_mog40_seed0"
-    assert "[3/3]" in captured.err
+    assert captured.err.startswith("fake: 3 runs of 30 steps, 2 at a time")
     assert f"report: {tmp_path / 'b' / 'report.html'}" in captured.out
     befall(monkeypatch)
     assert cli.run([*words, "--report-only"]) == 1
@@ -725,7 +725,8 @@ def test_a_stopped_command_says_how_to_go_on(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(running, "_run_tasks", press_ctrl_c)
     assert cli.run(["bench", "smoke", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "vardistill: interrupted; the same command goes on where this stopped\n"
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "vardistill: interrupted; the same command goes on where this stopped"
 
 
 def test_report_writes_a_benchs_page_anew(capsys, monkeypatch, unbroken, tmp_path):
@@ -740,7 +741,7 @@ def test_report_writes_a_benchs_page_anew(capsys, monkeypatch, unbroken, tmp_pat
 
 def test_without_a_name_the_benches_are_listed(capsys):
     assert cli.run(["bench"]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for name, bench in BENCHES.items():
         assert name in out
         assert bench.about in out

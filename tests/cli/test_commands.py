@@ -41,11 +41,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that a mistake gets, with exit code 2 and nothing on stdout."""
+    """The one line that a mistake gets, after what was said of the run; with exit code 2 and nothing on stdout."""
     assert cli.run(list(words)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    (line,) = captured.err.strip().splitlines()
+    *said, line = captured.err.strip().splitlines()
+    assert not any("vardistill:" in word for word in said)
+    assert "Traceback" not in captured.err
     return line
 
 

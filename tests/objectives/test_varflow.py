@@ -33,8 +33,8 @@ from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
 from vardistill.objectives import VarFlow
 from vardistill.objectives.varflow import Cross
+from vardistill.runs import distill as distill_module
 from vardistill.runs.distill import distill
-from vardistill.training import loop as training_module
 from vardistill.training.checks import check_batch
 from vardistill.training.loop import Trainer
 
@@ -437,7 +437,7 @@ class TestEndToEnd:
 
         for name, value in small_runs.launched(processes).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(training_module, "Trainer", trainer)
+        monkeypatch.setattr(distill_module, "Trainer", trainer)
         with pytest.raises(KeyboardInterrupt):
             distill(small_runs.generator(), objective=VarFlow(), training=small_runs.config(batch=batch))
 

@@ -197,7 +197,7 @@ def test_runs_on_pictures_survive_the_disk(tmp_path: Path) -> None:
     assert from_dict(Config, to_dict(config)) == config
     write(config, tmp_path / "config.yaml")
     assert read(Config, tmp_path / "config.yaml") == config
-    assert "teacher: somewhere/täg\n  data: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
+    assert "teacher: somewhere/täg\n  variant: null\n  data: hf:日本\n" in (tmp_path / "config.yaml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("guidance", [-1.0, math.inf, math.nan])

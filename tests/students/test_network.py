@@ -203,7 +203,7 @@ def test_the_configuration_says_nothing_of_where_the_teacher_came_from(tmp_path:
         assert "secret-place" not in text
         assert str(tmp_path) not in text
     config = json.loads((tmp_path / "student" / "config.json").read_text())
-    assert config.keys() == {"network", "scheduler", "times", "classes", "data_std"}
+    assert config.keys() == {"network", "scheduler", "times", "classes", "data_std", "latents"}
     notes = {name for part in ("network", "scheduler") for name in config[part] if name.startswith("_")}
     assert notes == {"_class_name"}
 

@@ -315,7 +315,7 @@ class TestSkipping:
             small_distill(objective=objective, training=training, **options)
         run = small_distill(objective=small_runs.objective("learned"), training=training, resume=True, **options)
         assert run.history[-1]["step"] == 20
-        assert run.history[-1]["skipped"] == 4
+        assert [line["skipped"] for line in run.history if "skipped" in line][-1] == 4
         assert all(p.isfinite().all() for p in run.generator.parameters())
 
 

@@ -121,8 +121,10 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
         return
     if launched() > 1:
         raise UsageError("several processes need to be told their common run folder: give --out")
+    parent = Path("runs")
+    is_new = not parent.exists()
     for number in count(1):
-        path = Path("runs") / f"{name}-{number:03d}"
+        path = parent / f"{name}-{number:03d}"
         try:
             path.mkdir(parents=True)
             break
@@ -135,6 +137,8 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is not empty: a run's
             path.rmdir()
+            if is_new:
+                parent.rmdir()
 
 
 def _start(arguments: list[str]) -> tuple[str, Config, list[str]]:

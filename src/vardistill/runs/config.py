@@ -14,7 +14,7 @@ import tyro
 from vardistill.choices import check_choices
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
-from vardistill.domains.points.config import PointsConfig, PointsTeachConfig
+from vardistill.domains.points.config import SCALES, PointsConfig, PointsTeachConfig
 from vardistill.errors import UsageError
 from vardistill.objectives.registry import ObjectiveConfig
 from vardistill.objectives.vardiu import VarDiUConfig
@@ -46,7 +46,8 @@ class Config:
         domain = data.get("domain")
         of = domain.get("problem", domain.get("kind", "")) if isinstance(domain, Mapping) else ""
         levels = data.get("levels")
-        if of not in ("", "mog40", "points") and not (isinstance(levels, Mapping) and "distribution" in levels):
+        known = of in SCALES or of == "pictures"  # what is not is refused by name
+        if known and of != "mog40" and not (isinstance(levels, Mapping) and "distribution" in levels):
             raise UsageError(
                 f"{where} needs levels with a distribution, as those of mog40 do not fit {of}: take a preset's"
             )

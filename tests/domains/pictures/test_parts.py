@@ -411,7 +411,7 @@ def test_labels_of_the_data_are_left_out_for_an_unconditional_teacher(tmp_path: 
 
 def test_teachers_that_are_none_are_refused(teacher_run: Path, tmp_path: Path) -> None:
     refused("no teacher: give --teacher FOLDER", lambda: pictures(""))
-    refused("cannot read model_index.json of the pipeline", lambda: load_teacher(str(tmp_path / "nowhere")))
+    refused("there is no folder .*nowhere", lambda: load_teacher(str(tmp_path / "nowhere")))
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(teacher_run / "config.yaml", unfinished)
