@@ -165,7 +165,7 @@ def test_fits_a_gaussian_to_its_closed_form(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan])
 def test_refused_sigma_data(sigma_data: float) -> None:
-    with pytest.raises(UsageError, match="sigma_data must be positive"):
+    with pytest.raises(UsageError, match="sigma_data must be a number, positive"):
         Preconditioned(nn.Identity(), sigma_data)
 
 

@@ -277,7 +277,7 @@ def test_randomness_comes_from_rng() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, but is 0"),
+        ({"steps": 0}, "steps must be a whole number, at least 1, but is 0"),
         ({"method": "huen"}, "did you mean heun"),
         ({"method": "ddpm"}, "torch.Generator"),
         ({"times": torch.tensor([0.9, 0.5])}, r"shape \(3,\)"),

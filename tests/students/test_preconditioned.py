@@ -43,7 +43,7 @@ def test_a_student_of_points_starts_as_a_teacher_of_its_sizes() -> None:
         ({"schedule": "pv"}, "unknown schedule 'pv'"),
         ({"activation": "sulu"}, "unknown activation 'sulu'"),
         ({"width": 0}, "width must be at least 1, but is 0"),
-        ({"data_std": 0.0}, "sigma_data must be positive"),
+        ({"data_std": 0.0}, "sigma_data must be a number, positive"),
         ({"times": ()}, "must be in .* but are none"),
     ],
 )

@@ -134,8 +134,6 @@ def _checked(times: Tensor, steps: int) -> Tensor:
         raise UsageError(f"times must have shape ({steps},), one a step, but have {tuple(times.shape)}")
     if not (times.diff() < 0).all():
         raise UsageError("times must decrease from noise to data, but they do not")
-    if not (times[0] <= 1 and times[-1] >= 0):
-        raise UsageError(f"times must be in [0, 1], but are from {times[0]:g} to {times[-1]:g}")
     return times
 
 

@@ -145,13 +145,13 @@ UNITS = 4.0
 def doubts(
     teacher: Denoiser | None, student: Student, data: Samples | None, conditions: Conditions | None
 ) -> list[str]:
-    """Lines where data are not in the generator's units, or a teacher denoises worse than a constant would.
+    """Lines where data do not vary or are not in the generator's units, or a teacher denoises worse than a constant would.
 
     Noise is added to data, or else to samples of the student as it is, at three levels. This costs the teacher some 24
     rows of pictures, of points 768.
 
     Raises:
-        UsageError: for data that do not vary, or a teacher that returns NaN or infinity there, or changes its input.
+        UsageError: for a teacher that returns NaN or infinity there, or changes its input.
     """
     if teacher is None and data is None:
         return []
@@ -165,7 +165,7 @@ def doubts(
     if data is None:
         variance = max(variance, student.data_std**2)
     elif not variance > 0:
-        raise UsageError(f"the data do not vary: {n} samples of them are all the same")
+        return [f"the data do not vary: {n} samples of them are all the same"]
     elif not 1 / UNITS <= math.sqrt(variance) / student.data_std <= UNITS:
         lines.append(
             f"the data go from {float(x.min()):.3g} to {float(x.max()):.3g}, with mean {float(x.mean()):.3g} and "
