@@ -145,7 +145,7 @@ UNITS = 4.0
 def doubts(
     teacher: Denoiser | None, student: Student, data: Samples | None, conditions: Conditions | None
 ) -> list[str]:
-    """Lines where data do not vary or are not in the generator's units, or a teacher denoises worse than a constant would.
+    """Lines where data do not vary or are in other units, or a teacher denoises worse than a constant would.
 
     Noise is added to data, or else to samples of the student as it is, at three levels. This costs the teacher some 24
     rows of pictures, of points 768.
