@@ -379,7 +379,7 @@ def found_variant(source: str, part: str, variant: str | None) -> str | None:
 
 
 def variant_of(name: str) -> str | None:
-    """Of a file of weights: `WEIGHTS`[.VARIANT].safetensors, with -00001-of-00002 in it where they are in parts."""
+    """Of a file of weights, as in `diffusion_pytorch_model.fp16.safetensors`; None for one without a variant."""
     return re.sub(r"-\d+-of-\d+", "", name.removeprefix(WEIGHTS).removesuffix(".safetensors")).lstrip(".") or None
 
 
