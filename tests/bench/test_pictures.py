@@ -28,7 +28,7 @@ def small(config: Config) -> Config:
 
 def tiny_fit(data: str) -> pictures.PicturesTeachConfig:
     return pictures.PicturesTeachConfig(
-        data, pictures.UNetConfig((8, 16)), steps=4, batch=8, checkpoint_every=2, eval_samples=12
+        data, network=pictures.UNetConfig((8, 16)), steps=4, batch=8, checkpoint_every=2, eval_samples=12
     )
 
 
