@@ -78,11 +78,14 @@ def test_bad_names_and_models_are_refused(tmp_path: Path) -> None:
         load_features(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    for name in (tmp_path, tmp_path / "nothing", "no/such-model"):
+    for name in (tmp_path, "no/such-model"):
         with pytest.raises(UsageError, match="neither a saved classifier's folder nor a vision model"):
             load_features(name)
+    for name in (tmp_path / "nothing", "nothing"):  # no id of the hub either
+        with pytest.raises(UsageError, match=f"there is no folder {name}"):
+            load_features(name)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UsageError, match="not one of vardistill's"):
+    with pytest.raises(UsageError, match="holds no Classifier"):
         load_features(tmp_path)
 
 

@@ -105,7 +105,7 @@ def load_features(name: str | Path) -> Features:
     path = Path(name)
     if path.is_dir() and "model_type" not in _json(path / "config.json"):
         return ClassifierFeatures(load_classifier(path), path.resolve().name)
-    if not path.is_dir() and len(path.parts) > 1:
+    if not path.is_dir():
         check_hub_id(name)
     return _load_vision_model(str(name))
 
