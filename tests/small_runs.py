@@ -153,7 +153,15 @@ def levels(kind: str = "batch", **options: Any) -> NoiseLevels:
 
 
 def config(**options: Any) -> TrainingConfig:
-    defaults = {"steps": 20, "batch": 8, "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "lr": 1e-2}
+    defaults = {
+        "steps": 20,
+        "batch": 8,
+        "eval_samples": 100,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "lr": 1e-2,
+    }
     return TrainingConfig(**{"device": "cpu", "tracker": "none"} | defaults | options)
 
 

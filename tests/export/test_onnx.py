@@ -75,10 +75,8 @@ def of_points() -> DenoisingStudent:
 
 
 STUDENTS = {
-    "adapted": adapted,
     "ddpm": lambda: student(None, diffusers.DDPMScheduler()),
     "adapted-2": lambda: adapted(steps=2),
-    "ddpm-2": lambda: student(None, diffusers.DDPMScheduler(), steps=2),
     "flow-2": lambda: student(None, diffusers.FlowMatchEulerDiscreteScheduler(), steps=2),
     "variance-labels-4": lambda: student(3, diffusers.DDPMScheduler(), steps=4, channels=3, out_channels=6),
     "latents-v": lambda: student(None, diffusers.DDIMScheduler(prediction_type="v_prediction"), channels=4),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vardistill.metrics import evaluate
 from vardistill.networks import LevelMLP
 from vardistill.objectives import VarDiU, VarFlow
 from vardistill.posteriors.few import Prior
+from vardistill.runs import experiment
 from vardistill.runs.distill import distill
 from vardistill.students.perceptron import MLP
 from vardistill.training.config import TrainingConfig
@@ -49,6 +50,15 @@ def train(folder: Path, **options: Any) -> torch.Tensor:
     defaults = {"objective": vardiu(), "levels": STILL, "training": training, "out": folder}
     run = distill(options.pop("student", None) or small_runs.generator(), **defaults | options)
     return torch.cat([p.flatten() for p in run.generator.parameters()]).detach()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_report() -> Iterator[None]:
+    """Its figures take far longer than the runs here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "write_report", lambda *_: None)
+        patch.setattr(experiment, "save_samples", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -40,13 +40,13 @@ def test_density_is_that_of_fab(rng: torch.Generator) -> None:
 
 @pytest.mark.slow
 def test_reference_floor_of_log_mmd() -> None:
-    """Seed 4: the mean of 20 comparisons within 4.5 standard errors of the reference: 7e-6."""
-    problem, rng, repeats = MoG40(), torch.Generator().manual_seed(4), 20
+    """Seed 4: the mean of 10 comparisons within 4.5 standard errors, 7e-6; their spread by χ², 6e-5."""
+    problem, rng, repeats = MoG40(), torch.Generator().manual_seed(4), 10
     n = problem.reference.samples
     floor = torch.tensor([log_mmd(problem.sample(n, rng), problem.sample(n, rng)) for _ in range(repeats)])
     tolerance = 4.5 * problem.reference.log_mmd_std / math.sqrt(repeats)
     assert float(floor.mean()) == pytest.approx(problem.reference.log_mmd, abs=tolerance)
-    assert 0.4 < float(floor.std()) / problem.reference.log_mmd_std < 1.8
+    assert 0.25 < float(floor.std()) / problem.reference.log_mmd_std < 2.1
 
 
 def test_scale_of_the_data(rng: torch.Generator) -> None:
