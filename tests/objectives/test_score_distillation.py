@@ -1,75 +1,38 @@
-"""Objectives with a critic in one dimension, where everything is closed form: x = a z, data N(0, s²) and α = 1.
-
-With A = a² + σ², S = s² + σ² and k = 1/A − 1/S the exact critic's score is −x/A, the teacher's −x/S. A Gauss–Hermite
-rule over (z, ε) gives expectations, and those of gradients, without Monte-Carlo error.
-"""
+"""Objectives with a critic against their closed forms, and the features that discriminators see."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from linear_gaussian import GaussianDenoiser, Linear, gauss_hermite
+from one_dimension import (
+    SIGMA,
+    ExactHead,
+    S,
+    critic,
+    draw_of,
+    every_scale,
+    normaliser,
+    perceptron,
+    reverse_kl,
+    slope,
+    teacher,
+)
 from tiny_models import tiny_unet
-from vardistill.denoisers import GaussianMixture, Preconditioned
 from vardistill.denoisers.diffusers import DiffusersDenoiser
 from vardistill.denoisers.features import features, features_and_mean, inner_layer
 from vardistill.diffusion import Denoiser
-from vardistill.diffusion.noise import Draw, Noise
-from vardistill.diffusion.schedules import VE
+from vardistill.diffusion.noise import Draw
 from vardistill.errors import UsageError
-from vardistill.networks import LevelMLP
-from vardistill.objectives import DMD, DMD2, SDS, DiffInstruct, FDistill, Head, Objective, SiD, SiM, f_distill
-from vardistill.objectives.critic import error_of
+from vardistill.objectives import DMD, DMD2, SDS, DiffInstruct, FDistill, Head, SiD, SiM, f_distill
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-S_DATA, SIGMA = 1.3, 0.7
-S = S_DATA**2 + SIGMA**2
-
-every_scale = pytest.mark.parametrize("a", [0.8, 1.3, 1.9])
-
-
-def teacher() -> GaussianMixture:
-    return GaussianMixture(torch.zeros(1, 1), std=S_DATA, schedule=VE())
-
-
-def critic(a: float) -> GaussianDenoiser:
-    return GaussianDenoiser(torch.zeros(1), torch.tensor([[a]]), VE())
-
-
-def draw_of(a: float, nodes: int = 3, weight: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Draw, Linear]:
-    """A rule over (z, ε) as a draw; `weight`, of (x, x_t), is multiplied with the rule's."""
-    points, weights = gauss_hermite(2, nodes)
-    z, eps = points.split([1, 1], 1)
-    generator = Linear(torch.tensor([[a]]), torch.zeros(1))
-    t = VE().time(torch.full((len(z),), SIGMA))
-    alpha, sigma = VE()(t)
-    x = generator(z)
-    extra = 1.0 if weight is None else weight(x.detach(), x.detach() + SIGMA * eps).flatten()
-    return Draw(z, x, Noise(t, alpha, sigma, weights * extra, eps, len(z)), generator), generator
-
-
-def slope(objective: Objective, draw: Draw, generator: Linear) -> float:
-    """The gradient of the mean loss in a."""
-    (gradient,) = torch.autograd.grad(objective.generator_loss(draw).sum(), generator.A)
-    return float(gradient)
-
-
-def normaliser(x: Tensor, x_t: Tensor) -> Tensor:
-    """N, by which DMD and SiD divide."""
-    return error_of(x_t * S_DATA**2 / S, x)
-
-
-def reverse_kl(a: float) -> float:
-    """d/da KL(N(0, A) ‖ N(0, S))."""
-    return a * (1 / S - 1 / (a**2 + SIGMA**2))
 
 
 @every_scale
@@ -106,11 +69,6 @@ def test_sim_is_the_fisher_divergence_under_a_frozen_law(a: float) -> None:
     assert found == pytest.approx(SIGMA**2 * 4 * a * (1 / S - 1 / A) / A, abs=1e-8)
 
 
-def perceptron(seed: int) -> Preconditioned:
-    torch.manual_seed(seed)
-    return Preconditioned(LevelMLP(1, 1, depth=2, width=8), S_DATA, VE())
-
-
 def test_sim_with_squares_is_sid_row_by_row() -> None:
     own = perceptron(0)
     draw, generator = draw_of(0.8, nodes=5)
@@ -128,18 +86,6 @@ def test_a_wide_pseudo_huber_distance_is_half_the_square() -> None:
     square = SiM(teacher(), critic(1.1), distance="square").generator_loss(draw)
     wide = SiM(teacher(), critic(1.1), c=1e5).generator_loss(draw)
     torch.testing.assert_close(1e5 * wide, square / 2, atol=1e-9, rtol=1e-6)
-
-
-class ExactHead(nn.Module):
-    """log p_d^t/p_θ^t, whatever the critic's features."""
-
-    def __init__(self, a: float) -> None:
-        super().__init__()
-        self.A = a**2 + SIGMA**2
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def logits(self, critic: Denoiser, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        return (0.5 * torch.tensor(self.A / S).log() + x_t.pow(2) * (1 / self.A - 1 / S) / 2).flatten()
 
 
 def of_divergence(a: float, divergence: Any, **weights: float) -> FDistill:

@@ -287,7 +287,7 @@ class TestMistakes:
             ),
             (
                 lambda: [Part(VarDiU(TEACHER, posterior(), candidates=2), levels=OWN)],
-                "draws candidates from its posterior needs the run's levels",
+                "needs further latents or noise needs the run's levels",
             ),
             (
                 lambda: [Part(VarFlow(), levels=replace(OWN, shared=0))],

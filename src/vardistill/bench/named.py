@@ -108,8 +108,23 @@ SMOKE = {
     "Diff-Instruct": replace(tiny(diff_instruct(2)), objective=DiffInstructConfig(2, critic_depth=1, critic_width=16)),
 }
 
-ZOO = {"DMD": "dmd", "DMD2": "dmd2", "f-distill": "f-distill", "SiD": "sid", "SiM": "sim", "SDS": "sds"}
-"""Objectives of teacher and critic, and the name of their recipe."""
+ZOO = {
+    "DMD": "dmd",
+    "DMD2": "dmd2",
+    "f-distill": "f-distill",
+    "SMD": "smd",
+    "SMT": "smt",
+    "SiD": "sid",
+    "SiDA": "sida",
+    "SiM": "sim",
+    "Moment matching": "moment-matching",
+    "EMD": "emd",
+    "SDS": "sds",
+}
+"""Further objectives, and the name of their recipe."""
+
+OF_FEATURES = {"LADD": "ladd", "ADD": "add", "ADM": "adm"}
+"""Those whose discriminator sees a learned teacher's features."""
 
 OBJECTIVES = {
     "VarDiU, batch candidates": DEMO,
@@ -127,7 +142,17 @@ OBJECTIVES = {
 }
 """What MoG-40 is distilled with."""
 
+ADVERSARIAL = {name: POINTS[key].config for name, key in OF_FEATURES.items()}
+"""What MoG-40 is distilled with where the teacher is a network."""
+
 TEACHERS: dict[str, Changes] = {kind: {"teacher": TeacherConfig(kind)} for kind in ("true", "empirical", "learned")}
+
+
+def on_mog40(seeds: int) -> list[Cell]:
+    """Every objective with every teacher that it can have."""
+    learned = {"learned": TEACHERS["learned"]}
+    return [*grid(OBJECTIVES, TEACHERS, seeds=seeds), *grid(ADVERSARIAL, learned, seeds=seeds)]
+
 
 MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
 
@@ -245,7 +270,7 @@ PICTURES = {
     "VarFlow": pictures.VARFLOW,
     "VarDiU": pictures.VARDIU,
     "VarDiU + VarFlow": pictures.VARDIU_VARFLOW,
-    **{name: pictures.PICTURES[key].config for name, key in ZOO.items()},
+    **{name: pictures.PICTURES[key].config for name, key in (ZOO | OF_FEATURES).items()},
 }
 """What pictures are distilled with."""
 
@@ -295,7 +320,7 @@ _ALL = (
     Bench(
         "mog40",
         "objectives on MoG-40 with its true, an empirical and a learned teacher",
-        lambda seeds: grid(OBJECTIVES, TEACHERS, seeds=seeds),
+        on_mog40,
         metrics=("log_density", *QUALITY, "gap", "critic_error", "gradient_bias"),
         curves=("log_mmd", "dikl"),
         budget=Budget("cpu", 3),

@@ -1,4 +1,4 @@
-"""What a denoiser's network sees: the features of an inner layer, for discriminators and for distances.
+"""What a denoiser's network sees: the features of an inner layer, for discriminators, distances and conditions.
 
 The layer is the middle block of a U-Net and the last hidden layer of a perceptron.
 """
@@ -29,7 +29,7 @@ def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) ->
         raise _Reached(output)
 
     try:
-        _watched(denoiser, reached, x_t, t, **condition)
+        through_inner(denoiser, reached, x_t, t, **condition)
     except _Reached as found:
         output: Tensor = found.args[0]
         return output.to(x_t.dtype)
@@ -39,15 +39,17 @@ def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) ->
 def features_and_mean(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
     """φ(x_t, t) and E[x | x_t] in one run of the network; see `features`."""
     seen: list[Tensor] = []
-    denoised = _watched(denoiser, seen.append, x_t, t, **condition)
+    denoised = through_inner(denoiser, seen.append, x_t, t, **condition)
     return seen[0].to(x_t.dtype), denoised
 
 
-def _watched(denoiser: Denoiser, watch: Callable[[Tensor], None], *inputs: Tensor, **condition: Tensor) -> Tensor:
-    """The denoiser's result; `watch` sees what its inner layer returns."""
-    hook = inner_layer(denoiser).register_forward_hook(lambda module, args, output: watch(output))
+def through_inner(
+    denoiser: Denoiser, act: Callable[[Tensor], Tensor | None], x_t: Tensor, t: Tensor, **condition: Tensor
+) -> Tensor:
+    """E[x | x_t]; `act` sees what the inner layer returns, and what it returns itself, if anything, takes its place."""
+    hook = inner_layer(denoiser).register_forward_hook(lambda module, args, output: act(output))
     try:
-        return denoiser(*inputs, **condition)
+        return denoiser(x_t, t, **condition)
     finally:
         hook.remove()
 
@@ -64,4 +66,7 @@ def inner_layer(denoiser: object) -> nn.Module:
         if isinstance(block := getattr(module, "mid_block", None), nn.Module):
             return block
     network = type(getattr(denoiser, "network", denoiser)).__name__
-    raise UsageError(f"{network} has no middle block to take features from, nor is it a perceptron with noise levels")
+    raise UsageError(
+        f"{network} has no middle block to take features from, nor is it a perceptron with noise levels: what sees "
+        "features needs a learned denoiser (of points --teacher learned)"
+    )

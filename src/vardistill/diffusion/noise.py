@@ -102,6 +102,7 @@ class Draw:
         noise: times, scales, weights and ε of the R rows.
         generator: that step of the student, for objectives that evaluate it at other latents.
         eta: (K, R, *latent) standard normal, for objectives that draw K further latents a row; None for the others.
+        xi: (K, R, *data) standard normal, for objectives that need further noise; None for the others.
         pool: (M, *latent) further latents of the step, for objectives that share them among the rows; or None.
         batch: further tensors of R rows, handed to the teacher as keywords (labels, for example).
         real: (R, *data) real samples, for objectives that need them; None for the others.
@@ -122,6 +123,7 @@ class Draw:
     progress: float = 0.0
     other_noise: tuple[Noise, ...] = ()
     step: int = 1
+    xi: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -158,7 +160,7 @@ class Draw:
         return (alpha * self.denoised(denoiser) - self.noise.x_t(x)) / sigma**2
 
     def under(self, noise: Noise) -> Draw:
-        """The same latents, real samples and conditions under another noise; candidates (eta) stay behind."""
+        """The same latents, real samples and conditions under another noise; eta and xi stay behind."""
         key = id(noise), id(self.x)
         if key not in self.memo:
             n = noise.latents
@@ -166,7 +168,9 @@ class Draw:
             with torch.enable_grad():  # whoever asks first
                 z, x = noise.rows(self.z[:n]), noise.rows(self.x[:n])
             batch = {name: noise.rows(v[:n]) for name, v in self.batch.items()}
-            own = replace(self, z=z, x=x, real=real, noise=noise, eta=None, batch=batch, other_noise=(), memo={})
+            own = replace(
+                self, z=z, x=x, real=real, noise=noise, eta=None, xi=None, batch=batch, other_noise=(), memo={}
+            )
             self.memo[key] = own, self.x
         under: Draw = self.memo[key][0]
         return under

@@ -45,6 +45,7 @@ class Needs:
     Attributes:
         real: real samples, as `draw.real`.
         eta: K, further latents per row, as `draw.eta`.
+        xi: K, further noise of the data's shape per row, as `draw.xi`.
         pool: M, further latents that the rows share, as `draw.pool`.
         groups: rows in groups of one level: levels that are shared by at least two rows.
         levels: noise levels of its own; None for the run's.
@@ -54,6 +55,7 @@ class Needs:
 
     real: bool = False
     eta: int = 0
+    xi: int = 0
     pool: int = 0
     groups: bool = False
     levels: NoiseLevels | None = None

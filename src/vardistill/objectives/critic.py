@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vardistill import diffusion
 from vardistill.choices import check_choices
 from vardistill.errors import UsageError, require
 from vardistill.lazy import Later
-from vardistill.objectives.base import STUDENT, Needs, Objective, Parts, Update, inner
+from vardistill.objectives.base import STUDENT, Needs, Objective, Parts, RealConfig, Update, inner
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,27 @@ class CriticConfig:
         return parts.critic(self.critic_start, depth=self.critic_depth, width=self.critic_width)
 
 
+@dataclass(frozen=True)
+class AdversarialConfig(RealConfig, CriticConfig):
+    """A critic with a discriminator on its features, which needs real samples.
+
+    Raises:
+        UsageError: for a number out of its range or an unknown choice.
+    """
+
+    critic_steps: int = 5
+    generator_gan: float = 3e-3
+    """λ_G, weight of the student's adversarial term."""
+
+    def __post_init__(self) -> None:
+        CriticConfig.__post_init__(self)
+        RealConfig.__post_init__(self)
+        for weight in fields(self):
+            if weight.name.endswith("_gan"):
+                value = getattr(self, weight.name)
+                require(weight.name, value, 0 <= value < math.inf, "0 or positive, and finite")
+
+
 class ScoreDistillation(Objective):
     """What objectives with a critic share; each has a `generator_loss` of its own.
 
@@ -69,12 +90,18 @@ class ScoreDistillation(Objective):
         critic_steps: updates of the critic before each update of the generator.
         sigma_data: σ_d of the critic's weight, where the critic does not tell what its network predicts.
 
+    Attributes:
+        couples_rows: whether a row's loss depends on the samples of others.
+        tells_score: whether the critic is fitted to the student's samples alone, so that s_ψ estimates its score.
+
     Raises:
         UsageError: for a critic without parameters, of another schedule, or that shares parameters with the teacher;
             for fewer than one critic step, or a σ_d that is not positive and finite.
     """
 
     teacher: Denoiser
+    couples_rows: ClassVar[bool] = False
+    tells_score: ClassVar[bool] = True
 
     def __init__(self, teacher: Denoiser, critic: Denoiser, critic_steps: int = 1, sigma_data: float = 1.0) -> None:
         whole = isinstance(critic_steps, Integral) and critic_steps >= 1
@@ -92,16 +119,24 @@ class ScoreDistillation(Objective):
         self.critic_steps, self.sigma_data = critic_steps, sigma_data
 
     def updates(self, progress: float = 0.0) -> list[Update]:
-        """Of the critic, `critic_steps` times, and of the student."""
+        """Of the critic and what is trained with it, `critic_steps` times, and of the student."""
         critic = Update(
             "critic",
-            ("critic",),
+            tuple(self.networks),
             self.critic_loss,
             self.critic_needs,
             repeats=self.critic_steps,
-            evaluations=lambda latents, draws: latents * draws,
+            evaluations=self.critic_evaluations,
         )
-        return [critic, Update(STUDENT, (STUDENT,), self.generator_loss, self.needs, evaluations=self.evaluations)]
+        student = Update(
+            STUDENT,
+            (STUDENT,),
+            self.generator_loss,
+            self.needs,
+            couples_rows=self.couples_rows,
+            evaluations=self.evaluations,
+        )
+        return [critic, student]
 
     @property
     def critic_needs(self) -> Needs:
@@ -128,6 +163,10 @@ class ScoreDistillation(Objective):
     def score_difference(self, draw: Draw) -> Tensor:
         """s_ψ − s_T at x_t, (R, *data), without gradient."""
         return draw.score(self.critic) - draw.score(self.teacher)
+
+    def critic_evaluations(self, latents: int, draws: int) -> int:
+        """The critic on the student's samples."""
+        return latents * draws
 
     def evaluations(self, latents: int, draws: int) -> int:
         """Critic and teacher."""

@@ -91,7 +91,7 @@ def low_level_share(loss: Callable[[Draw], Tensor], draw: Draw) -> Tensor:
     """The share of the rows in the lowest third of noise levels in Σ ‖∂ℓ/∂x‖², for a loss of one value per row."""
     with torch.enable_grad():
         x = draw.x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(replace(draw, x=x)).sum(), x)
+        (gradient,) = torch.autograd.grad(loss(replace(draw, x=x)).sum(), x, allow_unused=True, materialize_grads=True)
     squares = gradient.flatten(1).pow(2).sum(1)
     lowest = (draw.noise.sigma / draw.noise.alpha).argsort(stable=True)[: max(1, len(squares) // 3)]
     return squares[lowest].sum() / squares.sum()

@@ -16,25 +16,23 @@ same.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vardistill.errors import require
 from vardistill.lazy import Later
-from vardistill.objectives.base import STUDENT, Needs, Parts, RealConfig, Update, inner
-from vardistill.objectives.critic import CriticConfig, ScoreDistillation, error_of
+from vardistill.objectives.base import Needs, Parts, inner
+from vardistill.objectives.critic import AdversarialConfig, CriticConfig, ScoreDistillation, error_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from vardistill.denoisers import features as inside
     from vardistill.diffusion import Denoiser, Draw
     from vardistill.objectives import discriminator
     from vardistill.objectives.discriminator import Head
 else:
-    torch, nn = Later("torch"), Later("torch.nn")
+    torch = Later("torch")
     inside = Later("vardistill.denoisers.features")
     discriminator = Later("vardistill.objectives.discriminator")
 
@@ -68,7 +66,7 @@ class DMD(ScoreDistillation):
 
 
 @dataclass(frozen=True)
-class DMD2Config(RealConfig, CriticConfig):
+class DMD2Config(AdversarialConfig):
     """DMD2: DMD with a discriminator on the critic's features; needs real samples.
 
     Raises:
@@ -76,24 +74,14 @@ class DMD2Config(RealConfig, CriticConfig):
     """
 
     name: ClassVar[str] = "dmd2"
-    critic_steps: int = 5
-    generator_gan: float = 3e-3
-    """λ_G, weight of the student's adversarial term."""
     critic_gan: float = 1e-2
     """λ_C, weight of the discriminator beside denoising score matching."""
-
-    def __post_init__(self) -> None:
-        CriticConfig.__post_init__(self)
-        RealConfig.__post_init__(self)
-        for name in ("generator_gan", "critic_gan"):
-            value = getattr(self, name)
-            require(name, value, 0 < value < math.inf, "positive and finite")
 
     def build(self, parts: Parts) -> DMD2:
         """The objective, with a fresh critic or a copy of the teacher, and a fresh head."""
         assert parts.teacher is not None
         critic = self.critic(parts)
-        head = discriminator.Head.of_critic(critic, parts)
+        head = discriminator.Head.on(critic, parts)
         gan = self.generator_gan, self.critic_gan
         return DMD2(parts.teacher, critic, head, self.critic_steps, parts.data_std, *gan)
 
@@ -111,8 +99,6 @@ class DMD2(DMD):
         critic_gan: λ_C.
     """
 
-    couples_rows: ClassVar[bool] = False
-
     def __init__(
         self,
         teacher: Denoiser,
@@ -127,42 +113,31 @@ class DMD2(DMD):
         self.networks["head"] = self.head = head
         self.generator_gan, self.critic_gan = generator_gan, critic_gan
 
-    def updates(self, progress: float = 0.0) -> list[Update]:
-        """Of critic and head, `critic_steps` times, and of the student."""
-        critic = Update(
-            "critic",
-            ("critic", "head"),
-            self.critic_loss,
-            Needs(real=True),
-            repeats=self.critic_steps,
-            evaluations=lambda latents, draws: 2 * latents * draws,
-        )
-        student = Update(
-            STUDENT,
-            (STUDENT,),
-            self.generator_loss,
-            couples_rows=self.couples_rows,
-            evaluations=self.evaluations,
-        )
-        return [critic, student]
+    @property
+    def critic_needs(self) -> Needs:
+        """Real samples."""
+        return Needs(real=True)
 
     def critic_loss(self, draw: Draw) -> Tensor:
         """Denoising score matching + λ_C [softplus(C(x_t^S)) + softplus(−C(x_t^T))], (R,)."""
         x_t = draw.noise.x_t(draw.x.detach())
         seen, denoised = inside.features_and_mean(self.critic, x_t, draw.noise.t, **draw.batch)
         real = self.head.logits(self.critic, draw.real_t, draw.noise.t, draw.batch)
-        told_apart = nn.functional.softplus(self.head(seen)) + nn.functional.softplus(-real)
-        return self.denoising_loss(denoised, draw) + self.critic_gan * told_apart
+        return self.denoising_loss(denoised, draw) + self.critic_gan * discriminator.of_head(real, self.head(seen))
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """DMD's, times `field_weight`, + λ_G softplus(−C(x_t)), (R,)."""
         logits = self.head.logits(self.critic, draw.x_t, draw.noise.t, draw.batch)
         matching = self.field_weight(logits) * super().generator_loss(draw)
-        return matching + self.generator_gan * nn.functional.softplus(-logits)
+        return matching + self.generator_gan * discriminator.of_student(logits)
 
     def field_weight(self, logits: Tensor) -> Tensor:
         """What weighs the score difference at samples of these logits, (R,): 1."""
         return torch.ones_like(logits)
+
+    def critic_evaluations(self, latents: int, draws: int) -> int:
+        """The critic on the student's samples and on real ones."""
+        return 2 * latents * draws
 
     def evaluations(self, latents: int, draws: int) -> int:
         """Critic, teacher, and the critic's features once more, with gradient."""

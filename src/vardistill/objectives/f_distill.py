@@ -70,7 +70,7 @@ class FDistillConfig(DMD2Config):
         """The objective, with a fresh critic or a copy of the teacher, and a fresh head."""
         assert parts.teacher is not None
         critic = self.critic(parts)
-        head = discriminator.Head.of_critic(critic, parts)
+        head = discriminator.Head.on(critic, parts)
         gan = self.generator_gan, self.critic_gan
         return FDistill(parts.teacher, critic, head, self.critic_steps, parts.data_std, *gan, self.divergence)
 

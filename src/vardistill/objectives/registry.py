@@ -16,13 +16,20 @@ import tyro
 
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.errors import UsageError, require
+from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.base import Objective, Parts
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
+from vardistill.objectives.ladd import ADDConfig, LADDConfig
+from vardistill.objectives.moment_matching import MomentMatchingConfig
 from vardistill.objectives.sds import SDSConfig
 from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sida import SiDAConfig
 from vardistill.objectives.sim import SiMConfig
+from vardistill.objectives.smd import SMDConfig
+from vardistill.objectives.smt import SMTConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 
@@ -37,8 +44,16 @@ NamedConfig = Union[  # noqa: UP007
     DMDConfig,
     DMD2Config,
     FDistillConfig,
+    SMDConfig,
+    SMTConfig,
     SiDConfig,
+    SiDAConfig,
     SiMConfig,
+    MomentMatchingConfig,
+    EMDConfig,
+    LADDConfig,
+    ADDConfig,
+    ADMConfig,
 ]
 """An objective's configuration: a new one has its place here."""
 

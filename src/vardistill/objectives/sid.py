@@ -39,7 +39,7 @@ class SiDConfig(CriticConfig):
     """Weight of the squared difference; 1.2 is the paper's for most data."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        CriticConfig.__post_init__(self)
         require("a", self.a, math.isfinite(self.a), "finite")
 
     def build(self, parts: Parts) -> SiD:
@@ -69,6 +69,10 @@ class SiD(ScoreDistillation):
         """w(t)/(d N) ⟨D_T − D_ψ, (D_T − x) − a (D_T − D_ψ)⟩, (R,)."""
         x_t, t = draw.x_t, draw.noise.t
         of_data, own = (denoiser(x_t, t, **draw.batch) for denoiser in (self.teacher, self.critic))
+        return self.identity(draw, of_data, own)
+
+    def identity(self, draw: Draw, of_data: Tensor, own: Tensor) -> Tensor:
+        """The same of D_T and D_ψ at x_t, (R, *data) both."""
         difference = of_data - own
-        identity = (of_data - draw.x - self.a * difference) / error_of(of_data, draw.x)
-        return draw.noise.weight * inner(difference, identity)
+        remainder = (of_data - draw.x - self.a * difference) / error_of(of_data, draw.x)
+        return draw.noise.weight * inner(difference, remainder)

@@ -24,6 +24,11 @@ x_t follows their mixture, so by the score identity the candidates' own gradient
 they are left out, and the correction's gradient is s_m(x_t) + ε/σ_t, with s_m the score of the mixture
 1/(K+1) Σ_k N(x_t; α_t x_k, σ_t² I).
 
+**A chain.** At z_0 a chain in the posterior begins where it already is (`candidates="chain"`, see `chain`): its later
+states z_k are exact posterior samples, nearly independent of z_0 where it mixes, and tell the gradient of the exact
+posterior's term, −∇ log p_θ(z | x_t) = E[(α_t g_θ(z_k) − x_t)/σ_t²] + ε/σ_t (as in unbiased implicit variational
+inference; Titsias & Ruiz 2019, arXiv 1808.02078). There is no network, and no bound to log.
+
 **Several steps.** A student of n steps has a bound for each: the latent is then the step's own input, x_{t_k} brought
 to unit variance, whose law does not depend on the step's gradient, and q_φ one density per step. The prior's terms are
 constants that are not known for k > 1, so there the loss is a bound up to a constant.
@@ -49,13 +54,13 @@ if TYPE_CHECKING:
     from vardistill import processes
     from vardistill.denoisers import mixture
     from vardistill.diffusion import Denoiser, Draw
-    from vardistill.objectives import diagnostics
+    from vardistill.objectives import chain, diagnostics
     from vardistill.posteriors import Conditional, Posterior, Reparameterised
     from vardistill.students import Student
 else:
     torch, nn = Later("torch"), Later("torch.nn")
     processes, mixture = Later("vardistill.processes"), Later("vardistill.denoisers.mixture")
-    diagnostics = Later("vardistill.objectives.diagnostics")
+    chain, diagnostics = Later("vardistill.objectives.chain"), Later("vardistill.objectives.diagnostics")
 
 PosteriorName = Literal["prior", "diagonal", "low-rank", "full", "mixture", "nsf", "coupling"]
 """Families of q(z | x_t); a domain has some of them."""
@@ -73,8 +78,13 @@ class VarDiUConfig:
     posterior: PosteriorName = "prior"
     """Family of q(z | x_t). Points have prior, diagonal, full, mixture and nsf; pictures prior, diagonal, low-rank and
     coupling."""
-    candidates: int | Literal["batch"] = 0
-    """K of the multi-sample bound: latents drawn from q, or the batch's other latents (posterior prior)."""
+    candidates: int | Literal["batch", "chain"] = 0
+    """K of the multi-sample bound: latents drawn from q, or with posterior prior the batch's others; or the states of a
+    chain."""
+    chain_length: int = 8
+    """Steps of the chain."""
+    chain_rate: float = 0.3
+    """γ, their size."""
     pool: int = 0
     """Further latents from the prior beside the batch's, as candidates without gradient."""
     control_variate: Literal["zero", "one", "gaussian"] = "one"
@@ -92,10 +102,11 @@ class VarDiUConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        known = self.candidates == "batch" or self.candidates >= 0
-        require("candidates", self.candidates, known, "'batch' or at least 0")
+        known = self.candidates in ("batch", "chain") or int(self.candidates) >= 0
+        require("candidates", self.candidates, known, "'batch', 'chain' or at least 0")
+        require("chain_rate", self.chain_rate, 0 < self.chain_rate < math.inf, "positive and finite")
         require("pool", self.pool, self.pool >= 0, "0 or positive")
-        for name in ("posterior_steps", "posterior_depth", "posterior_rank"):
+        for name in ("posterior_steps", "posterior_depth", "posterior_rank", "chain_length"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         width = self.posterior_width
         require("posterior_width", width, width is None or width >= 1, "at least 1")
@@ -120,6 +131,8 @@ class VarDiUConfig:
             sigma_data=parts.data_std,
             posterior_steps=self.posterior_steps,
             pool=self.pool,
+            chain_length=self.chain_length,
+            chain_rate=self.chain_rate,
         )
 
 
@@ -147,16 +160,20 @@ class VarDiU(Objective):
     Args:
         teacher: E[x | x_t]; where it has `log_prob`, the bound is logged in nats.
         posterior: q_φ(z | x_t, t); of a student of n steps a sequence of n, or the prior.
-        candidates: K, further latents drawn from q_φ per row; or "batch": the batch's other latents, with q = p.
+        candidates: K, further latents drawn from q_φ per row; "batch": the batch's other latents, with q = p; or
+            "chain": the states of a chain in the exact posterior.
         control_variate: name of c(t), see `control_variates`.
         sigma_data: σ_d of the `gaussian` control variate.
         posterior_steps: updates of q_φ per update of the generator, the joint one included.
         pool: M, further latents from the prior beside the batch's, without gradient: a tighter bound for a
             generator's forward pass.
+        chain_length: of the chain, the later half of which counts.
+        chain_rate: γ, their size.
 
     Raises:
-        UsageError: for "batch" candidates with a posterior that is not the prior, drawn candidates from a posterior
-            without reparameterised draws, posterior steps for one without parameters, or an unknown control variate.
+        UsageError: for "batch" or "chain" candidates with a posterior that is not the prior, drawn candidates from a
+            posterior without reparameterised draws, posterior steps for one without parameters, an unknown control
+            variate, or a chain's numbers out of their range.
     """
 
     teacher: Denoiser
@@ -166,11 +183,13 @@ class VarDiU(Objective):
         self,
         teacher: Denoiser,
         posterior: Posterior | Sequence[Posterior],
-        candidates: int | Literal["batch"] = 0,
+        candidates: int | Literal["batch", "chain"] = 0,
         control_variate: str = "one",
         sigma_data: float = 1.0,
         posterior_steps: int = 1,
         pool: int = 0,
+        chain_length: int = 8,
+        chain_rate: float = 0.3,
     ) -> None:
         known = control_variates(sigma_data)
         if control_variate not in known:
@@ -181,9 +200,13 @@ class VarDiU(Objective):
         name = type(first).__name__
         if candidates == "batch" and self.learned:
             raise UsageError(f"candidates shared across the batch come from the prior, but the posterior is {name}")
-        if candidates != "batch" and not (isinstance(candidates, int) and candidates >= 0):
-            raise UsageError(f"candidates must be 0, positive or 'batch', but is {candidates}")
-        if candidates not in (0, "batch") and not first.reparameterised:
+        if candidates == "chain" and self.learned:
+            raise UsageError(f"a chain takes the place of a posterior, but there is {name}: leave it out")
+        if candidates not in ("batch", "chain") and not (isinstance(candidates, int) and candidates >= 0):
+            raise UsageError(f"candidates must be 0, positive, 'batch' or 'chain', but is {candidates}")
+        require("chain_length", chain_length, isinstance(chain_length, int) and chain_length >= 1, "at least 1")
+        require("chain_rate", chain_rate, 0 < chain_rate < math.inf, "positive and finite")
+        if candidates not in (0, "batch", "chain") and not first.reparameterised:
             raise UsageError(f"{name} has no reparameterised draws: use candidates=0 or another posterior")
         if pool < 0 or (pool and candidates != "batch"):
             raise UsageError(f"pool must be 0, or positive with candidates='batch', but is {pool} with {candidates!r}")
@@ -194,12 +217,15 @@ class VarDiU(Objective):
         networks = {"posterior": nn.ModuleList(self.posteriors) if others else first} if self.learned else {}
         super().__init__(teacher, networks)
         self.candidates, self.pool, self.posterior_steps = candidates, pool, posterior_steps
+        self.chain_length, self.chain_rate = chain_length, chain_rate
         self.control_variate, self.sigma_data, self.c = control_variate, sigma_data, known[control_variate]
 
     @property
     def needs(self) -> Needs:
-        """The candidates."""
+        """The candidates, or a chain's noise."""
         eta = self.candidates if isinstance(self.candidates, int) else 0
+        if self.candidates == "chain":
+            eta = 2 * self.chain_length
         return Needs(eta=eta, pool=self.pool, smallest_batch=2 if self.candidates == "batch" else 1)
 
     def updates(self, progress: float = 0.0) -> list[Update]:
@@ -238,8 +264,8 @@ class VarDiU(Objective):
             )
         if self.needs.eta and student.steps > 1:
             raise UsageError(
-                "candidates drawn from a posterior need the latents' prior density, which a student of several steps "
-                "does not know: use candidates=0 or 'batch'"
+                "candidates drawn from a posterior, and chains, need the latents' prior density, which a student of "
+                "several steps does not know: use candidates=0 or 'batch'"
             )
         for posterior in self.posteriors:
             posteriors.check_posterior(posterior, student, condition)
@@ -264,8 +290,10 @@ class VarDiU(Objective):
         """The integrand of DiU_t^K in nats, (R,); its mean exceeds the diffusive KL.
 
         Raises:
-            UsageError: for a teacher without a density.
+            UsageError: for a teacher without a density, or a chain.
         """
+        if self.candidates == "chain":
+            raise UsageError("a chain gives the gradient of a bound, but not its value")
         if not isinstance(self.teacher, diffusion.DensityDenoiser):
             raise UsageError(
                 f"the bound's value needs a teacher with log_prob, but {type(self.teacher).__name__} has none"
@@ -275,16 +303,23 @@ class VarDiU(Objective):
         log_teacher = self.teacher.log_prob(draw.x_t, draw.noise.t, **draw.batch)
         return log_prior + log_noise + self._latent_terms(draw, draw.x_t) - log_teacher
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether `bound` has a value, up to what is not known of a later step's latents."""
+        return self.candidates != "chain" and isinstance(self.teacher, diffusion.DensityDenoiser)
+
     def evaluations(self, latents: int, draws: int) -> int:
         """The posterior, the generator at drawn candidates, teacher and pool."""
         return self._latent_evaluations(latents, draws) + latents * draws + self.pool
 
     def _latent_evaluations(self, latents: int, draws: int) -> int:
+        if self.candidates == "chain":
+            return latents * draws * (self.chain_length + 1)
         return latents * draws * (int(self.learned) + self.needs.eta)
 
     def measure(self, draw: Draw) -> dict[str, Tensor]:
         """In nats: the bound, where its constants are known, and the information of a posterior that is learned."""
-        known = isinstance(self.teacher, diffusion.DensityDenoiser) and (draw.step == 1 or not self.learned)
+        known = self.has_bound and (draw.step == 1 or not self.learned)
         with torch.no_grad():
             bound = {"bound": self.bound(draw).mean()} if known else {}
             told = self.learned and draw.step == 1  # the prior of later steps' latents is not known
@@ -300,9 +335,17 @@ class VarDiU(Objective):
         log_q = q.log_prob(draw.z.flatten(1))
         if self.candidates == "batch":
             return shared_correction(draw, x_t, self.pool) - log_q
+        if self.candidates == "chain":
+            return self._chain_correction(draw, x_t) - log_q
         if self.candidates:
             return self._drawn_correction(draw, x_t, q, log_q) - log_q
         return -log_q
+
+    def _chain_correction(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """0 with the gradient of the exact posterior's term in x_t, s_θ(x_t) + ε/σ, (R,)."""
+        score = chain.chain_score(draw, self.chain_length, self.chain_rate, self.sigma_data)
+        gradient = score + draw.noise.eps / diffusion.expand(draw.noise.sigma, x_t)
+        return (gradient * (x_t - x_t.detach())).flatten(1).sum(1)
 
     def _drawn_correction(self, draw: Draw, x_t: Tensor, q: Conditional, log_q: Tensor) -> Tensor:
         """log 1/(K+1) Σ_k exp(ℓ_k − ℓ_0) with candidates from q_φ, (R,)."""

@@ -93,7 +93,7 @@ class WeightedSum(Objective):
 
     Raises:
         UsageError: for no parts, what is no `Part`, sums as parts, parts of one name, different teachers or pools, or
-            drawn candidates under own levels.
+            further latents or noise under own levels.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -114,8 +114,8 @@ class WeightedSum(Objective):
         frozen = [module for part in parts for module in part.objective.frozen]
         super().__init__(teachers[0] if teachers else None, self._own_networks(), frozen)
         students = [self._student_update(part, 0.0) for part in parts]
-        if any(update.needs.levels is not None and update.needs.eta for update in students):
-            raise UsageError("a part that draws candidates from its posterior needs the run's levels, not its own")
+        if any(update.needs.levels is not None and (update.needs.eta or update.needs.xi) for update in students):
+            raise UsageError("a part that needs further latents or noise needs the run's levels, not its own")
         for part, update in zip(parts, students, strict=True):
             if update.needs.groups and update.needs.levels is not None and not update.needs.levels.shared:
                 raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
@@ -169,6 +169,7 @@ class WeightedSum(Objective):
         return Needs(
             real=any(n.real for n in needs),
             eta=max(n.eta for n in needs),
+            xi=max(n.xi for n in needs),
             pool=max(n.pool for n in needs),
             groups=any(n.groups and n.levels is None for n in needs),
             other_levels=tuple(n.levels for n in needs if n.levels is not None),

@@ -47,7 +47,7 @@ def stream(seed: int, step: int, update: int, place: int, device: torch.device) 
 
 
 class Drawn(NamedTuple):
-    """The random part of an update for N latents; see `Draw`. eta is (K, G, N, *latent).
+    """The random part of an update for N latents; see `Draw`. eta is (K, G, N, *latent), xi (K, G, N, *data).
 
     `step` is the student's step that is trained, from 1, and `renoise` (step − 1, N, *data) the fresh noise on the way.
     """
@@ -62,6 +62,7 @@ class Drawn(NamedTuple):
     other_noise: tuple[Noise, ...]
     condition: Mapping[str, Tensor]
     step: int = 1
+    xi: Tensor | None = None
 
     def shard(self, part: int, parts: int) -> Drawn:
         """The `part`-th of `parts` equal, contiguous parts of the latents and of all that goes with them."""
@@ -74,6 +75,7 @@ class Drawn(NamedTuple):
             renoise=self.renoise.tensor_split(parts, 1)[part],
             noise=self.noise.shard(part, parts),
             eta=share(self.eta, axis=2),
+            xi=share(self.xi, axis=2),
             real=share(self.real),
             other_noise=tuple(noise.shard(part, parts) for noise in self.other_noise),
             condition={name: v.tensor_split(parts)[part] for name, v in self.condition.items()},
@@ -110,6 +112,7 @@ class Drawn(NamedTuple):
             progress=self.progress,
             other_noise=self.other_noise,
             step=self.step,
+            xi=None if self.xi is None else self.xi.flatten(1, 2),
         )
 
 
@@ -187,7 +190,8 @@ class Draws:
             z=rows["z"],
             renoise=rows["renoise"].transpose(0, 1),
             noise=noises[0],
-            eta=None if "eta" not in rows else rows["eta"].movedim(0, 2),
+            eta=_third_axis(rows, "eta"),
+            xi=_third_axis(rows, "xi"),
             pool=pool,
             real=rows.get("real"),
             progress=progress,
@@ -229,6 +233,8 @@ class Draws:
             rows["real"] = self.data(n, rng, **condition)
         if needs.eta:
             rows["eta"] = self._normal(rng, n, needs.eta, levels[0].draws, *self.student.latent_shape)
+        if needs.xi:
+            rows["xi"] = self._normal(rng, n, needs.xi, levels[0].draws, *self.student.data_shape)
         return rows
 
     def _latents(self, k: int, n: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -241,3 +247,7 @@ class Draws:
 
 def _second_axis(rows: Mapping[str, Tensor], name: str) -> Tensor | None:
     return None if name not in rows else rows[name].transpose(0, 1)
+
+
+def _third_axis(rows: Mapping[str, Tensor], name: str) -> Tensor | None:
+    return None if name not in rows else rows[name].movedim(0, 2)

@@ -25,7 +25,8 @@ from vardistill.metrics import bound_gap, evaluate
 from vardistill.metrics.bound import LARGEST_LATENT, diffusive_kl
 from vardistill.metrics.critic import critic_bias
 from vardistill.networks import initial_weights
-from vardistill.objectives import DiffInstruct, Objective, VarDiU
+from vardistill.objectives import Objective, VarDiU
+from vardistill.objectives.critic import ScoreDistillation
 from vardistill.posteriors import (
     DiagonalGaussian,
     FullGaussian,
@@ -292,10 +293,10 @@ def student_divergence(
         teacher = truth.to(next(student.parameters()).device)
     table: dict[str, float] = {}
     for part in objective.parts:
-        if isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
+        if isinstance(part, VarDiU) and part.has_bound:
             gap = bound_gap(part, student, GAP_RATIOS, rng, nodes=128, **bound_batches(part, training))
             table |= {name: float(getattr(gap, name).mean()) for name in ("diu", "dikl", "gap")}
-        elif isinstance(part, DiffInstruct):
+        elif isinstance(part, ScoreDistillation) and part.tells_score:
             bias = critic_bias(part, student, GAP_RATIOS, rng, draws(training), nodes=128)
             table |= {"critic_error": float(bias.critic_error.mean()), "gradient_bias": float(bias.gradient_bias)}
     if "dikl" not in table and isinstance(teacher, DensityDenoiser):
@@ -319,7 +320,7 @@ def bound_batches(objective: VarDiU, training: TrainingConfig) -> dict[str, int]
 def final_gap(objective: Objective, student: Student, training: TrainingConfig) -> dict[str, list[float]] | None:
     """DiU, DiKL and their gap at `BOUND_RATIOS`, where densities are exact."""
     for part in objective.parts:
-        if has_quadrature(student) and isinstance(part, VarDiU) and isinstance(part.teacher, DensityDenoiser):
+        if has_quadrature(student) and isinstance(part, VarDiU) and part.has_bound:
             rng = torch.Generator(next(student.parameters()).device).manual_seed(0)
             gap = bound_gap(part, student, BOUND_RATIOS, rng, **bound_batches(part, training))
             return {f.name: getattr(gap, f.name).tolist() for f in dataclasses.fields(gap)}

@@ -9,13 +9,20 @@ from vardistill.choices import WeightName
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal
 from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
+from vardistill.objectives.ladd import ADDConfig, LADDConfig
+from vardistill.objectives.moment_matching import MomentMatchingConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.sds import SDSConfig
 from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sida import SiDAConfig
 from vardistill.objectives.sim import SiMConfig
+from vardistill.objectives.smd import SMDConfig
+from vardistill.objectives.smt import SMTConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -60,7 +67,9 @@ def score_distillation(objective: Any, weight: WeightName = "one") -> Config:
 
 COPY: dict[str, Any] = {"critic_start": "teacher", "critic_steps": 1}
 
-ADVERSARIAL = COPY | {"real": "data", "real_samples": 2000, "real_steps": 18}
+DATA: dict[str, Any] = {"real": "data", "real_samples": 2000, "real_steps": 18}
+
+ADVERSARIAL = COPY | DATA
 
 VARFLOW = replace(
     DIFF_INSTRUCT,
@@ -109,8 +118,22 @@ PICTURES = {
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**ADVERSARIAL))
     ),
+    "smd": Recipe("SMD: divergences to mixtures of student and data", score_distillation(SMDConfig(**ADVERSARIAL))),
+    "smt": Recipe("SMT: the same without the teacher's scores", score_distillation(SMTConfig(**ADVERSARIAL))),
     "sid": Recipe("SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(a=1.0, **COPY))),
+    "sida": Recipe(
+        "SiDA: the same and a discriminator without parameters", score_distillation(SiDAConfig(**ADVERSARIAL))
+    ),
     "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**COPY))),
+    "moment-matching": Recipe(
+        "moment matching: a critic between student and teacher", score_distillation(MomentMatchingConfig(**COPY))
+    ),
+    "emd": Recipe("EM distillation: a chain in latent and noise", score_distillation(EMDConfig(**COPY), "sigma2")),
+    "ladd": Recipe("LADD: a discriminator on the teacher's features", score_distillation(LADDConfig(**DATA))),
+    "add": Recipe("ADD: the same and the teacher's error", score_distillation(ADDConfig(**DATA))),
+    "adm": Recipe(
+        "ADM: a discriminator of the teacher's next step and the critic's", score_distillation(ADMConfig(**COPY))
+    ),
     "sds": Recipe(
         "score distillation sampling: without a critic, and collapses", score_distillation(SDSConfig(), "sigma2")
     ),

@@ -8,14 +8,21 @@ from typing import Any, Literal
 from vardistill.choices import WeightName
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import LogNormal, PowerLaw
-from vardistill.domains.points.config import SCALES, PerceptronConfig, PointsConfig, ProblemName
+from vardistill.domains.points.config import SCALES, PerceptronConfig, PointsConfig, ProblemName, TeacherConfig
+from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
+from vardistill.objectives.ladd import ADDConfig, LADDConfig
+from vardistill.objectives.moment_matching import MomentMatchingConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.sds import SDSConfig
 from vardistill.objectives.sid import SiDConfig
+from vardistill.objectives.sida import SiDAConfig
 from vardistill.objectives.sim import SiMConfig
+from vardistill.objectives.smd import SMDConfig
+from vardistill.objectives.smt import SMTConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -110,6 +117,12 @@ def score_distillation(objective: Any, weight: WeightName = "one", lr: float = 4
     return replace(base, objective=objective, levels=levels, training=training)
 
 
+def of_learned(config: Config) -> Config:
+    """The configuration with a learned teacher, whose features a discriminator sees."""
+    assert isinstance(config.domain, PointsConfig)
+    return replace(config, domain=replace(config.domain, teacher=TeacherConfig("learned")))
+
+
 CRITIC: dict[str, Any] = {"critic_steps": 5, "critic_width": 192}
 
 PAPER = Config(
@@ -147,10 +160,29 @@ POINTS = {
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**CRITIC))
     ),
+    "smd": Recipe("SMD: divergences to mixtures of student and data", score_distillation(SMDConfig(**CRITIC))),
+    "smt": Recipe("SMT: the same without a teacher's scores", score_distillation(SMTConfig(**CRITIC))),
     "sid": Recipe(
         "SiD: the Fisher divergence, through the denoisers", score_distillation(SiDConfig(a=1.0, **CRITIC), lr=1e-3)
     ),
+    "sida": Recipe(
+        "SiDA: the same and a discriminator without parameters", score_distillation(SiDAConfig(**CRITIC), lr=1e-3)
+    ),
     "sim": Recipe("SiM: a pseudo-Huber distance of scores", score_distillation(SiMConfig(**CRITIC), lr=1e-3)),
+    "moment-matching": Recipe(
+        "moment matching: a critic between student and teacher", score_distillation(MomentMatchingConfig(**CRITIC))
+    ),
+    "emd": Recipe(
+        "EM distillation: a chain in latent and noise", score_distillation(EMDConfig(**CRITIC), "sigma2_linear")
+    ),
+    "ladd": Recipe(
+        "LADD: a discriminator on a learned teacher's features", of_learned(score_distillation(LADDConfig()))
+    ),
+    "add": Recipe("ADD: the same and the teacher's error", of_learned(score_distillation(ADDConfig()))),
+    "adm": Recipe(
+        "ADM: a discriminator of the teacher's next step and the critic's",
+        of_learned(score_distillation(ADMConfig(**CRITIC))),
+    ),
     "sds": Recipe(
         "score distillation sampling: without a critic, and collapses",
         score_distillation(SDSConfig(), "sigma2_linear"),
