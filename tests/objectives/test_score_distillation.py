@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -24,13 +26,13 @@ from one_dimension import (
     slope,
     teacher,
 )
-from tiny_models import tiny_unet
+from tiny_models import tiny_dit, tiny_unet
 from vardistill.denoisers.diffusers import DiffusersDenoiser
 from vardistill.denoisers.features import features, features_and_mean, inner_layer
 from vardistill.diffusion import Denoiser
 from vardistill.diffusion.noise import Draw
 from vardistill.errors import UsageError
-from vardistill.objectives import DMD, DMD2, SDS, DiffInstruct, FDistill, Head, SiD, SiM, f_distill
+from vardistill.objectives import DMD, DMD2, SDS, DiffInstruct, FDistill, Head, SiD, SiDConfig, SiM, f_distill
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -173,3 +175,21 @@ def test_features_are_those_of_a_whole_run_and_leave_no_hook(which: int) -> None
 def test_a_critic_without_an_inner_layer_has_no_features() -> None:
     with pytest.raises(UsageError, match="GaussianDenoiser has no middle block"):
         features(critic(1.0), torch.zeros(1, 1), torch.full((1,), 0.5))
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_sids_critic_is_guided_by_its_label_for_no_class(scale: float) -> None:
+    """At 0 it is blind to labels (Zero-CFG)."""
+    network = DiffusersDenoiser(tiny_dit().double(), diffusers.DDIMScheduler())
+    parts: Any = SimpleNamespace(teacher=copy.deepcopy(network), critic=lambda start, **sizes: network, data_std=0.5)
+    own = SiDConfig(a=1.0, critic_guidance=scale).build(parts).critic
+    x_t = torch.randn(2, *network.data_shape, generator=torch.Generator().manual_seed(0))
+    t, labels = torch.full((2,), 0.5), torch.tensor([0, 1])
+    of_none = network(x_t, t, labels=torch.full_like(labels, int(network.null_label or 0)))
+    torch.testing.assert_close(own(x_t, t, labels=labels), of_none + scale * (network(x_t, t, labels=labels) - of_none))
+
+
+def test_a_critic_without_a_label_for_no_class_is_not_guided() -> None:
+    parts: Any = SimpleNamespace(teacher=teacher(), critic=lambda start, **sizes: perceptron(0), data_std=1.0)
+    with pytest.raises(UsageError, match="a conditional denoiser with a label for no class"):
+        SiDConfig(critic_guidance=0.0).build(parts)

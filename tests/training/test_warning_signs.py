@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import small_runs
+from vardistill.denoisers import GaussianMixture
+from vardistill.diffusion.schedules import VE
+from vardistill.objectives import DMD2, SDS, Head
 from vardistill.reports.page import write_report
 from vardistill.training.folder import RunFolder
 from vardistill.training.warning_signs import RULES, WARM_UP, WINDOW, Watch, signs
@@ -23,6 +27,8 @@ HEALTHY = {
     "diversity": 2.6,
     "diversity_target": 2.7,
     "critic_lag": 0.9,
+    "spread": 1.0,
+    "adversarial_share": 0.1,
     "low_level_share": 0.2,
     "grad_norm_student": 3.0,
     "grad_norm_critic": 1.0,
@@ -33,6 +39,9 @@ BROKEN = {
     "posterior-collapse": {"posterior_information": 0.1},
     "mode-loss": {"diversity": 2.4},
     "critic-lag": {"critic_lag": 1.2},
+    "collapse": {"spread": 0.1},
+    "runaway": {"spread": 5.0},
+    "adversarial-term": {"adversarial_share": 0.7},
     "idle-levels": {"low_level_share": 0.00005},
     "skipped-updates": {"skipped": 2.0},
 }
@@ -221,3 +230,25 @@ class TestReport:
         run = RunFolder(tmp_path)
         run.log("train", 1, 1.0, {"loss": 1.0, "skipped": 0.0})
         assert "Warning signs" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_score_distillation_sampling_collapses_and_is_told() -> None:
+    """A student as wide as the data ends at one of a Gaussian's points: its gradient is always inwards."""
+    exact = GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), std=2.0, schedule=VE())
+    training = small_runs.config(steps=200, batch=32, log_every=10, eval_every=0, lr=2e-2, warmup=0.0)
+    run = small_runs.small_distill(teacher=None, objective=SDS(exact), training=training)
+    assert {"collapse", "mode-loss"} <= set(names(run.history))
+    assert run.history[0]["spread"] > 0.5
+
+
+def test_an_adversarial_terms_share_grows_with_its_weight() -> None:
+    shares = []
+    for weight in (1e-3, 10.0, 1e5):
+        run = small_runs.small_distill(teacher=None, objective=dmd2(weight), data=small_runs.data())
+        shares.append(run.history[-1]["adversarial_share"])
+    assert 0 < shares[0] < 0.01 < shares[1] < 0.9 < shares[2] < 1
+
+
+def dmd2(weight: float) -> DMD2:
+    of_critic = small_runs.objective("diff-instruct")
+    return DMD2(of_critic.teacher, of_critic.critic, Head(8).double(), 1, 2.0, generator_gan=weight)

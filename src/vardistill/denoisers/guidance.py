@@ -71,6 +71,18 @@ class Guided(nn.Module):
         return torch.as_tensor(self.null.get(name, value), dtype=value.dtype, device=value.device).expand_as(value)
 
 
+def guided_as(denoiser: Denoiser, scale: float) -> Guided:
+    """The denoiser guided by its own label for no class.
+
+    Raises:
+        UsageError: for one that has none.
+    """
+    null = getattr(denoiser.denoiser if isinstance(denoiser, Mixed) else denoiser, "null_label", None)
+    if null is None:
+        raise UsageError("guidance needs a conditional denoiser with a label for no class, after those of the data")
+    return Guided(denoiser, scale, {"labels": null})
+
+
 def unguided(denoiser: Denoiser) -> Denoiser:
     """The denoiser that is guided, in its precision; the denoiser itself without guidance."""
     if isinstance(denoiser, Mixed):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         DiffInstructConfig as DiffInstructConfig,
     )
     from vardistill.objectives.discriminator import Head as Head
-    from vardistill.objectives.dmd import DMD as DMD, DMD2 as DMD2, DMD2Config as DMD2Config, DMDConfig as DMDConfig
+    from vardistill.objectives.dmd import DMD as DMD, DMDConfig as DMDConfig
+    from vardistill.objectives.dmd2 import DMD2 as DMD2, DMD2Config as DMD2Config
     from vardistill.objectives.em import EMD as EMD, EMDConfig as EMDConfig
     from vardistill.objectives.f_distill import FDistill as FDistill, FDistillConfig as FDistillConfig
     from vardistill.objectives.ladd import LADD as LADD, ADDConfig as ADDConfig, LADDConfig as LADDConfig

@@ -23,6 +23,7 @@ from vardistill.errors import require
 from vardistill.lazy import Later
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from vardistill.diffusion import Denoiser, Draw, NoiseLevels, Schedule
@@ -244,6 +245,10 @@ class Parts(Protocol):
     def data_std(self) -> float:
         """σ_d, standard deviation of the data."""
         ...
+
+    @property
+    def conditions(self) -> Callable[[int, torch.Generator], Mapping[str, Tensor]] | None:
+        """What draws the student's conditions; None for an unconditional one."""
 
     def posterior(self, family: str, **sizes: Any) -> list[Posterior]:
         """A fresh q(z | x_t, t) of this family for each of the student's steps."""

@@ -6,21 +6,25 @@ With r = σ_t/α_t, x_t = α_t x + σ_t ε, Σ the covariance of the student's s
     posterior_capacity     E ½ log det(I + Σ/r²)                                          ≥ I(z; x_t)
     diversity              −E log 1/N Σ_j exp((‖x_r − x_i‖² − ‖x_r − x_j‖²)/2r²), x_r = x_i + r ε
     critic_lag             E λ(r) ‖D_ψ(x_t, t) − x‖² / E λ(r) ‖D_T(x_t, t) − x‖²
+    spread                 √(E ‖x − E x‖²/d)/σ_d
+    adversarial_share      rms ‖∂ℓ_G/∂x‖ / (rms ‖∂ℓ_G/∂x‖ + rms ‖∂(ℓ − ℓ_G)/∂x‖), ℓ_G the loss's adversarial term
     low_level_share        Σ_{rows of the lowest third of r} ‖∂ℓ/∂x‖² / Σ_{all rows} ‖∂ℓ/∂x‖²
 
 The first is the variational bound on mutual information of Barber & Agakov (2003), exact for the exact posterior; the
 second holds because a Gaussian has the largest entropy of its covariance. exp(diversity) counts the samples that can be
 told apart under noise of ratio r: from 1 for a point to N. It never exceeds I(x; x_r) in the mean (Poole et al. 2019,
-arXiv 1905.06922). Both losses of the fourth share the term that no denoiser avoids, so their difference is
+arXiv 1905.06922). Both losses of critic_lag share the term that no denoiser avoids, so their difference is
 E λ ‖D_ψ − D_θ‖² − E λ ‖D_T − D_θ‖², with D_θ the student's own denoiser: the critic's error less the difference of
 teacher and student that it should tell.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +40,20 @@ LARGEST = 1024
 
 FINENESS = 1 / 8
 """Ratio r of the diversity, in root mean square distances √(2d) σ_d of the target's samples: alike in any dimension."""
+
+
+class Adversarial(Protocol):
+    """An objective with a weighted adversarial term.
+
+    Attributes:
+        generator_gan: its weight.
+    """
+
+    generator_gan: float
+
+    def generator_loss(self, draw: Draw) -> Tensor:
+        """One value per row, (R,)."""
+        ...
 
 
 @torch.no_grad()
@@ -85,6 +103,28 @@ def diversities(draw: Draw, teacher: Denoiser | None, data_std: float, rng: torc
         return {"diversity": diversity(x, eps, fineness * data_std)}
     ratio = fineness * float((target - target.mean(0)).pow(2).mean().sqrt())
     return {"diversity": diversity(x, eps, ratio), "diversity_target": diversity(target, eps, ratio)}
+
+
+@torch.no_grad()
+def spread(draw: Draw, data_std: float) -> Tensor:
+    """The standard deviation of the student's samples around their mean, in units of the data's."""
+    x = draw.x[: draw.noise.latents]
+    return (x - x.mean(0)).pow(2).mean().sqrt() / data_std
+
+
+def adversarial_share(objective: Adversarial, draw: Draw) -> Tensor:
+    """How much of what drives the samples is the adversarial term's, in [0, 1]."""
+    bare = copy.copy(objective)
+    bare.generator_gan = 0.0
+    with torch.enable_grad():
+        x = draw.x.detach().requires_grad_()
+        own = replace(draw, x=x)
+        whole, matching = (
+            torch.autograd.grad(loss(own).sum(), x, retain_graph=True)[0]
+            for loss in (objective.generator_loss, bare.generator_loss)
+        )
+    sizes = [g.pow(2).mean().sqrt() for g in (whole - matching, matching)]
+    return sizes[0] / (sizes[0] + sizes[1])
 
 
 def low_level_share(loss: Callable[[Draw], Tensor], draw: Draw) -> Tensor:

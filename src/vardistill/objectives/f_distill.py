@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from vardistill.errors import unknown
 from vardistill.lazy import Later
 from vardistill.objectives.base import Parts
-from vardistill.objectives.dmd import DMD2, DMD2Config
+from vardistill.objectives.dmd2 import DMD2, DMD2Config
 
 if TYPE_CHECKING:
     from torch import Tensor

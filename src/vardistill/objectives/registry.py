@@ -19,7 +19,8 @@ from vardistill.errors import UsageError, require
 from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.base import Objective, Parts
 from vardistill.objectives.diff_instruct import DiffInstructConfig
-from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.dmd import DMDConfig
+from vardistill.objectives.dmd2 import DMD2Config
 from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.ladd import ADDConfig, LADDConfig

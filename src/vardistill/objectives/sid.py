@@ -8,6 +8,10 @@ With an exact critic a = ½ is half the gradient of the Fisher divergence E‖s_
 a = 1 half of it with the sampling law held fixed (the quadratic `SiM`); the paper's a = 1.2 is neither, and its best.
 The value may be negative and says nothing of convergence: watch metrics instead. For a > 1 it has no lower bound while
 the critic is wrong: with a fresh critic a = 1.2 drove the student of MoG-40 to infinity, so recipes take a = 1.
+
+**Guidance** (Zhou et al. 2024, arXiv 2406.01561; 2025, arXiv 2505.12674). The critic can be guided as a teacher is, in
+its own training, too, where it is D_∅ + κ (D_c − D_∅) that is fitted: "long and short guidance" with κ the teacher's
+scale; with an unguided teacher "Zero-CFG" at 0 and "Anti-CFG" below.
 """
 
 from __future__ import annotations
@@ -17,13 +21,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vardistill.errors import require
+from vardistill.lazy import Later
 from vardistill.objectives.base import Parts, inner
 from vardistill.objectives.critic import CriticConfig, ScoreDistillation, error_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vardistill.denoisers import guidance
     from vardistill.diffusion import Denoiser, Draw
+else:
+    guidance = Later("vardistill.denoisers.guidance")
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,21 @@ class SiDConfig(CriticConfig):
     a: float = 1.2
     """Weight of the squared difference; 1.2 is the paper's for most data."""
 
+    critic_guidance: float = 1.0
+    """κ, scale of the critic's guidance, for a conditional teacher with a label for no class; 1 is none."""
+
     def __post_init__(self) -> None:
-        CriticConfig.__post_init__(self)
-        require("a", self.a, math.isfinite(self.a), "finite")
+        super().__post_init__()
+        for name in ("a", "critic_guidance"):
+            require(name, getattr(self, name), math.isfinite(getattr(self, name)), "finite")
 
     def build(self, parts: Parts) -> SiD:
         """The objective, with a fresh critic or a copy of the teacher."""
         assert parts.teacher is not None
-        return SiD(parts.teacher, self.critic(parts), self.critic_steps, parts.data_std, self.a)
+        critic = self.critic(parts)
+        if self.critic_guidance != 1:
+            critic = guidance.guided_as(critic, self.critic_guidance)
+        return SiD(parts.teacher, critic, self.critic_steps, parts.data_std, self.a)
 
 
 class SiD(ScoreDistillation):

@@ -14,23 +14,26 @@ least −0.28, so there C can say "real" without a bound but "generated" only fa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vardistill import diffusion
+from vardistill.errors import require
 from vardistill.lazy import Later
 from vardistill.objectives.base import Needs, Parts
 from vardistill.objectives.critic import AdversarialConfig, error_of
-from vardistill.objectives.sid import SiD, SiDConfig
+from vardistill.objectives.sid import SiD
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vardistill.denoisers import features as inside
     from vardistill.diffusion import Denoiser, Draw
-    from vardistill.objectives import discriminator
+    from vardistill.objectives import diagnostics, discriminator
 else:
     inside = Later("vardistill.denoisers.features")
+    diagnostics = Later("vardistill.objectives.diagnostics")
     discriminator = Later("vardistill.objectives.discriminator")
 
 LARGEST_LOGIT = 10.0
@@ -38,7 +41,7 @@ LARGEST_LOGIT = 10.0
 
 
 @dataclass(frozen=True)
-class SiDAConfig(AdversarialConfig, SiDConfig):
+class SiDAConfig(AdversarialConfig):
     """SiDA: SiD with a discriminator that has no parameters; needs real samples.
 
     Raises:
@@ -48,13 +51,14 @@ class SiDAConfig(AdversarialConfig, SiDConfig):
     name: ClassVar[str] = "sida"
     critic_steps: int = 1
     a: float = 1.0
+    """Weight of the squared difference; 1 is the paper's."""
     generator_gan: float = 1e-4
     critic_gan: float = 1.0
     """λ_C, weight of the discriminator beside denoising score matching."""
 
     def __post_init__(self) -> None:
-        AdversarialConfig.__post_init__(self)
-        SiDConfig.__post_init__(self)
+        super().__post_init__()
+        require("a", self.a, math.isfinite(self.a), "finite")
 
     def build(self, parts: Parts) -> SiDA:
         """The objective, with a fresh critic or a copy of the teacher."""
@@ -111,6 +115,10 @@ class SiDA(SiD):
         passed_off = discriminator.of_student(logits(seen).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).mean(1)
         passed_off = passed_off / error_of(of_data, draw.x).flatten()
         return self.identity(draw, of_data, own) + self.generator_gan * draw.noise.weight * passed_off
+
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
+        """What others with a critic measure, and the adversarial term's share in what drives the samples."""
+        return super().measure(draw) | {"adversarial_share": diagnostics.adversarial_share(self, draw)}
 
     def critic_evaluations(self, latents: int, draws: int) -> int:
         """The critic on the student's samples and on real ones."""

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
     from vardistill.denoisers import features as inside
     from vardistill.diffusion import Denoiser, Draw
-    from vardistill.objectives import discriminator
+    from vardistill.objectives import diagnostics, discriminator
     from vardistill.objectives.discriminator import Head
 else:
     torch = Later("torch")
     inside = Later("vardistill.denoisers.features")
+    diagnostics = Later("vardistill.objectives.diagnostics")
     discriminator = Later("vardistill.objectives.discriminator")
 
 ZEROS = 0.25
@@ -120,6 +121,10 @@ class SMD(DMD):
         logits = self.head.logits(self.critic, draw.x_t, draw.noise.t, draw.batch) + alpha.logit()
         matching = logits.detach().sigmoid() / alpha * super().generator_loss(draw)
         return matching + self.generator_gan * discriminator.of_student(logits)
+
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
+        """What others with a critic measure, and the adversarial term's share in what drives the samples."""
+        return super().measure(draw) | {"adversarial_share": diagnostics.adversarial_share(self, draw)}
 
     def shares(self, draw: Draw) -> Tensor:
         """α of the student's loss, (R,)."""

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from vardistill.denoisers import features as inside, of_mixtures
     from vardistill.denoisers.of_mixtures import OfMixtures
     from vardistill.diffusion import Denoiser, Draw
-    from vardistill.objectives import discriminator
+    from vardistill.objectives import diagnostics, discriminator
     from vardistill.objectives.discriminator import Head
     from vardistill.students import Student
 else:
     torch = Later("torch")
     inside, of_mixtures = Later("vardistill.denoisers.features"), Later("vardistill.denoisers.of_mixtures")
+    diagnostics = Later("vardistill.objectives.diagnostics")
     discriminator = Later("vardistill.objectives.discriminator")
 
 
@@ -140,6 +141,10 @@ class SMT(Objective):
             field = (own - mixed) / error_of(data, draw.x) * diffusion.expand(lengths[1] / lengths[0], own)
         passed_off = discriminator.of_student(self._logits(draw.x_t, draw))
         return draw.noise.weight * inner(field, draw.x) + self.generator_gan * passed_off
+
+    def measure(self, draw: Draw) -> dict[str, Tensor]:
+        """Only the adversarial term's share in what drives the samples."""
+        return {"adversarial_share": diagnostics.adversarial_share(self, draw)}
 
     def _logits(self, x_t: Tensor, draw: Draw) -> Tensor:
         return self.head.logits(self.critic.denoiser, x_t, draw.noise.t, draw.batch)

@@ -38,7 +38,7 @@ from vardistill.errors import UsageError
 from vardistill.files import whole
 from vardistill.objectives import Objective, Update
 from vardistill.objectives.base import STUDENT
-from vardistill.objectives.diagnostics import diversities, low_level_share
+from vardistill.objectives.diagnostics import diversities, low_level_share, spread
 from vardistill.processes import launched, on_main, several_on_cpu, shielded, synchronise
 from vardistill.progress import say
 from vardistill.students.student import Student
@@ -370,10 +370,15 @@ class Trainer:
         """What is worth watching under every objective."""
         rng = torch.Generator(self.skipped.device).manual_seed(self.step)
         target = self.objective.teacher and unguided(self.objective.teacher)
-        return diversities(draw, target, self.student.data_std, rng) | {
-            f"{term.prefix}low_level_share": low_level_share(term.objective.generator_loss, term.draw)
-            for term in self.objective.terms(draw)
-        }
+        own = {"spread": spread(draw, self.student.data_std)}
+        return (
+            own
+            | diversities(draw, target, self.student.data_std, rng)
+            | {
+                f"{term.prefix}low_level_share": low_level_share(term.objective.generator_loss, term.draw)
+                for term in self.objective.terms(draw)
+            }
+        )
 
     @torch.no_grad()
     def diagnostic_draw(self, progress: float) -> Draw:

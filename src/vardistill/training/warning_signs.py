@@ -149,6 +149,31 @@ RULES = (
         against=lambda now, best: best - now,
     ),
     Rule(
+        "collapse",
+        column("spread"),
+        0.25,
+        "the student's samples are nearly one point: they spread over less than a quarter of the data's deviation",
+        "Score distillation sampling does this whatever its settings (Diff-Instruct does not); else add an objective "
+        "that covers (VarFlow), or lower lr.",
+        below=True,
+    ),
+    Rule(
+        "runaway",
+        column("spread"),
+        3.0,
+        "the student runs away from the data: its samples spread over more than three times their deviation",
+        "Lower lr, raise critic_steps or start the critic as the teacher; for SiD set a to 1 or below. The loss of SiD "
+        "and SiM does not tell.",
+    ),
+    Rule(
+        "adversarial-term",
+        column("adversarial_share"),
+        0.5,
+        "the adversarial term drives the student more than the score difference does: it oversharpens what a "
+        "discriminator can tell apart",
+        "Lower generator_gan, which is for losses that are means over the data axes.",
+    ),
+    Rule(
         "critic-lag",
         column("critic_lag"),
         1.05,

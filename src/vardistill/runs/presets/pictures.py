@@ -11,7 +11,8 @@ from vardistill.diffusion.levels import LogNormal
 from vardistill.domains.pictures.config import PicturesConfig
 from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.diff_instruct import DiffInstructConfig
-from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.dmd import DMDConfig
+from vardistill.objectives.dmd2 import DMD2Config
 from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.ladd import ADDConfig, LADDConfig
@@ -113,7 +114,9 @@ PICTURES = {
     "vardiu-varflow": Recipe("VarDiU + λ·VarFlow", VARDIU_VARFLOW),
     "diff-instruct": Recipe("Diff-Instruct with a critic from the teacher's weights", DIFF_INSTRUCT),
     "diff-instruct-varflow": Recipe("Diff-Instruct + λ·VarFlow", with_varflow(DIFF_INSTRUCT, 6.0, 1.0)),
-    "dmd": Recipe("DMD's normalised score difference, without its regression", score_distillation(DMDConfig(**COPY))),
+    "dmd": Recipe(
+        "DMD's normalised score difference; --pairs adds its regression", score_distillation(DMDConfig(**COPY))
+    ),
     "dmd2": Recipe("DMD2: the same and a discriminator on the critic", score_distillation(DMD2Config(**ADVERSARIAL))),
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**ADVERSARIAL))

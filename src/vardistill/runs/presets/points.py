@@ -11,7 +11,8 @@ from vardistill.diffusion.levels import LogNormal, PowerLaw
 from vardistill.domains.points.config import SCALES, PerceptronConfig, PointsConfig, ProblemName, TeacherConfig
 from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.diff_instruct import DiffInstructConfig
-from vardistill.objectives.dmd import DMD2Config, DMDConfig
+from vardistill.objectives.dmd import DMDConfig
+from vardistill.objectives.dmd2 import DMD2Config
 from vardistill.objectives.em import EMDConfig
 from vardistill.objectives.f_distill import FDistillConfig
 from vardistill.objectives.ladd import ADDConfig, LADDConfig
@@ -155,7 +156,9 @@ POINTS = {
         learned_posterior_varflow("full"),
     ),
     "diff-instruct": Recipe("Diff-Instruct with 5 critic steps", diff_instruct(5)),
-    "dmd": Recipe("DMD's normalised score difference, without its regression", score_distillation(DMDConfig(**CRITIC))),
+    "dmd": Recipe(
+        "DMD's normalised score difference; --pairs adds its regression", score_distillation(DMDConfig(**CRITIC))
+    ),
     "dmd2": Recipe("DMD2: the same and a discriminator on the critic", score_distillation(DMD2Config(**CRITIC))),
     "f-distill": Recipe(
         "f-distill: DMD2 with samples weighted for the forward KL", score_distillation(FDistillConfig(**CRITIC))
