@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from vardistill.bench import BENCHES, Budget, Cell, Results, variance
 from vardistill.bench.cells import Settings
-from vardistill.bench.named import SNR, VARIANCE, tiny
+from vardistill.bench.named import BIAS, ESTIMATORS, SNR, VARIANCE, tiny
 from vardistill.bench.page import page
 from vardistill.bench.results import Result
 from vardistill.cli import main as cli
+from vardistill.diffusion import score
 from vardistill.diffusion.levels import LogNormal
-from vardistill.diffusion.noise import NoiseLevels
+from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.diffusion.schedules import VE
-from vardistill.objectives.base import STUDENT
+from vardistill.metrics.bound import Quadrature
+from vardistill.objectives.base import STUDENT, inner
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import build_domain
 from vardistill.runs.presets.points import (
@@ -154,3 +157,32 @@ def test_every_objective_is_measured(config: Config, tmp_path: Path, monkeypatch
     values = variance.gradient_noise(small(config), RunFolder(tmp_path))
     assert set(values) == {f"snr_{ratio:g}" for ratio in variance.RATIOS}
     assert all(math.isfinite(v) for v in values.values())  # which they are not where a gradient is 0
+
+
+def test_an_exact_gradient_has_no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row it is the one that it is held against, and twice it is off by as much as its length."""
+    monkeypatch.setattr(variance, "DRAWS", 4)
+    job = trainer(small(diff_instruct(1)))
+    with torch.no_grad():
+        exact = Quadrature(job.student, 64, torch.device("cpu"))
+    teacher: Any = job.objective.teacher
+
+    def loss(draw: Draw, times: float = 1.0) -> Tensor:
+        with torch.no_grad():
+            own = exact.score(draw.x_t, draw.noise.alpha, draw.noise.sigma).to(draw.x)
+            difference = times * (own - score(teacher, draw.x_t, draw.noise.t))
+        return draw.noise.weight * inner(difference, draw.x_t)
+
+    for times in (1.0, 2.0):
+        monkeypatch.setattr(job.objective, "generator_loss", lambda draw, times=times: loss(draw, times))
+        g, wanted = variance.beside_exact(job, variance.at_ratio(job, 2.0), exact)
+        torch.testing.assert_close(g, times * wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_the_bench_of_biases_measures_every_estimator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"DRAWS": 4, "STEPS": 2, "CRITIC_STEPS": 2, "NODES": 16}.items():
+        monkeypatch.setattr(variance, name, value)
+    for label in ("VarDiU, full", "VarDiU, chain of 2", "Diff-Instruct"):
+        found = variance.gradient_bias(small(ESTIMATORS[label]), RunFolder(tmp_path))
+        assert found.keys() == {*BIAS, "step_ms"}
+        assert all(math.isfinite(v) and v >= 0 for v in found.values())

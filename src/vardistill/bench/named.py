@@ -229,6 +229,11 @@ HIGH = {
 RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """r = σ_t/α_t, at which gradients are measured."""
 
+BIASED = (1.0, 4.0)
+"""Those at which they are held against the exact ones."""
+
+BIAS = tuple(f"bias_{ratio:g}" for ratio in BIASED)
+
 SNR = tuple(f"snr_{ratio:g}" for ratio in RATIOS)
 
 DIAGONAL_1024, FULL_1024 = (
@@ -248,6 +253,18 @@ VARIANCE = {
 }
 """Steps of 1024 rows each: an antithetic pair is two. Diff-Instruct has one row, as its critic is fitted to a student
 that stays as it is: steps of the critic per update make no difference."""
+
+
+ESTIMATORS = {
+    "VarDiU, diagonal": DIAGONAL_1024,
+    "VarDiU, full": FULL_1024,
+    "VarDiU, NSF": with_levels(with_batch(learned_posterior("nsf"), 1024), draws=1, antithetic=False),
+    "VarDiU, batch candidates": DEMO,
+    "VarDiU, batch candidates, pool 2048": with_objective(DEMO, pool=2048),
+    **{f"VarDiU, chain of {k}": with_objective(DEMO, candidates="chain", chain_length=k) for k in (2, 8, 32)},
+    "Diff-Instruct": with_batch(diff_instruct(1), 1024),
+}
+"""What follows the gradient of the diffusive KL, in steps of 1024 rows."""
 
 
 def over_dimensions(seeds: int) -> list[Cell]:
@@ -421,6 +438,15 @@ _ALL = (
         measure="vardistill.bench.variance:gradient_noise",
         figures="vardistill.bench.variance:figures",
         better=dict.fromkeys(SNR, "higher"),
+    ),
+    Bench(
+        "bias",
+        "how far a step's mean gradient is from that of the diffusive KL, by posterior, candidates, chain and critic",
+        lambda seeds: grid(ESTIMATORS, seeds=seeds),
+        metrics=(*BIAS, "step_ms"),
+        measure="vardistill.bench.variance:gradient_bias",
+        seeds=1,
+        better=dict.fromkeys((*BIAS, "step_ms"), "lower"),
     ),
 )
 

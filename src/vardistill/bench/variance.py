@@ -1,4 +1,4 @@
-r"""How noisy a step's gradient is, per noise level.
+r"""How noisy a step's gradient is, and how far off in the mean, per noise level.
 
 For the gradient g of one step's mean loss in the generator's parameters, at one fixed student and one ratio r,
 
@@ -7,24 +7,35 @@ For the gradient g of one step's mean loss in the generator's parameters, at one
 estimated from n independent steps as (‖ḡ‖² − s²/n)/s², with ḡ their mean and s² the unbiased trace of their covariance:
 unbiased in the numerator, and the weight w(t) cancels. In a sum all parts are at this ratio, and their weights do not
 cancel: they are those of training, λ as at its start, near which the student is.
-At an SNR of 1 a step's noise is as long as the mean. The student is the same for every objective: one that the demo's
-preset has trained for `STEPS` steps; auxiliary networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
+At an SNR of 1 a step's noise is as long as the mean. Of an objective that follows the diffusive KL, with G the exact
+gradient of w(t)/d DiKL_t (s_θ by quadrature) on the same draws,
+
+    bias = ‖E (g − G)‖/‖E G‖,
+
+both from U-statistics (`metrics.critic`), so that noise does not count as bias: 0 for a negative one.
+
+The student is the same for every objective: one that the demo's preset has trained for `STEPS` steps; auxiliary
+networks are then fitted to it, at all levels, for `CRITIC_STEPS` steps.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vardistill.bench.named import RATIOS, SNR
+from vardistill.bench.named import BIAS, BIASED, RATIOS, SNR
 from vardistill.bench.page import line
 from vardistill.bench.results import Results
+from vardistill.diffusion.denoiser import score
 from vardistill.diffusion.levels import LogNormal
 from vardistill.diffusion.noise import NoiseLevels
+from vardistill.metrics.bound import Quadrature
+from vardistill.metrics.critic import squared_norm
 from vardistill.objectives.base import STUDENT, Update
 from vardistill.reports.figures import MUTED, bare, doublings, legend_beside, ticks
 from vardistill.runs.config import Config
@@ -40,6 +51,9 @@ STEPS, CRITIC_STEPS = 500, 3000
 
 DRAWS = 48
 """n, steps per level."""
+
+NODES = 192
+"""Of the quadrature, per latent dimension."""
 
 
 def gradient_noise(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -78,13 +92,54 @@ def fit_auxiliary(trainer: Trainer) -> None:
         trainer.step += 1
 
 
-def signal_to_noise(trainer: Trainer, ratio: float) -> float:
-    """(‖ḡ‖² − s²/n)/s² over `DRAWS` steps at this ratio."""
+def gradient_bias(config: Config, folder: RunFolder) -> dict[str, float]:
+    """The bias of a step of `config` at every one of `BIASED`, as `bias_RATIO`, and a step's processor time."""
+    trainer = trainer_of(config, partly_trained(config))
+    fit_auxiliary(trainer)
+    with torch.no_grad():
+        exact = Quadrature(trainer.student, NODES, trainer.skipped.device)
+    found, started = {}, time.process_time()
+    for ratio in BIASED:
+        update = at_ratio(trainer, ratio)
+        for _ in range(DRAWS):
+            gradient(trainer, update)
+    found["step_ms"] = 1000 * (time.process_time() - started) / (len(BIASED) * DRAWS)
+    for name, ratio in zip(BIAS, BIASED, strict=True):
+        update = at_ratio(trainer, ratio)
+        pairs = [beside_exact(trainer, update, exact) for _ in range(DRAWS)]
+        own, wanted = (torch.stack(v).double() for v in zip(*pairs, strict=True))
+        (off, of_kl), _ = squared_norm(torch.stack([v @ v.T for v in (own - wanted, wanted)]))
+        found[name] = math.sqrt(max(0.0, float(off / of_kl)))
+    return found
+
+
+def beside_exact(trainer: Trainer, update: Update, exact: Quadrature) -> tuple[Tensor, Tensor]:
+    """The student's gradient in one step, and that of w(t)/d DiKL_t on the same draw, both flat."""
+    drawn = trainer.draw(update, 0.0, 0)
+    g = gradient(trainer, update)  # which draws the same, and goes on to the next step
+    draw = drawn.complete(trainer.student, drawn.z, trainer.generate(drawn.z, 1, {}), trainer.generate)
+    noise, teacher = draw.noise, trainer.objective.teacher
+    assert teacher is not None
+    with torch.no_grad():
+        s_theta = exact.score(draw.x_t, noise.alpha, noise.sigma).to(draw.x).view_as(draw.x)
+        difference = noise.weight[:, None] * (s_theta - score(teacher, draw.x_t, noise.t)) / draw.x[0].numel()
+    parameters = trainer.trainable[STUDENT]
+    wanted = torch.autograd.grad((difference * draw.x_t).sum() / len(draw.x), parameters)
+    return g, torch.cat([v.flatten() for v in wanted])
+
+
+def at_ratio(trainer: Trainer, ratio: float) -> Update:
+    """The student's update at one ratio, of the student alone."""
     *_, update = trainer.objective.updates(0.0)
     own = update.needs.levels or trainer.draws.levels
     others = tuple(at_level(levels, ratio) for levels in update.needs.other_levels)
     needs = replace(update.needs, levels=at_level(own, ratio), other_levels=others)
-    update = replace(update, trains=(STUDENT,), needs=needs)
+    return replace(update, trains=(STUDENT,), needs=needs)
+
+
+def signal_to_noise(trainer: Trainer, ratio: float) -> float:
+    """(‖ḡ‖² − s²/n)/s² over `DRAWS` steps at this ratio."""
+    update = at_ratio(trainer, ratio)
     g = torch.stack([gradient(trainer, update) for _ in range(DRAWS)])
     variance = g.var(0).sum()
     return float((g.mean(0).square().sum() - variance / DRAWS) / variance)

@@ -13,8 +13,10 @@ from vardistill.cli.main import entries
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.levels import EDM, LogNormal, PowerLaw, UniformTime
 from vardistill.domains.points.config import PerceptronConfig, PointsConfig, TeacherConfig
+from vardistill.objectives.adm import ADMConfig
 from vardistill.objectives.base import RealConfig
-from vardistill.objectives.critic import CriticConfig
+from vardistill.objectives.critic import AdversarialConfig, CriticConfig
+from vardistill.objectives.ladd import LADDConfig
 from vardistill.objectives.registry import OBJECTIVES
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
@@ -64,10 +66,16 @@ def main(arguments: list[str]) -> int:
 
 def needs_of(kind: type[Any]) -> str:
     """What an objective has to be given, by what its configuration is."""
-    real, critic = issubclass(kind, RealConfig), issubclass(kind, CriticConfig)
+    of_teacher = issubclass(kind, LADDConfig | ADMConfig)
     teacher = "a teacher or data" if hasattr(kind, "takes_teacher") else "a teacher"
-    extras = [*(["real samples (the teacher's own or data)"] if real else []), *(["a critic"] if critic else [])]
-    return " and ".join([f"needs {teacher}", *extras])
+    extras = {
+        "real samples (the teacher's own or data)": issubclass(kind, RealConfig),
+        "a critic": issubclass(kind, CriticConfig),
+        "a discriminator on the critic": issubclass(kind, AdversarialConfig),
+        "a discriminator on the teacher": of_teacher,
+    }
+    named = "a teacher that is a network" if of_teacher else teacher
+    return "needs " + ", ".join([named, *(name for name, needed in extras.items() if needed)])
 
 
 def presets_of(domain: str, targets: typing.Iterable[str]) -> str:
