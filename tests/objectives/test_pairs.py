@@ -19,7 +19,7 @@ from vardistill.denoisers import GaussianMixture
 from vardistill.diffusion.schedules import VE, VP
 from vardistill.errors import UsageError
 from vardistill.objectives import DMD, DMDConfig
-from vardistill.objectives.pairs import LPIPS_SIZE, Pairs, check_pairs, lpips, mean_square, teacher_pairs
+from vardistill.objectives.pairs import LPIPS_SIZE, StoredPairs, check_pairs, lpips, mean_square, teacher_pairs
 from vardistill.students.denoising import DenoisingStudent
 from vardistill.training.data import Labels
 
@@ -30,7 +30,7 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def of_gaussian(n: int = 500) -> Pairs:
+def of_gaussian(n: int = 500) -> StoredPairs:
     return teacher_pairs(teacher(), Linear(torch.ones(1, 1), torch.zeros(1)), n, rng(), steps=64)
 
 
@@ -52,7 +52,7 @@ def test_they_start_where_the_student_does(schedule: Any) -> None:
 
 
 def test_the_regression_has_no_gradient_where_the_student_is_the_teachers_map() -> None:
-    pairs = Pairs(z := torch.linspace(-2, 2, 9)[:, None], S_DATA * z)
+    pairs = StoredPairs(z := torch.linspace(-2, 2, 9)[:, None], S_DATA * z)
     for a, expected in ((S_DATA, 0.0), (0.8, None), (1.9, None)):
         draw, generator = draw_of(a)
         draw = replace(draw, eta=torch.linspace(-2, 2, len(draw.z))[None, :, None])
@@ -66,7 +66,7 @@ def test_the_regression_has_no_gradient_where_the_student_is_the_teachers_map() 
 
 def test_every_pair_is_drawn_alike_and_of_its_own_label() -> None:
     labels = torch.tensor([0, 1, 1, 0, 1])
-    pairs = Pairs(torch.arange(5.0)[:, None], 10 * torch.arange(5.0)[:, None], labels)
+    pairs = StoredPairs(torch.arange(5.0)[:, None], 10 * torch.arange(5.0)[:, None], labels)
     draw, _ = draw_of(1.0)
     u = (torch.arange(6) + 0.5) / 6
     draw = replace(draw, z=torch.zeros(12, 1), eta=torch.special.ndtri(u.repeat(2))[None, :, None])
@@ -90,7 +90,7 @@ def test_labels_stay_with_a_conditional_teachers_pairs() -> None:
 def test_a_run_with_pairs_trains_and_makes_them_once() -> None:
     made: list[int] = []
 
-    def make() -> Pairs:
+    def make() -> StoredPairs:
         made.append(1)
         return teacher_pairs(small_runs.teacher(), small_runs.generator(), 30, rng(), 4)
 

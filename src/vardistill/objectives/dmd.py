@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vardistill.diffusion import Denoiser, Draw
     from vardistill.objectives import pairs as stored
-    from vardistill.objectives.pairs import Distance, Pairs
+    from vardistill.objectives.pairs import Distance, StoredPairs
     from vardistill.students import Student
 else:
     torch = Later("torch")
@@ -67,7 +67,7 @@ class DMDConfig(CriticConfig):
         if not self.pairs:
             return DMD(*core)
 
-        def make() -> Pairs:
+        def make() -> StoredPairs:
             rng = torch.Generator(next(student.parameters()).device).manual_seed(parts.seed + 4)
             return stored.teacher_pairs(teacher, student, self.pairs, rng, self.pair_steps, parts.conditions)
 
@@ -97,7 +97,7 @@ class DMD(ScoreDistillation):
         critic: Denoiser,
         critic_steps: int = 1,
         sigma_data: float = 1.0,
-        pairs: Callable[[], Pairs] | None = None,
+        pairs: Callable[[], StoredPairs] | None = None,
         distance: Distance | None = None,
         pair_weight: float = 0.25,
     ) -> None:
@@ -106,7 +106,7 @@ class DMD(ScoreDistillation):
         self.distance = distance or stored.mean_square(None, sigma_data)
 
     @cached_property
-    def pairs(self) -> Pairs | None:
+    def pairs(self) -> StoredPairs | None:
         """The stored pairs."""
         return None if self.make_pairs is None else self.make_pairs()
 

@@ -25,13 +25,13 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Of two batches (R, *data), (R,)."""
 
 BLOCK = 1024
-"""Pairs that the sampler makes at once."""
+"""StoredPairs that the sampler makes at once."""
 
 LPIPS_SIZE = 224
 """Pixels along a side at which LPIPS compares pictures, as DMD does."""
 
 
-class Pairs(nn.Module):
+class StoredPairs(nn.Module):
     """A set of pairs.
 
     Args:
@@ -87,7 +87,7 @@ def teacher_pairs(
     rng: torch.Generator,
     steps: int = 18,
     conditions: Callable[[int, torch.Generator], Mapping[str, Any]] | None = None,
-) -> Pairs:
+) -> StoredPairs:
     """n pairs by Heun's method from where the student itself starts: x_{t_1} = c_1 z, or pure noise without times.
 
     Args:
@@ -114,7 +114,7 @@ def teacher_pairs(
         samples.append(sample(teacher, scale * z, steps, times=times, **condition))
         starts.append(z)
         labels += [condition["labels"]] if "labels" in condition else []
-    found = Pairs(torch.cat(starts), torch.cat(samples), torch.cat(labels) if labels else None)
+    found = StoredPairs(torch.cat(starts), torch.cat(samples), torch.cat(labels) if labels else None)
     if student.classes and (len(found.counts) < student.classes or not bool((found.counts > 0).all())):
         raise UsageError(f"{n} pairs are too few for {student.classes} labels: raise pairs")
     return found
