@@ -150,8 +150,7 @@ TEACHERS: dict[str, Changes] = {kind: {"teacher": TeacherConfig(kind)} for kind 
 
 def on_mog40(seeds: int) -> list[Cell]:
     """Every objective with every teacher that it can have."""
-    learned = {"learned": TEACHERS["learned"]}
-    return [*grid(OBJECTIVES, TEACHERS, seeds=seeds), *grid(ADVERSARIAL, learned, seeds=seeds)]
+    return [*grid(OBJECTIVES, TEACHERS, seeds=seeds), *grid(ADVERSARIAL, seeds=seeds)]
 
 
 MAIN = ("VarDiU, batch candidates", "VarDiU, full", "VarFlow", "VarDiU + VarFlow", "Diff-Instruct 5")
@@ -189,6 +188,39 @@ def neighbours(name: str) -> dict[str, Config]:
         | TUNED[name]
     )
     return {name: preset} | {f"{name}, {choice}": config for choice, config in moved.items()}
+
+
+ZOO_TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "DMD": ("10,000 pairs", {"pairs": 10_000}),
+    "DMD2": ("λ_G × 10", {"generator_gan": 3e-2}),
+    "f-distill": ("Jensen–Shannon", {"divergence": "jensen-shannon"}),
+    "SMD": ("no adversarial term", {"generator_gan": 0.0}),
+    "SMT": ("no adversarial term", {"generator_gan": 0.0}),
+    "SiD": ("a = 0.5", {"a": 0.5}),
+    "SiDA": ("λ_G × 10", {"generator_gan": 1e-3}),
+    "SiM": ("square", {"distance": "square"}),
+    "Moment matching": ("critic as wide as two", {"critic_width": 384}),
+    "EMD": ("a chain of 8", {"chain_length": 8}),
+    "LADD": ("no R1", {"r1": 0.0}),
+    "ADD": ("λ_D × 0.1", {"distillation": 0.25}),
+    "ADM": ("ρ = 0.25", {"shrink": 0.25}),
+}
+"""The choice that is each further objective's own, moved once."""
+
+
+def zoo_neighbours(name: str) -> dict[str, Config]:
+    """A preset of the zoo, and five that differ from it in one thing: rates, the critic's or the head's, its own."""
+    preset, (choice, changes) = POINTS[(ZOO | OF_FEATURES)[name]].config, ZOO_TUNED[name]
+    fewer = "critic_steps" if hasattr(preset.objective, "critic_steps") else "head_steps"
+    other = 1 if getattr(preset.objective, fewer) > 1 else 5
+    moved = {
+        "rates × 0.5": with_rates(preset, 0.5, 0.5),
+        "rates × 2": with_rates(preset, 2, 2),
+        "its networks' rates × 2": with_rates(preset, auxiliary=2),
+        f"{fewer.replace('_', ' ')} {other}": with_objective(preset, **{fewer: other}),
+        choice: with_objective(preset, **changes),
+    }
+    return {name: preset} | {f"{name}, {label}": config for label, config in moved.items()}
 
 
 FITTED: dict[str, Changes] = {
@@ -347,6 +379,15 @@ _ALL = (
         "five objectives' presets and their neighbours: as many for each, one thing moved at a time",
         lambda seeds: grid({label: c for name in TUNED for label, c in neighbours(name).items()}, seeds=seeds),
         metrics=("log_density", *QUALITY),
+        curves=("log_mmd",),
+        seeds=1,
+        budget=Budget("cpu", 1),
+    ),
+    Bench(
+        "zoo-tuning",
+        "the zoo's presets and five neighbours of each: as many for each, one thing moved at a time",
+        lambda seeds: grid({label: c for name in ZOO_TUNED for label, c in zoo_neighbours(name).items()}, seeds=seeds),
+        metrics=("log_density", *QUALITY, "critic_error", "gradient_bias"),
         curves=("log_mmd",),
         seeds=1,
         budget=Budget("cpu", 1),

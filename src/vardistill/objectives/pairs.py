@@ -25,7 +25,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Of two batches (R, *data), (R,)."""
 
 BLOCK = 1024
-"""StoredPairs that the sampler makes at once."""
+"""Pairs that the sampler makes at once."""
 
 LPIPS_SIZE = 224
 """Pixels along a side at which LPIPS compares pictures, as DMD does."""
