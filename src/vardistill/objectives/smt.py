@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vardistill.denoisers import features as inside, of_mixtures
+    from vardistill import networks
+    from vardistill.denoisers import of_mixtures
     from vardistill.denoisers.of_mixtures import OfMixtures
     from vardistill.diffusion import Denoiser, Draw
     from vardistill.objectives import diagnostics, discriminator
     from vardistill.objectives.discriminator import Head
     from vardistill.students import Student
 else:
-    torch = Later("torch")
-    inside, of_mixtures = Later("vardistill.denoisers.features"), Later("vardistill.denoisers.of_mixtures")
+    torch, networks = Later("torch"), Later("vardistill.networks")
+    of_mixtures = Later("vardistill.denoisers.of_mixtures")
     diagnostics = Later("vardistill.objectives.diagnostics")
     discriminator = Later("vardistill.objectives.discriminator")
 
@@ -63,7 +64,8 @@ class SMTConfig(AdversarialConfig):
         """The objective, with a fresh critic or a copy of the teacher, and a fresh head."""
         critic = self.critic(parts)
         head = discriminator.Head.on(critic, parts)
-        of_all = of_mixtures.OfMixtures(critic, head.channels)
+        with networks.initial_weights(parts.seed + 5):
+            of_all = of_mixtures.OfMixtures(critic, head.channels)
         return SMT(of_all, head, self.critic_steps, parts.data_std, self.generator_gan, self.critic_gan, parts.teacher)
 
 
