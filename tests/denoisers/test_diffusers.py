@@ -457,6 +457,17 @@ def test_refused_schedulers(scheduler: Any, message: str) -> None:
         DiffusersDenoiser(tiny_unet(), scheduler)
 
 
+def test_a_table_of_times_is_refused() -> None:
+    """It has nothing between its steps."""
+    network = diffusers.UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        time_embedding_type="learned", num_train_timesteps=10,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="embeds its times by a table"):
+        DiffusersDenoiser(network, diffusers.DDPMScheduler(num_train_timesteps=10))
+
+
 def test_refused_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="network Linear is not supported"):
         from_diffusers((nn.Linear(2, 2), diffusers.DDPMScheduler()))

@@ -23,7 +23,7 @@ from vardistill.denoisers import DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.samplers import karras_times, sample
 from vardistill.errors import UsageError
 from vardistill.export import export_diffusers
-from vardistill.export.pipelines import save_pipeline, usage_of
+from vardistill.export.pipelines import sampler, save_pipeline, usage_of
 from vardistill.export.templates.pipeline import ImagePipeline
 from vardistill.students.network import NetworkStudent
 
@@ -368,3 +368,12 @@ def test_kinds_of_pictures() -> None:
     assert torch.equal(tensor, seen(latent))
     assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
     assert np.array_equal(np.asarray(pil[0]), (array[0, ..., 0] * 255).round().astype(np.uint8))
+
+
+def test_a_teachers_scheduler_needs_nothing_but_a_number_of_steps() -> None:
+    """A shift that follows the resolution would ask its caller for `mu`."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    steps = sampler(DiffusersDenoiser(tiny_unet(None), scheduler), None)
+    steps.set_timesteps(4)
+    assert len(steps.timesteps) == 4
+    assert scheduler.config.use_dynamic_shifting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from somebody import Perceptron, fit, script
+from somebody import Perceptron, fit
 from torch import Tensor, nn
 
 import vardistill as vd
@@ -43,7 +43,3 @@ def build(steps: int) -> vd.denoisers.Denoiser:
         return (weight[:, None] * error.pow(2)).mean()
 
     return vd.denoisers.from_edm(fit(EDM(), loss, steps))
-
-
-if __name__ == "__main__":
-    script(build)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from somebody import Perceptron, fit, script
+from somebody import Perceptron, fit
 from torch import Tensor, nn
 
 import vardistill as vd
@@ -29,7 +29,3 @@ def build(steps: int) -> vd.denoisers.Denoiser:
 
     network = fit(Perceptron(), loss, steps)
     return vd.denoisers.from_module(network, schedule, predicts="epsilon")
-
-
-if __name__ == "__main__":
-    script(build)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from somebody import Perceptron, fit, script
+from somebody import Perceptron, fit
 from torch import Tensor, nn
 
 import vardistill as vd
@@ -27,7 +27,3 @@ def build(steps: int) -> vd.denoisers.Denoiser:
 
     network = fit(Perceptron(), loss, steps)
     return vd.denoisers.from_module(network, schedule, predicts="v")
-
-
-if __name__ == "__main__":
-    script(build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
@@ -57,29 +56,23 @@ def fit(network: nn.Module, loss: Callable[[nn.Module], Tensor], steps: int, lr:
     return average.eval()
 
 
-def distil(teacher: vd.denoisers.Denoiser, steps: int, seed: int) -> Figures:
-    """The README's lines, and their last number."""
+def distil(
+    teacher: vd.denoisers.Denoiser, steps: int, seed: int, levels: vd.diffusion.NoiseLevels | None = None
+) -> Figures:
+    """The README's lines, and their last number; `levels` are their default."""
     begun = time.process_time()
     torch.manual_seed(seed)
     points = vd.data.teacher_samples(teacher, (2,), 1000, torch.Generator().manual_seed(seed)).data
     generator = vd.students.MLP.from_data(points, width=128, depth=3)
     training = vd.TrainingConfig(steps=steps, batch=256, lr=4e-3, ema=0.99, seed=seed, eval_every=0, tracker="none")
-    run = vd.distill(generator, teacher=teacher, training=training)
+    run = vd.distill(generator, teacher=teacher, training=training, levels=levels)
     seconds = time.process_time() - begun
-    noise = torch.randn(COMPARED, 2, generator=torch.Generator().manual_seed(1000 + seed))
-    own = vd.samplers.sample(teacher, noise, steps=40)
+    own = own_samples(teacher, COMPARED, seed)
     distance = vd.metrics.energy_distance(run.generator.sample(COMPARED, seed=seed), own)
     return Figures(distance / float(own.var(0).mean().sqrt()), seconds)
 
 
-def script(build: Callable[[int], vd.denoisers.Denoiser]) -> None:
-    """Train a teacher, distil it once for every seed, and print the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--teacher-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args()
-    teacher = build(chosen.teacher_steps)
-    for seed in range(chosen.seeds):
-        figures = distil(teacher, chosen.steps, seed)
-        print(f"seed {seed}: {figures.distance:.5f} standard deviations, {figures.seconds:.0f} s", flush=True)
+def own_samples(teacher: vd.denoisers.Denoiser, n: int, seed: int) -> Tensor:
+    """(n, 2), by the teacher's own sampler."""
+    noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(1000 + seed))
+    return vd.samplers.sample(teacher, noise, steps=40)

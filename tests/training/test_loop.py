@@ -407,11 +407,16 @@ class TestStopping:
         small_runs.interrupt(trainer.objective, 3)
         assert trainer.run().history[-1]["step"] == 3
 
-    def test_sigterm_is_a_stop_too(self) -> None:
-        trainer = small_runs.trainer()
-        small_runs.in_training(trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), 15), loss(draw))[1])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+    def test_other_signals_are_a_stop_too(self, number: signal.Signals, tmp_path: Path) -> None:
+        """A checkpoint of the step is kept."""
+        trainer = small_runs.trainer(folder=RunFolder(tmp_path))
+        small_runs.in_training(
+            trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), number), loss(draw))[1]
+        )
         with pytest.raises(Interrupted, match="step 1"):
             trainer.run()
+        assert [path.name for path in RunFolder(tmp_path).checkpoints.iterdir()] == ["step-00000001"]
 
     def test_a_wish_needs_no_accelerator(self) -> None:
         """Of one process: the first signal is a wish, the second stops at once, and handlers come back."""

@@ -18,8 +18,9 @@ from linear_gaussian import complete
 from small_runs import run_small, small_distill, state
 from vardistill.diffusion.noise import Draw
 from vardistill.errors import UsageError
-from vardistill.objectives import Objective, Part, Update, VarFlow, WeightedSum
+from vardistill.objectives import Objective, Part, Update, VarDiU, VarFlow, WeightedSum
 from vardistill.objectives.base import inner
+from vardistill.posteriors.few import FullGaussian
 from vardistill.students.perceptron import MLP
 from vardistill.training.clock import phase
 from vardistill.training.config import NetworkConfig
@@ -115,6 +116,18 @@ class TestStep:
         for ours, theirs in pairs:
             for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+
+    def test_updates_of_frozen_networks_are_left_out(self) -> None:
+        """A posterior that is used as it is has no steps of its own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            posterior = FullGaussian(2, 2, 2.0, depth=1, width=8).double().requires_grad_(False)
+        before = {name: v.clone() for name, v in posterior.state_dict().items()}
+        objective = VarDiU(small_runs.teacher(), posterior, posterior_steps=3)
+        run = small_runs.small_distill(teacher=None, objective=objective, levels=small_runs.levels())
+        assert all(torch.equal(v, before[name]) for name, v in posterior.state_dict().items())
+        first = torch.cat([p.flatten() for p in small_runs.generator().parameters()])
+        assert not torch.equal(torch.cat([p.flatten() for p in run.generator.parameters()]), first)
 
     @pytest.mark.parametrize("kind", EVERY)
     def test_an_update_moves_what_it_trains_and_nothing_else(self, kind: str) -> None:

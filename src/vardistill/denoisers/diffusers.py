@@ -103,6 +103,12 @@ class DiffusersDenoiser(nn.Module):
         self.network = network
         self.scheduler = scheduler
         self.data_shape = data_shape(network)
+        config: Any = network.config
+        if config.get("time_embedding_type") == "learned":
+            raise UsageError(
+                "the network embeds its times by a table (time_embedding_type 'learned'), which has nothing between "
+                "its steps: give one of 'positional' or 'fourier'"
+            )
         self.latents = latents or self.data_shape[0] not in PICTURE_CHANNELS
         known, labels = known_labels(network)
         self.classes, self.classes_given = (known, False) if classes is None else (classes, True)

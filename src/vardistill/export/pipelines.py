@@ -175,7 +175,8 @@ def sampler(denoiser: DiffusersDenoiser, t: float | None) -> Any:
         clip = t is None and not denoiser.latents and scheduler.config.get("clip_sample", False)
         return ddim(scheduler, len(denoiser.schedule.alphas_cumprod) - 1, t, clip)
     if t is None:
-        return scheduler
+        fixed = {"use_dynamic_shifting": False} if scheduler.config.get("use_dynamic_shifting") else {}
+        return type(scheduler).from_config(dict(scheduler.config), **fixed) if fixed else scheduler
     if type(scheduler).__name__ in EDM:
         own = {name: scheduler.config[name] for name in ("sigma_min", "sigma_data", "prediction_type")}
         return diffusers.EDMEulerScheduler(sigma_max=denoiser.init_scale(t), **own)

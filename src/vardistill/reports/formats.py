@@ -93,8 +93,14 @@ METRICS = {
     "energy_distance_held_out": Metric(
         "Energy distance, held out", significant, "to the held-out data, unbiased estimate"
     ),
-    "precision": Metric("Precision", percent, "samples within the held-out data's 5-nearest-neighbour manifold"),
-    "recall": Metric("Recall", percent, "held-out data within the samples' 5-nearest-neighbour manifold"),
+    "precision": Metric(
+        "Precision",
+        percent,
+        "samples within the 5-nearest-neighbour manifold of the held-out data, or of the teacher's samples",
+    ),
+    "recall": Metric(
+        "Recall", percent, "held-out data, or the teacher's samples, within the samples' 5-nearest-neighbour manifold"
+    ),
     "fd": Metric("Fréchet distance", fixed(3), "of the features of samples and training pictures"),
     "kd": Metric("Kernel distance", significant, "of these features, unbiased estimate", "0 in the mean"),
     "density": Metric("Density", fixed(3), "held-out pictures' neighbourhoods that a sample lies in, over k", "1"),

@@ -1,11 +1,13 @@
 """Complete, atomic checkpoints without pickle.
 
 A checkpoint is a folder `step-00001000` with `state.safetensors` (weights, optimisers, average) and
-`state.json` (counters). It is written under another name, flushed to disk and renamed: it exists whole or not at all.
+`state.json` (counters, and the former's digest). It is written under another name, flushed to disk and renamed: it
+exists whole or not at all, and what a disk did to it later is found by the digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ from vardistill.files import PARTIAL, remove, whole
 from vardistill.progress import say
 
 FORMAT = "vardistill-checkpoint-3"
+BLOCK = 1 << 20
+"""Bytes that are read at a time for a digest."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -54,9 +58,9 @@ def save(folder: Path, state: State, keep: int) -> Path:
     for remnant in folder.glob(f"{PARTIAL}*"):  # of a process that was killed
         remove(remnant)
     flat = {f"{section}/{name}": _copy(v) for section, part in state.tensors.items() for name, v in part.items()}
-    counters = {"format": FORMAT, "step": state.step, "seconds": state.seconds}
     with whole(target, folder=True) as partial:
         save_file(flat, partial / "state.safetensors", metadata={"format": FORMAT})
+        counters = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "sha256": _digest(partial)}
         (partial / "state.json").write_text(json.dumps(counters))
     for old in _all(folder)[:-keep]:
         remove(old)
@@ -83,13 +87,22 @@ def set_aside_damaged(folder: Path) -> None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether its counters can be read, and its tensors reach to their end."""
+    """Whether its counters can be read, and its tensors are those that were written."""
     try:
-        json.loads((checkpoint / "state.json").read_text())
+        counters = json.loads((checkpoint / "state.json").read_text())
         with safe_open(checkpoint / "state.safetensors", "pt"):
-            return True
-    except (OSError, SafetensorError, ValueError):
+            return bool(counters.get("sha256", digest := _digest(checkpoint)) == digest)
+    except (OSError, SafetensorError, ValueError, AttributeError):
         return False
+
+
+def _digest(checkpoint: Path) -> str:
+    """SHA-256 of the tensors' file."""
+    found = hashlib.sha256()
+    with (checkpoint / "state.safetensors").open("rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
 
 
 def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
@@ -108,6 +121,11 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> State:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error)
         raise UsageError(f"the checkpoint {checkpoint} is truncated or not one of vardistill's: {reason}") from error
+    if form == FORMAT and counters.get("sha256", digest := _digest(checkpoint)) != digest:
+        raise UsageError(
+            f"the checkpoint {checkpoint} is damaged: its tensors are not those that were written; delete it to go on "
+            "from the one before"
+        )
     if form != FORMAT:
         raise UsageError(
             f"the checkpoint {checkpoint} has format {form!r}, but this version reads {FORMAT!r}: start the run anew, "

@@ -209,7 +209,8 @@ class Trainer:
         number = 0
         for update in self.objective.updates(progress):
             for _ in range(update.repeats):
-                if not (head_start and update.trains_student):
+                frozen = not any(name in self.optimizers for name in update.trains)
+                if not (frozen or head_start and update.trains_student):
                     self.update(update, progress, number)
                 number += 1
         if not head_start:

@@ -501,7 +501,7 @@ V = pixels(3).numpy()
         ({"images": V[:0]}, "there are no pictures in it"),
         ({"images": V[:, :2]}, r"1 or 3 channels as \(n, H, W, C\) or \(n, C, H, W\), not \(3, 2, 4, 5\)"),
         ({"images": V[0, 0]}, r"not \(4, 5\)"),
-        ({"images": np.array([{}, None])}, "cannot be read as .npz: Object arrays"),
+        ({"images": np.array([{}, None])}, "cannot be read as .npz: it is no such file, or holds pickled objects"),
     ],
 )
 def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path, arrays: dict[str, Any], match: str) -> None:
@@ -509,7 +509,14 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path, arrays: dict[st
     refused(rf"x\.npz.*{match}", tmp_path / "x.npz")
 
 
+def test_a_single_picture_cannot_be_split(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pixels(1).numpy())
+    refused("x has 1 picture: 1 of them cannot be held out", tmp_path / "x.npy")
+
+
 def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(b"no array")
+    refused(r"x\.npy cannot be read as \.npy: it is no such file, or holds pickled objects", tmp_path / "x.npy")
     (tmp_path / "x.npz").write_bytes(b"no archive")
     refused(r"x\.npz cannot be read as \.npz", tmp_path / "x.npz")
     np.savez_compressed(tmp_path / "y.npz", images=pixels(50).numpy())
@@ -589,6 +596,10 @@ def test_data_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(rf"x is a data set of `datasets`: give hf:{tmp_path / 'x'}", tmp_path / "x")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     refused("has no column of pictures: its columns are text", f"hf:{tmp_path / 'text'}")
+    hub_set(pixels(2), [0, 1]).select([]).save_to_disk(tmp_path / "empty")
+    refused("cannot load hf:.*empty: it is empty", f"hf:{tmp_path / 'empty'}")
+    with pytest.raises(UsageError, match="split test is empty: it has no pictures"):
+        HubImages(hub_set(pixels(2), [0, 1]).select([]), "split test")
     mixed = datasets.concatenate_datasets([hub_set(pixels(1), [0]), hub_set(pixels(1, height=9), [0])])
     mixed.save_to_disk(tmp_path / "mixed")
     refused("picture 1 of hf:.* is 5×9 and picture 0 of hf:.* is 5×4: add --size 4", f"hf:{tmp_path / 'mixed'}")

@@ -268,7 +268,9 @@ class HubImages(EncodedImages):
         features = dataset.features
         image = next((c for c, feature in features.items() if isinstance(feature, datasets.Image)), None)
         if image is None:
-            raise UsageError(f"{name} has no column of pictures: its columns are {', '.join(features)}")
+            raise UsageError(f"{name} has no column of pictures: its columns are {', '.join(features) or 'none'}")
+        if not len(dataset):
+            raise UsageError(f"{name} is empty: it has no pictures")
         declared = next((c for c, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
         named = (c for c in features if c.lower() in LABELS and re.match(r"u?int|bool|.*string", _dtype(features[c])))
         label = declared or next(named, None)
@@ -511,7 +513,8 @@ def _split(name: str, images: Images, held_out: int | None, seed: int) -> ImageD
     n = len(images)
     m = max(1, min(n // 10, MOST_HELD_OUT)) if held_out is None else held_out
     if not 0 < m < n:
-        raise UsageError(f"{name} has {n} pictures: {m} of them cannot be held out")
+        pictures = "1 picture" if n == 1 else f"{n} pictures"
+        raise UsageError(f"{name} has {pictures}: {m} of them cannot be held out")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return ImageData(name, Subset(images, order[m:].sort().values), Subset(images, order[:m].sort().values))
 
@@ -580,7 +583,8 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray[Any, Any]]:
             loaded = np.load(file, allow_pickle=False)
             return {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # of the zip archive, its compression or the arrays' headers
-        raise UsageError(f"{path} cannot be read as {path.suffix.lower()}: {_one_line(error)}") from error
+        reason = "it is no such file, or holds pickled objects" if "pickle" in str(error) else _one_line(error)
+        raise UsageError(f"{path} cannot be read as {path.suffix.lower()}: {reason}") from error
 
 
 def _values(labels: np.ndarray[Any, Any], n: int) -> list[str]:
@@ -720,7 +724,8 @@ def _hub(
     try:
         data = datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub or the data set's files
-        raise UsageError(f"cannot load hf:{name}: {_one_line(error)}{instead}") from error
+        reason = "it is empty" if isinstance(error, IndexError) else _one_line(error)
+        raise UsageError(f"cannot load hf:{name}: {reason}{instead}") from error
     if not isinstance(data, Mapping):
         return (_kept(HubImages(data, f"hf:{name}", size, default_size)),), ()
 
