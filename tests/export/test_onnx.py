@@ -31,18 +31,21 @@ def mlp() -> MLP:
 
 
 def student(
-    classes: int | None = 3, scheduler: diffusers.SchedulerMixin | None = None, steps: int = 1, **options: Any
+    classes: int | None = 3,
+    scheduler: diffusers.SchedulerMixin | None = None,
+    steps: int = 1,
+    rank: int = 0,
+    **options: Any,
 ) -> NetworkStudent:
-    return NetworkStudent.from_teacher(
-        DiffusersDenoiser(tiny_unet(classes, **options), scheduler or diffusers.EDMEulerScheduler()), steps=steps
-    ).eval()
+    teacher = DiffusersDenoiser(tiny_unet(classes, **options), scheduler or diffusers.EDMEulerScheduler())
+    return NetworkStudent.from_teacher(teacher, steps=steps, rank=rank).eval()
 
 
 def adapted(steps: int = 1) -> NetworkStudent:
     """A student whose adapters matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        s = student(steps=steps).add_adapters(rank=2)
+        s = student(steps=steps, rank=2)
         for name, parameter in s.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -103,11 +103,9 @@ def folder_of(name: str, path: Path) -> Path:
 
 def moved(source: DiffusersDenoiser, steps: int, adapters: bool) -> NetworkStudent:
     """A student whose weights, or adapters, are no longer those that it started with."""
-    s = NetworkStudent.from_teacher(source, steps=steps)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        if adapters:
-            s.add_adapters(rank=2)
+        s = NetworkStudent.from_teacher(source, steps=steps, rank=2 if adapters else 0)
         for parameter in s.parameters():
             if parameter.requires_grad:
                 parameter += 0.01 * torch.randn_like(parameter)

@@ -386,6 +386,11 @@ def test_whole_numbers_may_be_of_any_kind_and_candidates_the_batch() -> None:
         VarDiUConfig(candidates=misspelt)
 
 
+def test_adapters_of_a_critic_start_as_the_teacher() -> None:
+    with pytest.raises(UsageError, match="critic_start must be 'teacher' with a critic_rank, but is fresh"):
+        DiffInstructConfig(critic_rank=4)
+
+
 def test_what_a_teacher_does_not_use_is_refused() -> None:
     with pytest.raises(UsageError, match="teacher must be 'learned' with a teacher_run, but is true"):
         TeacherConfig(teacher_run=Path("somewhere"))
@@ -408,7 +413,7 @@ def test_numbers_of_a_teacher_must_be_positive(name: str, tmp_path: Path) -> Non
         ("vardiu", "posterior_rank", 0), ("vardiu", "pool", -1), ("levels", "draws", 0), ("levels", "shared", -1),
         ("varflow", "beta", 0.0), ("varflow", "beta", 2.0), ("varflow", "real_samples", 0),
         ("varflow", "real_steps", 0), ("varflow", "label_distance", 0.0), ("diff-instruct", "critic_steps", 0),
-        ("diff-instruct", "critic_width", 0),
+        ("diff-instruct", "critic_width", 0), ("diff-instruct", "critic_rank", -1),
         ("part", "weight", 0.0), ("part", "weight_end", -1.0), ("part", "weight", math.inf),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ import small_pictures
 import vardistill as vd
 from small_pictures import save_npz
 from tiny_models import tiny_pipeline_folder, tiny_unet
-from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
+from vardistill.denoisers import Adapted, DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures import config as pictures_config, parts
 from vardistill.domains.pictures.config import NetworkStudentConfig
@@ -30,6 +30,7 @@ from vardistill.domains.pictures.parts import Pictures
 from vardistill.domains.pictures.sources import load_images
 from vardistill.errors import UsageError
 from vardistill.objectives import DiffInstruct, VarDiU
+from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.registry import SumConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
@@ -39,7 +40,7 @@ from vardistill.runs import experiment
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import evaluate_run, load_run, run_experiment
 from vardistill.runs.presets import PICTURES, PRESETS
-from vardistill.students.network import NetworkStudent, has_adapters
+from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files
 from vardistill.training.config import TrainingConfig
 from vardistill.training.defaults import default_objective
@@ -269,15 +270,17 @@ def test_labels_in_turn() -> None:
 
 @pytest.fixture(scope="module")
 def adapted(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a student with adapters."""
-    config = config_of("images-varflow", teacher_run, student=NetworkStudentConfig(lora_rank=2))
+    """A run of a student and a critic with adapters on one teacher."""
+    objective = DiffInstructConfig(critic_steps=2, critic_start="teacher", critic_rank=2)
+    student = NetworkStudentConfig(lora_rank=2)
+    config = config_of("images-diff-instruct", teacher_run, objective=objective, student=student)
     return run_experiment(config, tmp_path_factory.mktemp("adapted") / "run").path
 
 
 def test_adapters_through_the_trainer(adapted: Path, teacher_run: Path) -> None:
     """What is trained is B A; what is saved is W + B A, and norms stay the teacher's."""
     _, _, student = load_run(adapted)
-    assert not has_adapters(student)
+    assert not isinstance(student.denoiser, Adapted)
     theirs = from_diffusers(teacher_run / "pipeline").state_dict()
     own = student.denoiser.state_dict()
     moved = {name for name, v in own.items() if not torch.allclose(v, theirs[name], atol=1e-7)}
@@ -285,6 +288,16 @@ def test_adapters_through_the_trainer(adapted: Path, teacher_run: Path) -> None:
     assert not any("norm" in name or name.endswith("bias") or "class_embedding" in name for name in moved)
     difference = own["network.mid_block.resnets.0.conv1.weight"] - theirs["network.mid_block.resnets.0.conv1.weight"]
     assert int(torch.linalg.matrix_rank(difference.flatten(1), rtol=1e-3)) <= 2
+
+
+def test_a_checkpoint_of_adapters_holds_them_alone(adapted: Path) -> None:
+    *_, last = sorted((adapted / "checkpoints").iterdir())
+    names = {name.partition("/")[::2] for name in load_file(last / "state.safetensors")}
+    prefixes = {"network.student": "denoiser.adapters.", "network.critic": "adapters.", "average": "denoiser.adapters."}
+    for section, prefix in prefixes.items():
+        own = [name for part, name in names if part == section]
+        assert own
+        assert all(name.startswith(prefix) and ".lora_" in name for name in own)
 
 
 def test_an_adapted_run_resumes_to_the_same_bits(

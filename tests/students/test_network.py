@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
-from vardistill.denoisers import DiffusersDenoiser, from_diffusers
+from vardistill.denoisers import Adapted, DiffusersDenoiser, from_diffusers
 from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
 from vardistill.students import load_student
 from vardistill.students.denoising import INITIAL_RATIO
-from vardistill.students.network import NetworkStudent, describe, has_adapters
+from vardistill.students.network import NetworkStudent, describe
 
 SCHEDULERS = {
     "edm": diffusers.EDMEulerScheduler(sigma_data=0.6),
@@ -151,7 +151,7 @@ def test_a_path_renoises_what_the_network_predicts(kind: str, steps: int) -> Non
 def test_several_levels_come_back_from_disk_with_adapters_merged(kind: str, steps: int, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        student = NetworkStudent.from_teacher(teacher_of(kind), steps=steps).add_adapters(2)
+        student = NetworkStudent.from_teacher(teacher_of(kind), steps=steps, rank=2)
     start = path(student)
     assert torch.equal(start, path(NetworkStudent.from_teacher(teacher_of(kind), steps=steps)))
     train_a_step(student)
@@ -257,7 +257,7 @@ def test_a_configuration_describes_parts_anew() -> None:
 def adapted(kind: str = "edm", rank: int = 2, **options: Any) -> NetworkStudent:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return student_of(kind).add_adapters(rank, **options)
+        return NetworkStudent.from_teacher(teacher_of(kind, 3), rank=rank, **options)
 
 
 def train_a_step(student: NetworkStudent) -> None:
@@ -273,36 +273,17 @@ def test_adapters_leave_the_output_as_it_is_to_the_bit(kind: str) -> None:
     assert torch.equal(output(adapted(kind)), output(student_of(kind)))
 
 
-def test_adapters_alone_are_trained() -> None:
-    student = adapted()
-    trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in student.named_parameters() if "lora_" in name}
-    before = {name: v.clone() for name, v in student.state_dict().items()}
-    train_a_step(student)
-    moved = {name for name, v in student.state_dict().items() if not torch.equal(v, before[name])}
-    assert moved == trained
-    assert not torch.allclose(output(student), output(student_of()), atol=1e-3)
-
-
-def test_adapters_have_the_rank_and_sit_beside_every_linear_and_convolutional_layer() -> None:
-    student = adapted(rank=3)
-    layers = [m for m in student_of().modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    factors = [p for name, p in student.named_parameters() if "lora_A" in name]
-    assert len(factors) == len(layers)
-    assert {len(p) for p in factors} == {3}
-
-
 @every_scheduler
 def test_merged_weights_are_the_sum(kind: str) -> None:
     student = adapted(kind)
     train_a_step(student)
-    before = {name: v.clone() for name, v in student.state_dict().items()}
+    before = {name: v.clone() for name, v in student.denoiser.network.state_dict().items()}
     merged = student.merged()
     torch.testing.assert_close(output(merged), output(student), rtol=1e-5, atol=1e-5)
     assert merged.state_dict().keys() == student_of(kind).state_dict().keys()
-    assert not has_adapters(merged)
-    assert has_adapters(student)
-    assert all(torch.equal(v, before[name]) for name, v in student.state_dict().items())
+    assert not isinstance(merged.denoiser, Adapted)
+    assert isinstance(student.denoiser, Adapted)
+    assert all(torch.equal(v, before[name]) for name, v in student.denoiser.network.state_dict().items())
 
 
 def test_a_student_with_adapters_is_saved_merged(tmp_path: Path) -> None:
@@ -314,23 +295,6 @@ def test_a_student_with_adapters_is_saved_merged(tmp_path: Path) -> None:
     assert loaded.state_dict().keys() == student_of().state_dict().keys()
     assert not any(type(module).__module__.startswith("peft") for module in loaded.modules())
     assert "lora" not in (tmp_path / "config.json").read_text()
-
-
-def test_layers_are_chosen_by_the_ends_of_their_names() -> None:
-    student = adapted(targets=["conv1", "conv_out"])
-    layers = {name.partition(".lora_A")[0] for name, _ in student.named_parameters() if "lora_A" in name}
-    named = {name for name, _ in student_of().named_modules() if name.endswith(("conv1", "conv_out"))}
-    assert layers == named
-    assert len(named) > 2
-
-
-def test_foreign_layers_and_ranks_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"no linear or convolutional layer is named to_q; one is \S+$"):
-        adapted(targets=["to_q"])
-    with pytest.raises(UsageError, match="rank of at least 1, and are added once; rank=0"):
-        adapted(rank=0)
-    with pytest.raises(UsageError, match="added once"):
-        adapted().add_adapters(2)
 
 
 # On disk

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vardistill.lazy import attach
 
 if TYPE_CHECKING:
+    from vardistill.denoisers.adapters import Adapted as Adapted
     from vardistill.denoisers.azula import from_azula as from_azula
     from vardistill.denoisers.diffusers import DiffusersDenoiser as DiffusersDenoiser, from_diffusers as from_diffusers
     from vardistill.denoisers.edm import from_edm as from_edm

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from vardistill.denoisers.adapters import Adapted
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.errors import UsageError
 from vardistill.networks import LevelMLP
@@ -61,6 +62,8 @@ def inner_layer(denoiser: object) -> nn.Module:
         UsageError: for a network without such a layer.
     """
     for module in denoiser.modules() if isinstance(denoiser, nn.Module) else ():
+        if isinstance(module, Adapted):
+            return inner_layer(module.network)
         if isinstance(module, LevelMLP):
             return module.layers[-2]
         if isinstance(block := getattr(module, "mid_block", None), nn.Module):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vardistill.denoisers.diffusers import DiffusersDenoiser
 from vardistill.errors import UsageError
 from vardistill.export.pipelines import save_pipeline, usage_of
 from vardistill.files import whole
@@ -48,9 +49,10 @@ def export_diffusers(generator: Student, path: Path | str, card: str | None = No
     """
     if not isinstance(generator, NetworkStudent):
         raise UsageError(f"a {type(generator).__name__} is no network of diffusers: export it to onnx instead")
-    student = generator.merged()
-    save_pipeline(student.denoiser, Path(path), student.times, student.classes, card)
-    return usage_of(student.denoiser, student.steps, folder=str(path))
+    denoiser = generator.merged().denoiser
+    assert isinstance(denoiser, DiffusersDenoiser)
+    save_pipeline(denoiser, Path(path), generator.times, generator.classes, card)
+    return usage_of(denoiser, generator.steps, folder=str(path))
 
 
 def export_onnx(generator: Student, path: Path | str, tolerance: float = 1e-4) -> float:

@@ -49,15 +49,22 @@ class CriticConfig:
     """Hidden layers of a fresh critic of points."""
     critic_width: int = 256
     """Units of its hidden layers."""
+    critic_rank: int = 0
+    """Rank of adapters on the teacher's frozen weights, as a critic of pictures that starts as the teacher; 0 trains
+    a copy of all weights."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("critic_steps", "critic_depth", "critic_width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("critic_rank", self.critic_rank, self.critic_rank >= 0, "0 or positive")
+        starts = self.critic_start == "teacher" or not self.critic_rank
+        require("critic_start", self.critic_start, starts, "'teacher' with a critic_rank")
 
     def critic(self, parts: Parts) -> Denoiser:
-        """A fresh critic, or a copy of the teacher."""
-        return parts.critic(self.critic_start, depth=self.critic_depth, width=self.critic_width)
+        """A fresh critic, a copy of the teacher, or adapters on it."""
+        sizes = {"depth": self.critic_depth, "width": self.critic_width, "rank": self.critic_rank}
+        return parts.critic(self.critic_start, **sizes)
 
 
 @dataclass(frozen=True)

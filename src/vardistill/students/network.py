@@ -5,8 +5,8 @@ r"""The field's student: the teacher's own network at one noise level or a few.
 with D a diffusers network under its scheduler's parametrisation, so that x̂ is a prediction of the clean data whatever
 the network itself predicts, and c the scale of the noise that a pipeline starts from at t_1 (σ_t where the variance
 explodes, 1 where it is preserved). Started from the teacher's weights it is the first step of the teacher's sampler
-(Luo et al. 2023, arXiv 2305.18455). With adapters of low rank (Hu et al. 2021, arXiv 2106.09685) only these are
-trained, W + B A beside frozen weights W that the teacher may share.
+(Luo et al. 2023, arXiv 2305.18455). With adapters of low rank (`denoisers.adapters`) only these are trained, beside
+the teacher's frozen weights, which it shares.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from vardistill.denoisers.adapters import HALF, Adapted
 from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
-from vardistill.errors import UsageError, unknown
+from vardistill.errors import unknown
 from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.hub import SafeHubMixin
 
@@ -46,7 +46,7 @@ class NetworkStudent(
         UsageError: for classes of diffusers that are not supported, or times that do not decrease in (0, 1].
     """
 
-    denoiser: DiffusersDenoiser
+    denoiser: DiffusersDenoiser | Adapted
 
     def __init__(
         self,
@@ -70,8 +70,10 @@ class NetworkStudent(
         data_std: float = 0.5,
         steps: int = 1,
         times: Sequence[float] | None = None,
+        rank: int = 0,
+        targets: Sequence[str] | None = None,
     ) -> NetworkStudent:
-        """A student with the teacher's network and a copy of its weights.
+        """A student with the teacher's network: a copy of its weights, or adapters on them.
 
         Args:
             teacher: E[x | x_t].
@@ -81,18 +83,24 @@ class NetworkStudent(
             steps: n.
             times: t_1 > ... > t_n, instead of ratio and steps; default `default_times`. For a discrete schedule the
                 nearest of its steps are taken.
+            rank: of adapters on the teacher's own weights, which are frozen; 0 for a copy of them.
+            targets: the layers that have adapters, see `Adapted`.
 
         Raises:
-            UsageError: as `default_times` and the class.
+            UsageError: as `default_times`, the class and `Adapted`.
         """
         if times is None:
             times = default_times(teacher.schedule, steps, data_std, ratio)
         classes = teacher.classes if classes is None else classes
+        if rank:
+            denoiser, student = Adapted(teacher, rank, targets), cls.__new__(cls)
+            DenoisingStudent.__init__(student, denoiser, denoiser.data_shape, data_std, times, classes)
+            student._hub_mixin_config = student.configuration()  # of the student that it is saved as, merged
+            return student
         described = describe(teacher.network), describe(teacher.scheduler)
         student = cls(*described, list(times), classes, data_std, teacher.latents)
         parameter = next(teacher.network.parameters())
-        half = parameter.dtype in (torch.bfloat16, torch.float16)  # in which steps of training would be lost
-        student.to(parameter.device, torch.float32 if half else parameter.dtype)
+        student.to(parameter.device, torch.float32 if parameter.dtype in HALF else parameter.dtype)
         student.denoiser.network.load_state_dict(teacher.network.state_dict())
         return student
 
@@ -108,43 +116,12 @@ class NetworkStudent(
             "latents": self.denoiser.latents,
         }
 
-    def add_adapters(self, rank: int, targets: Sequence[str] | None = None) -> NetworkStudent:
-        """Freeze the weights and train adapters of this rank beside them; returns the student.
-
-        Its output stays the same: the adapters' second factor starts at 0. The first is drawn from torch's global
-        generator, see `build.initial_weights`.
-
-        Args:
-            rank: of B A, at least 1.
-            targets: names of the adapted layers, or ends of them; default all linear and convolutional ones.
-
-        Raises:
-            UsageError: for a rank below 1, adapters that are there already, no such layers, or without peft.
-        """
-        if rank < 1 or has_adapters(self):
-            raise UsageError(f"adapters need a rank of at least 1, and are added once; rank={rank}")
-        peft, network = import_peft(), self.denoiser.network
-        layers = [name for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-        chosen = [name for name in layers if targets is None or name.endswith(tuple(targets))]
-        if not chosen:
-            raise UsageError(
-                f"no linear or convolutional layer is named {', '.join(targets or ())}; one is {layers[-1]}"
-            )
-        self.requires_grad_(False)
-        peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), network)
-        return self
-
     @torch.no_grad()
     def merged(self) -> NetworkStudent:
-        """A copy with the adapters added to the weights, W + B A: a student without adapters."""
+        """A copy without adapters, whose weights have them added, W + B A."""
         student = copy.deepcopy(self)
-        network = student.denoiser.network
-        adapted = [name for name, layer in network.named_modules() if hasattr(layer, "lora_A")]
-        for name in adapted:
-            parent, _, child = name.rpartition(".")
-            layer: Any = network.get_submodule(name)
-            layer.merge()
-            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+        if isinstance(student.denoiser, Adapted):
+            student.denoiser = student.denoiser.merged()
         return student.requires_grad_(False)
 
     @classmethod
@@ -158,7 +135,7 @@ class NetworkStudent(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Save the weights with their adapters merged."""
-        if has_adapters(self):
+        if isinstance(self.denoiser, Adapted):
             self.merged()._save_pretrained(save_directory)
         else:
             super()._save_pretrained(save_directory)
@@ -176,17 +153,3 @@ def build(config: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any]) -
     if name not in known:
         raise unknown("class of diffusers", name, known)
     return getattr(import_diffusers(), name).from_config(dict(config))
-
-
-def has_adapters(student: nn.Module) -> bool:
-    """Whether there are adapters in the network."""
-    return any(hasattr(layer, "lora_A") for layer in student.modules())
-
-
-def import_peft() -> Any:
-    """The peft package; raises UsageError where it is not installed."""
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError("adapters need peft: pip install 'vardistill[diffusers]'") from error
-    return peft

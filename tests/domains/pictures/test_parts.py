@@ -17,7 +17,7 @@ from PIL import Image
 
 from small_pictures import save_npz
 from tiny_models import tiny_dit, tiny_pipeline_folder, tiny_unet
-from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed
+from vardistill.denoisers import Adapted, DiffusersDenoiser, Guided, Mixed
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.diffusion.noise import Draw
 from vardistill.domains.pictures import parts
@@ -177,6 +177,16 @@ def test_a_critic_is_the_teachers_copy(domain: Pictures, teacher_run: Path) -> N
     assert all(torch.equal(p, own[name]) and p is not own[name] for name, p in theirs.items())
     mixed = objective_of(config, pictures(teacher_run, TrainingConfig(device="cpu", precision="bf16")))
     assert isinstance(mixed.networks["critic"], Mixed)
+
+
+def test_a_critic_of_adapters_is_on_the_teachers_weights(domain: Pictures) -> None:
+    config = DiffInstructConfig(critic_start="teacher", critic_rank=2)
+    first, second = (objective_of(config, domain).networks["critic"] for _ in range(2))
+    assert isinstance(first, Adapted)
+    shared = first.network.state_dict()["conv_in.base_layer.weight"].data_ptr()
+    assert shared == domain.source.denoiser.network.state_dict()["conv_in.weight"].data_ptr()
+    assert all(torch.equal(v, second.state_dict()[name]) for name, v in first.state_dict().items())
+    assert sum(p.numel() for p in first.parameters()) < sum(p.numel() for p in domain.source.denoiser.parameters()) / 2
 
 
 def test_a_fresh_critic_has_weights_of_its_own(domain: Pictures) -> None:

@@ -189,6 +189,12 @@ class TestDiffInstruct:
         with pytest.raises(UsageError, match="no weights that a critic could start from: use critic_start fresh"):
             objective_of(DiffInstructConfig(critic_start="teacher"), domain)
 
+    def test_a_critic_of_points_has_no_adapters(self) -> None:
+        domain = points()
+        domain.teacher = learned(domain)
+        with pytest.raises(UsageError, match="critics of points have no adapters: leave out critic_rank"):
+            objective_of(DiffInstructConfig(critic_start="teacher", critic_rank=2), domain)
+
     @pytest.mark.parametrize("schedule", ["ve", "vp", "rectified"])
     def test_a_fresh_one_follows_the_runs_schedule(self, schedule: Any) -> None:
         domain = points(replace(SMALL, schedule=schedule))

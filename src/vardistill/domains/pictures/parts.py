@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vardistill.denoisers import DiffusersDenoiser, Guided, Mixed, from_diffusers
+from vardistill.denoisers import Adapted, DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.denoisers.diffusers import network_name
 from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Denoiser, Schedule, sample
@@ -288,12 +288,12 @@ class Pictures:
         s = self.config.student
         with initial_weights(self.seed):
             student = NetworkStudent.from_teacher(
-                self.source.denoiser, s.ratio, self.classes, self.data_std, s.steps_per_sample
+                self.source.denoiser, s.ratio, self.classes, self.data_std, s.steps_per_sample, rank=s.lora_rank
             )
             if s.start == "fresh":
                 fresh = NetworkStudent(**student.configuration())
                 student.load_state_dict(fresh.state_dict())
-            return student.add_adapters(s.lora_rank) if s.lora_rank else student
+            return student
 
     @cached_property
     def conditions(self) -> Conditions | None:
@@ -323,12 +323,13 @@ class Pictures:
         return found
 
     def critic(self, start: str, **sizes: Any) -> Denoiser:
-        """A copy of the teacher without its guidance, with its weights or fresh ones."""
-        critic = deepcopy(self.source.denoiser)
-        if start == "fresh":
-            with initial_weights(self.seed + 1):
-                fresh = NetworkStudent(**NetworkStudent.from_teacher(critic, data_std=self.data_std).configuration())
-            critic.network.load_state_dict(fresh.denoiser.network.state_dict())
+        """The teacher without its guidance: with adapters, or a copy with its weights or fresh ones."""
+        source = self.source.denoiser
+        with initial_weights(self.seed + 1):
+            critic = Adapted(source, sizes["rank"]) if sizes.get("rank") else deepcopy(source).requires_grad_(True)
+            if start == "fresh":
+                fresh = NetworkStudent(**NetworkStudent.from_teacher(source, data_std=self.data_std).configuration())
+                critic.network.load_state_dict(fresh.denoiser.network.state_dict())
         return Mixed(critic) if self.mixed else critic
 
     def space(self, name: str) -> Callable[[Tensor, Tensor], Tensor] | None:

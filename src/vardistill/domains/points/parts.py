@@ -203,6 +203,8 @@ class Points:
         teacher = self.teacher
         if not isinstance(teacher, nn.Module) or next(teacher.parameters(), None) is None:
             raise UsageError("an exact teacher has no weights that a critic could start from: use critic_start fresh")
+        if sizes["rank"]:
+            raise UsageError("critics of points have no adapters: leave out critic_rank")
         return cast(Denoiser, deepcopy(teacher))
 
     def space(self, name: str) -> Callable[[Tensor, Tensor], Tensor] | None:
