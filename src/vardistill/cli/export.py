@@ -1,4 +1,4 @@
-"""`vardistill export RUN --to diffusers|onnx --out PATH`."""
+"""`vardistill export RUN --to diffusers|lora|onnx --out PATH`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Arguments:
     """Write a run's generator for other programs."""
 
-    to: Literal["diffusers", "onnx"] = "diffusers"
-    """A folder that diffusers loads alone, or an ONNX file."""
+    to: Literal["diffusers", "lora", "onnx"] = "diffusers"
+    """A folder that diffusers loads alone, the adapters for a pipeline of the teacher, or an ONNX file."""
     out: Path | None = None
-    """The folder, new or empty, or the file; default: `diffusers` or `generator.onnx` in the run folder."""
+    """The folder, new or empty, or the file; default: `diffusers`, `lora` or `generator.onnx` in the run folder."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
     folder, generator = _load(Path(run))
     if parsed.to == "onnx":
         return _onnx(generator, parsed.out or folder.path / "generator.onnx")
+    if parsed.to == "lora":
+        return _lora(generator, parsed.out or folder.path / "lora")
     return _diffusers(folder, generator, parsed.out or folder.path / "diffusers")
 
 
@@ -50,6 +52,13 @@ def _diffusers(folder: RunFolder, generator: Student, out: Path) -> int:
 
     usage = export_diffusers(generator, out, model_card(folder, "diffusers"))
     print(f"{out} loads without vardistill:\n\n{usage}")
+    return 0
+
+
+def _lora(generator: Student, out: Path) -> int:
+    from vardistill.export.lora import export_lora
+
+    print(f"{out} makes a pipeline of the teacher the student:\n\n{export_lora(generator, out)}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vardistill.lazy import attach
 
 if TYPE_CHECKING:
+    from vardistill.export.lora import export_lora as export_lora
     from vardistill.export.onnx import export_diffusers as export_diffusers, export_onnx as export_onnx
     from vardistill.export.pipelines import save_pipeline as save_pipeline
 
