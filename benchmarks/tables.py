@@ -1,4 +1,4 @@
-"""Writes the measured tables into README.md, docs/results.md and benchmarks/README.md: `python benchmarks/tables.py`.
+"""Writes the measured tables into README.md, the documentation and benchmarks/README.md: `python benchmarks/tables.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`, and comes from `results/*.json` alone.
 """
@@ -18,7 +18,14 @@ from measured import HERE
 from vardistill.bench.named import TUNED
 from vardistill.bench.results import spread
 
-PAGES = ("README.md", "docs/images.md", "docs/results.md", "docs/warnings.md", "benchmarks/README.md")
+PAGES = (
+    "README.md",
+    "docs/images.md",
+    "docs/own_model.md",
+    "docs/results.md",
+    "docs/warnings.md",
+    "benchmarks/README.md",
+)
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -69,6 +76,23 @@ def speed() -> str:
         f"| `{p}` | " + " | ".join(f"{median(v):.2f}" for v in r.values()) + " |" for p, r in result["rows"].items()
     ]
     return "\n".join([*lines, "", f"Steps per second of processor time. {_where(result['environment'])}"])
+
+
+def own_models() -> str:
+    """Foreign models' students beside their teachers, a number for every seed."""
+    result = _load("own_models")
+    lines = ["| teacher | default levels | levels to 0.05 σ_d | seconds |", "|---|---|---|---|"]
+    rows: Rows = result["rows"]
+    for name, found in rows.items():
+        if "distance" in found[0] and f"{name}, levels to 0.05" in rows:
+            cells = [", ".join(f"{r['distance']:.5f}" for r in rows[f"{name}{of}"]) for of in ("", ", levels to 0.05")]
+            lines.append(f"| {name} | {' | '.join(cells)} | {max(r['seconds'] for r in found):.0f} |")
+    pictures = {name: found for name, found in rows.items() if "student" in found[0]}
+    lines += ["", "| teacher | student | teacher's 40 steps | seconds |", "|---|---|---|---|"] if pictures else []
+    for name, found in pictures.items():
+        cells = [", ".join(f"{r[of]:.3g}" for r in found) for of in ("student", "teacher")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {max(r['seconds'] for r in found):.0f} |")
+    return "\n".join([*lines, "", f"A number for every seed. {_where(result['environment'])}"])
 
 
 def startup() -> str:
@@ -284,6 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "speed": speed,
     "startup": startup,
+    "own-models": own_models,
     "energy": energy,
     "diff-instruct": diff_instruct,
     "course": course,
@@ -353,7 +378,7 @@ def _rows_table(name: str, metrics: Iterable[str]) -> str:
     rows: Rows = result["rows"]
     for row, seeds in rows.items():
         lines.append(f"| {row} | " + " | ".join(_cell(m, [r[m] for r in seeds if m in r]) for m in metrics) + " |")
-    seeds = max(len(r) for r in rows.values())
+    seeds = " and ".join(dict.fromkeys(str(len(r)) for r in rows.values()))
     return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds. {_where(result['environment'])}"])
 
 

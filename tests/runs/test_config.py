@@ -382,7 +382,7 @@ def test_whole_numbers_may_be_of_any_kind_and_candidates_the_batch() -> None:
     assert TrainingConfig(steps=np.int64(3), seed=-(2**63)).steps == 3
     assert VarDiUConfig(candidates="batch").candidates == "batch"
     misspelt: Any = "bach"
-    with pytest.raises(UsageError, match="^candidates must be 'batch' or a whole number of 64 bits, but is bach$"):
+    with pytest.raises(UsageError, match="^candidates must be 'batch' or 'chain' or a whole number .* but is bach$"):
         VarDiUConfig(candidates=misspelt)
 
 

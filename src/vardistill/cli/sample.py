@@ -34,6 +34,9 @@ class Arguments:
     label: int | None = None
     """Class of all samples of a conditional generator; default: all classes in turn."""
 
+    prompt: str | None = None
+    """Of all samples of a text-to-image run; default: the run's prompts in turn."""
+
     def __post_init__(self) -> None:
         check_choices(self)
         require("num", self.num, self.num >= 1, "at least 1")
@@ -57,9 +60,19 @@ def draw(run: Path, parsed: Arguments) -> None:
     """Draw the samples and write them."""
     import torch
 
+    from vardistill.domains.text.parts import Text
     from vardistill.runs.experiment import build_domain, load_run
+    from vardistill.students import NetworkStudent
 
     _, config, student = load_run(run)
+    domain = None if config is None else build_domain(config)
+    if parsed.prompt is not None:
+        if not isinstance(domain, Text):
+            raise UsageError("--prompt is for runs on text to image: give --label, or nothing")
+        if parsed.label is not None:
+            raise UsageError("--prompt and --label say two things: give one of them")
+        assert isinstance(student, NetworkStudent)
+        student = domain.asked(student, [parsed.prompt])
     of_pictures = len(student.data_shape) == 3
     if parsed.out.suffix == "" and not of_pictures:
         raise UsageError(f"samples of points are written as .npz or .png, but --out is {parsed.out}")
@@ -70,6 +83,8 @@ def draw(run: Path, parsed: Arguments) -> None:
         labels = torch.full((parsed.num,), parsed.label)
     block = {"block": BLOCK} if of_pictures else {}
     samples = student.sample(parsed.num, parsed.seed, labels=labels, **block).cpu()
+    if isinstance(domain, Text):
+        samples = domain.pictures(samples)
     if parsed.out.suffix == ".npz":
         arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
         with whole(parsed.out) as partial:
@@ -77,7 +92,7 @@ def draw(run: Path, parsed: Arguments) -> None:
     elif not of_pictures:
         from vardistill.reports.samples import save_samples
 
-        save_samples({"samples": samples}, build_domain(config).problem if config else None, parsed.out)
+        save_samples({"samples": samples}, domain.problem if domain else None, parsed.out)
     else:
         from vardistill.domains.pictures.figures import save_folder, save_grid
 

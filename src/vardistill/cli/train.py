@@ -19,7 +19,16 @@ from vardistill.launch import launched
 from vardistill.progress import phase
 from vardistill.runs.config import Config
 from vardistill.runs.own import check_resumed
-from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, adapted, find_preset, with_objective
+from vardistill.runs.presets import (
+    PICTURE_SETS,
+    PICTURES,
+    POINT_TARGETS,
+    POINTS,
+    TEXT,
+    adapted,
+    find_preset,
+    with_objective,
+)
 from vardistill.training.config import NetworkConfig
 from vardistill.training.config_files import read
 
@@ -50,6 +59,8 @@ USAGE = "\n".join(
         *presets(POINT_TARGETS, {name: recipe.about for name, recipe in POINTS.items()}),
         "presets of pictures (images: of a --teacher that is given):",
         *presets(PICTURE_SETS, {name: recipe.about for name, recipe in PICTURES.items()}),
+        "presets of text to image (of a --teacher and --prompts that are given):",
+        *presets(["text"], {name: recipe.about for name, recipe in TEXT.items()}),
     ]
 )
 

@@ -65,6 +65,7 @@ def load_pair(run: Path) -> Pair:
         UsageError: where the folder is not such a run.
     """
     from vardistill.domains.points.config import PointsConfig
+    from vardistill.domains.text.config import TextConfig
     from vardistill.reports.view import Pair, Wish
     from vardistill.runs.experiment import load_run
     from vardistill.students import NetworkStudent
@@ -73,6 +74,8 @@ def load_pair(run: Path) -> Pair:
     domain = None if config is None else config.domain
     if isinstance(domain, PointsConfig) or not isinstance(student, NetworkStudent):
         raise UsageError(f"{run} is a run on points: `vardistill view` shows pictures")
+    if isinstance(domain, TextConfig):
+        raise UsageError(f"the view has no place for prompts yet: vardistill sample {run} --prompt TEXT --out x.png")
     name, numbers = folder.path.resolve().name, tuple(map(str, range(student.classes)))
     source = str(folder.teacher) if domain is None else domain.teacher or str(folder.teacher)
     try:

@@ -32,7 +32,8 @@ class Adapted(nn.Module):
 
     Its output is the base's until B has moved. A is drawn from torch's global generator. Parameters, those of
     `state_dict` too, are the factors, named as in a LoRA file: `adapters.LAYER.lora_A.weight`, in single precision
-    where the base's are half. `copy.deepcopy` copies them alone; `to` moves the base, but leaves its type.
+    where the base's are half. It knows all that the base does: schedule, shapes, classes. `copy.deepcopy` copies the
+    factors alone; `to` moves the base, but leaves its type.
 
     Args:
         base: a denoiser with a network of diffusers; its parameters are frozen.
@@ -41,7 +42,6 @@ class Adapted(nn.Module):
 
     Attributes:
         adapters: the factors, in a tree of the layers' names.
-        schedule, scheduler, data_shape, classes, classes_given, null_label, latents: the base's.
 
     Raises:
         UsageError: for a rank below 1, a base that is adapted itself, no such layers, or without peft.

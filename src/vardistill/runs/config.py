@@ -15,12 +15,13 @@ from vardistill.choices import check_choices
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
 from vardistill.domains.points.config import SCALES, PointsConfig, PointsTeachConfig
+from vardistill.domains.text.config import TextConfig
 from vardistill.errors import UsageError
 from vardistill.objectives.registry import ObjectiveConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.training.config import TrainingConfig
 
-DomainConfig = Annotated[Union[PointsConfig, PicturesConfig], tyro.conf.AvoidSubcommands]  # noqa: UP007
+DomainConfig = Annotated[Union[PointsConfig, PicturesConfig, TextConfig], tyro.conf.AvoidSubcommands]  # noqa: UP007
 """What runs are made of."""
 
 TeachConfig = Union[PointsTeachConfig, PicturesTeachConfig]  # noqa: UP007
@@ -46,7 +47,7 @@ class Config:
         domain = data.get("domain")
         of = domain.get("problem", domain.get("kind", "")) if isinstance(domain, Mapping) else ""
         levels = data.get("levels")
-        known = of in SCALES or of == "pictures"  # what is not is refused by name
+        known = of in SCALES or of in ("pictures", "text")  # what is not is refused by name
         if known and of != "mog40" and not (isinstance(levels, Mapping) and "distribution" in levels):
             raise UsageError(
                 f"{where} needs levels with a distribution, as those of mog40 do not fit {of}: take a preset's"

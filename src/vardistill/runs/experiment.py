@@ -25,6 +25,8 @@ from vardistill.domains.own import load_own
 from vardistill.domains.pictures.parts import Pictures
 from vardistill.domains.points.config import PointsConfig
 from vardistill.domains.points.parts import Points
+from vardistill.domains.text.config import TextConfig
+from vardistill.domains.text.parts import Text
 from vardistill.errors import UsageError
 from vardistill.files import whole, write_whole
 from vardistill.objectives import Objective
@@ -89,6 +91,8 @@ def build_domain(config: Config) -> Domain:
     domain, training, teacher = config.domain, config.training, takes_teacher(config.objective)
     if isinstance(domain, PointsConfig):
         return Points(domain, training, teacher)
+    if isinstance(domain, TextConfig):
+        return Text(domain, training, teacher)
     return Pictures(domain, training, teacher)
 
 

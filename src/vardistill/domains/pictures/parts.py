@@ -480,18 +480,18 @@ def condition_of(labels: Tensor | None, device: torch.device) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def costs(student: Student, teacher: Denoiser) -> dict[str, float]:
-    """Network evaluations and wall-clock seconds per picture, student and teacher in turn, in batches of `TIMED`."""
+def costs(student: Student, teacher: Denoiser, n: int = TIMED) -> dict[str, float]:
+    """Network evaluations and wall-clock seconds per picture, student and teacher in turn, in batches of n."""
     device = next(student.parameters()).device
     rng = torch.Generator(device).manual_seed(0)
-    z, renoise = student.latents(TIMED, rng), student.renoise(TIMED, rng)
-    condition = condition_of(even_labels(TIMED, student.classes), device)
+    z, renoise = student.latents(n, rng), student.renoise(n, rng)
+    condition = condition_of(even_labels(n, student.classes), device)
     own = seconds(lambda: student(z, renoise, **condition), device)
     teachers = seconds(lambda: sample(teacher, z, TEACHER_STEPS, **condition), device)
     return {
         "evaluations": float(student.steps),
-        "seconds_per_image": own / TIMED,
-        "teacher_seconds_per_image": teachers / TIMED,
+        "seconds_per_image": own / n,
+        "teacher_seconds_per_image": teachers / n,
         "teacher_evaluations": float(2 * TEACHER_STEPS - 1),
         "speedup": teachers / own,
     }

@@ -18,6 +18,7 @@ from vardistill.runs.presets import pictures, points
 from vardistill.runs.presets.pictures import PICTURES as PICTURES, of_data
 from vardistill.runs.presets.points import POINTS as POINTS, adapted as adapted
 from vardistill.runs.presets.recipes import Recipe, grouped
+from vardistill.runs.presets.text import TEXT as TEXT
 from vardistill.specs import Spec, parse_sum
 from vardistill.training import config_files
 
@@ -40,6 +41,8 @@ def _presets() -> dict[str, Recipe[Config]]:
         for name, recipe in PICTURES.items():
             about = "pictures of a teacher" if data is None else f"{target}, pictures"
             found[f"{target}-{name}"] = Recipe(f"{about}, {recipe.about}", of_data(recipe.config, data))
+    for name, recipe in TEXT.items():
+        found[f"text-{name}"] = Recipe(f"text to image, {recipe.about}", recipe.config)
     return found
 
 

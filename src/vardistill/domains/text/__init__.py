@@ -1,0 +1,1 @@
+"""Text to image: pictures, or latents of them, under prompts."""
