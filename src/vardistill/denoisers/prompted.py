@@ -63,6 +63,10 @@ class PromptedDenoiser(DiffusersDenoiser):
 
     def __init__(self, network: nn.Module, scheduler: Any, conditions: Conditions) -> None:
         super().__init__(network, scheduler, latents=True)
+        self.tell(conditions)
+
+    def tell(self, conditions: Conditions) -> None:
+        """Labels stand for these prompts from now on."""
         self.conditions = conditions
         self.classes, self.classes_given, self.null_label = len(conditions), True, len(conditions)
 

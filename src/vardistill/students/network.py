@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from vardistill.denoisers.adapters import HALF, Adapted
 from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
 from vardistill.errors import unknown
 from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.hub import SafeHubMixin
+
+ADAPTERS = "adapters.safetensors"
+"""The file of a saved student's factors, named as in `Adapted.state_dict`."""
 
 
 class NetworkStudent(
@@ -134,9 +138,11 @@ class NetworkStudent(
         return super()._from_pretrained(times=times, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Save the weights with their adapters merged."""
+        """Save the weights with their adapters merged, and the adapters' factors beside them."""
         if isinstance(self.denoiser, Adapted):
             self.merged()._save_pretrained(save_directory)
+            factors = {name: v.contiguous() for name, v in self.denoiser.state_dict().items()}
+            save_file(factors, save_directory / ADAPTERS, metadata={"format": "pt"})
         else:
             super()._save_pretrained(save_directory)
 

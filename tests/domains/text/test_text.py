@@ -175,6 +175,23 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
+@torch.no_grad()
+def the_pipeline_is_the_student(
+    run: Path, teacher: Path, student: NetworkStudent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the lines that the export prints, and its own encoders."""
+    capsys.readouterr()
+    assert cli.run(["export", str(run), "--to", "lora"]) == 0
+    _, lines = capsys.readouterr().out.split(":\n\n", 1)
+    pipeline = load_pipeline(str(teacher))
+    z = student.latents(2, torch.Generator().manual_seed(3))
+    call = f"{lines.strip()}".replace("pipeline(prompt,", "pipeline(prompt, latents=z, output_type='latent', ")
+    names = {"pipeline": pipeline, "prompt": [PROMPTS[1]] * 2, "z": z}
+    exec(call, names)
+    own = student(z, labels=torch.tensor([1, 1]))
+    torch.testing.assert_close(names["pictures"], own, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "preset", "words"),
@@ -206,5 +223,7 @@ def test_from_prompts_to_pictures(
     import numpy as np
 
     torch.testing.assert_close(torch.from_numpy(np.load(out)["samples"]), wanted, rtol=1e-4, atol=1e-4)
+    if "--lora-rank" in words:
+        the_pipeline_is_the_student(run, Path(teacher), student, capsys)
     assert "one of them" in refused(capsys, "sample", str(run), "--prompt", "x", "--label", "0")
     assert "no place for prompts yet" in refused(capsys, "view", str(run))

@@ -13,25 +13,28 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vardistill.denoisers import from_diffusers
 from vardistill.denoisers.adapters import Adapted
 from vardistill.denoisers.prompted import Conditions, PromptedDenoiser, prompted
 from vardistill.diffusion import Denoiser, sample
+from vardistill.diffusion.schedules import Rectified
 from vardistill.domains.base import Finished
 from vardistill.domains.pictures.evaluate import even_labels
 from vardistill.domains.pictures.parts import BLOCK, Pictures, Teacher, costs, draw, teachers_pictures
 from vardistill.domains.text.config import TextConfig
 from vardistill.domains.text.families import cut, decoded, encoded, family_of, load_pipeline
 from vardistill.domains.text.prompts import Prompts, read_prompts
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, first_line
 from vardistill.files import whole, write_whole
 from vardistill.networks import initial_weights
 from vardistill.objectives import Objective
 from vardistill.progress import say
 from vardistill.students import NetworkStudent, Student, load_student
+from vardistill.students.denoising import default_times
+from vardistill.students.network import ADAPTERS
 from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Samples, StoredSamples
 from vardistill.training.folder import RunFolder
@@ -57,6 +60,7 @@ class Text(Pictures):
 
     config: TextConfig
     prompts: Prompts
+    data_std = LATENT_STD
 
     def __init__(self, config: TextConfig, training: TrainingConfig, takes_teacher: bool = True) -> None:
         for name, what in (("teacher", "a pipeline's folder or hub id"), ("prompts", "a text file with one a line")):
@@ -71,7 +75,7 @@ class Text(Pictures):
         network = from_diffusers(self.config.teacher, self.config.variant)
         rows = self._stand_in() if folder is None else self._conditions(folder)
         self.source, self.data = Teacher(prompted(network, Conditions(rows))), None
-        self.classes, self.data_std = self.source.denoiser.classes, LATENT_STD
+        self.classes = self.source.denoiser.classes
 
     def _stand_in(self) -> dict[str, Tensor]:
         """Conditions of the right shapes for a run that is checked: the first prompt's, for all of them."""
@@ -116,10 +120,11 @@ class Text(Pictures):
     def _build_student(self) -> NetworkStudent:
         s, denoiser = self.config.student, self.source.denoiser
         assert isinstance(denoiser, PromptedDenoiser)
+        times = default_times(denoiser.schedule, s.steps_per_sample, self.data_std, s.ratio)
+        if isinstance(denoiser.schedule, Rectified) and s.ratio is None:
+            times = (1.0, *times[1:])  # where pipelines of flow matching start, from noise alone
         with initial_weights(self.seed):
-            student = NetworkStudent.from_teacher(
-                denoiser, s.ratio, 0, self.data_std, s.steps_per_sample, rank=s.lora_rank
-            )
+            student = NetworkStudent.from_teacher(denoiser, None, 0, self.data_std, times=times, rank=s.lora_rank)
         return under_prompts(student, denoiser.conditions)
 
     def critic(self, start: str, **sizes: Any) -> Denoiser:
@@ -169,9 +174,19 @@ class Text(Pictures):
         return {}
 
     def load_student(self, path: Path) -> Student:
-        """A saved student, under the run's prompts."""
-        rows = self._kept_conditions(path.parent)
-        return under_prompts(load_student(path, NetworkStudent), Conditions(rows))
+        """A saved student, under the run's prompts; one of adapters on the teacher's weights."""
+        conditions = Conditions(self._kept_conditions(path.parent))
+        student = load_student(path, NetworkStudent)
+        if not (path / ADAPTERS).is_file():
+            return under_prompts(student, conditions)
+        teacher = prompted(from_diffusers(self.config.teacher, self.config.variant), conditions)
+        rank, times = self.config.student.lora_rank, student.times
+        adapted = NetworkStudent.from_teacher(teacher, None, 0, self.data_std, times=times, rank=rank)
+        try:
+            adapted.denoiser.load_state_dict(load_file(path / ADAPTERS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UsageError(f"{path / ADAPTERS} is damaged, or of another teacher: {first_line(error)}") from error
+        return under_prompts(adapted, conditions).eval()
 
     def asked(self, student: NetworkStudent, prompts: Sequence[str]) -> NetworkStudent:
         """The student under other prompts, in the place of the run's."""
@@ -189,7 +204,10 @@ class Text(Pictures):
 
 def under_prompts(student: NetworkStudent, conditions: Conditions) -> NetworkStudent:
     """The student with prompts as its labels; what it saves is the network alone."""
-    if not isinstance(student.denoiser, Adapted):  # on the teacher's base, which is under prompts itself
+    if isinstance(student.denoiser, Adapted):
+        assert isinstance(within := student.denoiser.within, PromptedDenoiser)
+        within.tell(conditions)
+    else:
         student.denoiser = prompted(student.denoiser, conditions)
     student.classes = len(conditions)
     return student
