@@ -733,9 +733,9 @@ class TestMistakes:
         ("arguments", "message"),
         [
             ({"candidates": "batch"}, "candidates shared across the batch come from the prior"),
-            ({"candidates": -1}, "candidates must be 0, positive or 'batch', but is -1"),
-            ({"candidates": "bacth"}, "candidates must be 0, positive or 'batch', but is bacth"),
-            ({"candidates": 1.5}, "candidates must be 0, positive or 'batch', but is 1.5"),
+            ({"candidates": -1}, "candidates must be 0, positive, 'batch' or 'chain', but is -1"),
+            ({"candidates": "bacth"}, "candidates must be 0, positive, 'batch' or 'chain', but is bacth"),
+            ({"candidates": 1.5}, "candidates must be 0, positive, 'batch' or 'chain', but is 1.5"),
             ({"control_variate": "gausian"}, "unknown control variate 'gausian': did you mean gaussian?"),
             ({"posterior_steps": 0}, "posterior_steps must be at least 1"),
             ({"posterior": Prior(), "posterior_steps": 2}, "and 1 for the prior"),

@@ -491,7 +491,7 @@ def test_what_cannot_be_trained_leaves_no_folder(teacher_run: Path, foreign: Pat
     refused("unknown posterior of pictures 'nsf'", own(objective=VarDiUConfig(posterior="nsf")), out)
     several = NetworkStudentConfig(steps_per_sample=2)
     candidates = VarDiUConfig(posterior="diagonal", posterior_width=8, candidates=2)
-    refused("candidates drawn from a posterior need", own(student=several, objective=candidates), out)
+    refused("candidates drawn from a posterior, and chains, need", own(student=several, objective=candidates), out)
 
 
 def test_a_folder_in_use_is_refused(teacher_run: Path, tmp_path: Path) -> None:

@@ -408,8 +408,11 @@ class TestStopping:
         assert trainer.run().history[-1]["step"] == 3
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-    def test_other_signals_are_a_stop_too(self, number: signal.Signals, tmp_path: Path) -> None:
-        """A checkpoint of the step is kept."""
+    def test_other_signals_are_a_stop_too(
+        self, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A checkpoint of the step is kept; whatever the tests themselves were started by: nohup ignores SIGHUP."""
+        monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
         trainer = small_runs.trainer(folder=RunFolder(tmp_path))
         small_runs.in_training(
             trainer.objective, lambda loss: lambda draw: (os.kill(os.getpid(), number), loss(draw))[1]
