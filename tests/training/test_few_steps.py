@@ -164,7 +164,7 @@ class TestRefusals:
     def test_candidates_from_a_posterior_need_the_latents_density(self) -> None:
         posteriors = [small_runs.DiagonalGaussian(2, 2, 2.0, depth=1, width=8).double() for _ in range(2)]
         objective = VarDiU(small_runs.teacher(), posteriors, candidates=3)
-        self.refuses("candidates drawn from a posterior need the latents' prior density", objective)
+        self.refuses("candidates drawn from a posterior, and chains, need the latents' prior density", objective)
 
 
 def test_stored_data_and_default_levels_serve_several_steps() -> None:
