@@ -237,11 +237,24 @@ def test_other_teachers(teacher: str, tmp_path: Path) -> None:
     assert cli.run(["train", "mog40-vardiu", *QUICK, *words, "--out", str(tmp_path / "run")]) == 0
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of a second."""
+    folder = tmp_path_factory.mktemp("fitted") / "teacher"
+    quick_fit = ["--steps", "20", "--samples", "200", "--width", "16", "--batch", "32"]
+    assert cli.run(["teach", "mog40", *quick_fit, "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("preset", [f"mog40-{name}" for name in POINTS if name != "vardiu"])
-def test_every_preset_trains(preset: str, tmp_path: Path) -> None:
+def test_every_preset_trains(preset: str, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawn in ("write_report", "save_samples"):  # which takes longer than the run, and is the same for all
+        monkeypatch.setattr(f"vardistill.runs.experiment.{drawn}", lambda *_: None)
     words = ["--steps", "2", "--eval-samples", "300", "--width", "16", "--batch", "32"]
+    config = POINTS[preset.removeprefix("mog40-")].config
+    words += ["--teacher-run", str(fitted)] if config.domain.teacher.teacher == "learned" else []
     for width in ("posterior_width", "critic_width"):
-        if hasattr(POINTS[preset.removeprefix("mog40-")].config.objective, width):
+        if hasattr(config.objective, width):
             words += [f"--{width.replace('_', '-')}", "16"]
     assert cli.run(["train", preset, *words, "--tracker", "none", "--out", str(tmp_path / "run")]) == 0
 

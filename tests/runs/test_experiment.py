@@ -183,7 +183,9 @@ def test_parts_that_do_not_fit_are_refused_without_a_folder(changes: dict[str, A
 def test_candidates_of_a_posterior_are_refused_with_several_steps(tmp_path: Path) -> None:
     several = with_domain(student=replace(CONFIG.domain.student, steps_per_sample=2))
     objective = VarDiUConfig(posterior="diagonal", posterior_width=8, candidates=2)
-    refused(replace(several, objective=objective), tmp_path / "run", "candidates drawn from a posterior, and chains, need")
+    refused(
+        replace(several, objective=objective), tmp_path / "run", "candidates drawn from a posterior, and chains, need"
+    )
 
 
 def test_a_student_of_several_steps_leaves_what_its_reader_looks_at(tmp_path: Path) -> None:
