@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +225,8 @@ class Task:
     """A run to make, and what befalls it: `event` at the `at`-th step, save or line, on process `rank`.
 
     With `bound`, its evaluations take the bound of 16 samples, a loss that in training is the processes' common work.
-    With `counted`, what its updates train and what the processes reduce in them is noted.
+    With `counted`, what its updates train and what the processes reduce in them is noted. Before it is made, processes
+    that make it are killed after each of `lives`, in seconds: the task's end is what goes on from what they left.
     """
 
     result: str
@@ -236,6 +238,7 @@ class Task:
     rank: int = 0
     bound: bool = False
     counted: bool = False
+    lives: list[float] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -275,6 +278,30 @@ def run(task: Task) -> None:
         "reduced": reduced,
     }
     path.with_suffix(".json").write_text(json.dumps(facts))
+
+
+def survive(task: Task) -> None:
+    """Make the run in processes that are killed after each of the task's lives, then to its end."""
+    assert task.out is not None
+    for life in task.lives:
+        child = os.fork()
+        if child == 0:
+            go_on(task)
+            os._exit(0)
+        time.sleep(life)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the run ended before it was killed"
+    go_on(task)
+
+
+def go_on(task: Task) -> None:
+    """From the latest checkpoint; without one the run begins anew."""
+    folder = RunFolder(Path(str(task.out)))
+    kept = any(folder.checkpoints.glob("step-*"))
+    if not kept:
+        folder.rewind(0)
+    run(dataclasses.replace(task, resume=kept))
 
 
 @contextlib.contextmanager
@@ -405,4 +432,5 @@ def tasks_file(folder: Path, tasks: list[Task]) -> Path:
 
 if __name__ == "__main__":
     for entry in json.loads(Path(sys.argv[1]).read_text()):
-        run(Task(**entry))
+        task = Task(**entry)
+        survive(task) if task.lives else run(task)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -86,6 +88,27 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     small_runs.run(left)
     assert_same(small_runs.result(left), unbroken_kinds(kind))
     assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_fifteen_moments_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    """Wherever that finds them: in steps, saves, lines and evaluations. All lives together are six tenths of a run."""
+    for name in ("unbroken", "killed"):
+        (tmp_path / name).mkdir()
+    training = {"steps": 80, "checkpoint_every": 3}
+    unbroken = Task(str(tmp_path / "expected"), "learned", out=str(tmp_path / "unbroken"), training=training)
+    begun = time.monotonic()
+    small_runs.run(unbroken)
+    longest = (time.monotonic() - begun) / 12
+    rng = random.Random(0)
+    killed = Task(
+        str(tmp_path / "result"), "learned", out=str(tmp_path / "killed"), training=training,
+        lives=[rng.uniform(0, longest) for _ in range(15)],
+    )  # fmt: skip
+    process = launch(tmp_path, [killed])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert_same(small_runs.result(killed), small_runs.result(unbroken))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *CONDITIONAL, *FEW])

@@ -24,11 +24,25 @@ def options_of(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+_CHOICES: dict[type, dict[str, tuple[tuple[Any, ...], list[Any]]]] = {}
+"""Of every class: a program's presets ask for few classes, each many times."""
+
+
+def _choices_of(cls: type) -> dict[str, tuple[tuple[Any, ...], list[Any]]]:
+    """The types and the named choices of every field."""
+    if cls not in _CHOICES:
+        kinds = {name: options_of(hint) for name, hint in typing.get_type_hints(cls).items()}
+        _CHOICES[cls] = {
+            name: (options, [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)])
+            for name, options in kinds.items()
+        }
+    return _CHOICES[cls]
+
+
 def check_choices(config: object) -> None:
     """Raise a UsageError for a field that holds none of its choices, or no whole number that torch takes for an int."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value, kinds = getattr(config, name), options_of(hint)
-        choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    for name, (kinds, choices) in _choices_of(type(config)).items():
+        value = getattr(config, name)
         if value in choices or (value is None and types.NoneType in kinds):
             continue
         if int in kinds:

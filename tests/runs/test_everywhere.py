@@ -139,6 +139,16 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_list_says_what_a_step_costs(name: str, tmp_path: Path) -> None:
+    """A sample of the student for every update, and what the update itself evaluates."""
+    config = config_of(name, "points", 1, tmp_path)
+    domain = build_domain(config)
+    domain.load(None)
+    updates = OBJECTIVES[name]().build(domain).updates()
+    assert OBJECTIVES[name].cost == sum(u.repeats * (1 + u.evaluations(latents=1, draws=1)) for u in updates)
+
+
 @pytest.mark.parametrize(("name", "domain", "steps"), CASES)
 def test_updates_train_what_they_name_and_nothing_else(
     name: str, domain: str, steps: int, teacher_run: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
         presets_of("pictures", PICTURE_SETS): {name: recipe.about for name, recipe in PICTURES.items()},
         presets_of("text to image", ["text"]): {name: recipe.about for name, recipe in TEXT.items()},
         "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
-        "objectives, or FILE.py:CLASS of your own": {name: needs_of(kind) for name, kind in OBJECTIVES.items()},
+        "objectives, or FILE.py:CLASS of your own, and evaluations of networks in a step, for each latent, at the "
+        "defaults": {name: needs_of(kind) for name, kind in OBJECTIVES.items()},
         "benches": {name: bench.about for name, bench in BENCHES.items()},
     }
     for title, abouts in described.items():
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def needs_of(kind: type[Any]) -> str:
-    """What an objective has to be given, by what its configuration is."""
+    """What an objective has to be given, by what its configuration is, and what a step costs."""
     of_teacher = issubclass(kind, LADDConfig | ADMConfig)
     teacher = "a teacher or data" if hasattr(kind, "takes_teacher") else "a teacher"
     extras = {
@@ -76,7 +77,8 @@ def needs_of(kind: type[Any]) -> str:
         "a discriminator on the teacher": of_teacher,
     }
     named = "a teacher that is a network" if of_teacher else teacher
-    return "needs " + ", ".join([named, *(name for name, needed in extras.items() if needed)])
+    needed = ", ".join([named, *(name for name, needed in extras.items() if needed)])
+    return f"needs {needed}; {kind.cost} evaluation{'s' if kind.cost > 1 else ''} a step"
 
 
 def presets_of(domain: str, targets: typing.Iterable[str]) -> str:

@@ -46,6 +46,7 @@ class ADMConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "adm"
+    cost: ClassVar[int] = 8
     shrink: float = 0.5
     """ρ, how much of the noise-to-signal ratio a step leaves."""
 

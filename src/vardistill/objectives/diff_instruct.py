@@ -30,6 +30,7 @@ class DiffInstructConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "diff-instruct"
+    cost: ClassVar[int] = 5
 
     def build(self, parts: Parts) -> DiffInstruct:
         """The objective, with a fresh critic or a copy of the teacher."""

@@ -44,6 +44,7 @@ class DMDConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "dmd"
+    cost: ClassVar[int] = 5
     pairs: int = 0
     """Stored pairs of the teacher's noise and sample, drawn at the start; 0 for no regression."""
     pair_weight: float = 0.25

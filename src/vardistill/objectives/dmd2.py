@@ -43,6 +43,7 @@ class DMD2Config(AdversarialConfig):
     """
 
     name: ClassVar[str] = "dmd2"
+    cost: ClassVar[int] = 19
     critic_gan: float = 1e-2
     """λ_C, weight of the discriminator beside denoising score matching."""
 

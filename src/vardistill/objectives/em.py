@@ -50,6 +50,7 @@ class EMDConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "emd"
+    cost: ClassVar[int] = 16
     chain_length: int = 4
     """K."""
     noise_step: float = 0.16

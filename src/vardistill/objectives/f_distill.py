@@ -63,6 +63,7 @@ class FDistillConfig(DMD2Config):
     """
 
     name: ClassVar[str] = "f-distill"
+    cost: ClassVar[int] = 19
     divergence: Divergence = "forward-kl"
     """Whose gradient the student follows."""
 

@@ -43,6 +43,7 @@ class LADDConfig(RealConfig):
     """
 
     name: ClassVar[str] = "ladd"
+    cost: ClassVar[int] = 6
     loss: Literal["logistic", "hinge"] = "logistic"
     """Of head and student."""
     r1: float = 1e-3
@@ -76,6 +77,7 @@ class ADDConfig(LADDConfig):
     """
 
     name: ClassVar[str] = "add"
+    cost: ClassVar[int] = 7
     loss: Literal["logistic", "hinge"] = "hinge"
     r1: float = 1e-5
     distillation: float = 2.5

@@ -35,6 +35,7 @@ class MomentMatchingConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "moment-matching"
+    cost: ClassVar[int] = 6
 
     def build(self, parts: Parts) -> MomentMatching:
         """The objective, with a fresh critic or a copy of the teacher."""

@@ -56,7 +56,10 @@ NamedConfig = Union[  # noqa: UP007
     ADDConfig,
     ADMConfig,
 ]
-"""An objective's configuration: a new one has its place here."""
+"""An objective's configuration: a new one has its place here.
+
+Its `cost` is how many evaluations of a network a step takes for each latent, at the defaults.
+"""
 
 OBJECTIVES: dict[str, type[Any]] = {cls.name: cls for cls in typing.get_args(NamedConfig)}
 """All of them by name."""

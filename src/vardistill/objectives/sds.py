@@ -28,6 +28,7 @@ class SDSConfig:
     """Score distillation sampling: no critic, seeks modes."""
 
     name: ClassVar[str] = "sds"
+    cost: ClassVar[int] = 2
 
     def build(self, parts: Parts) -> SDS:
         """The objective; it needs a teacher alone."""

@@ -43,6 +43,7 @@ class SiDConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "sid"
+    cost: ClassVar[int] = 5
     a: float = 1.2
     """Weight of the squared difference; 1.2 is the paper's for most data."""
 

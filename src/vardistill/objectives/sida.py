@@ -49,6 +49,7 @@ class SiDAConfig(AdversarialConfig):
     """
 
     name: ClassVar[str] = "sida"
+    cost: ClassVar[int] = 6
     critic_steps: int = 1
     a: float = 1.0
     """Weight of the squared difference; 1 is the paper's."""

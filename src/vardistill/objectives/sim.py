@@ -38,6 +38,7 @@ class SiMConfig(CriticConfig):
     """
 
     name: ClassVar[str] = "sim"
+    cost: ClassVar[int] = 5
     distance: Distance = "pseudo-huber"
     """d of the scores' difference."""
     c: float = 0.1

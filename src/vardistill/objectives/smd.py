@@ -54,6 +54,7 @@ class SMDConfig(AdversarialConfig):
     """
 
     name: ClassVar[str] = "smd"
+    cost: ClassVar[int] = 29
 
     def build(self, parts: Parts) -> SMD:
         """The objective, with a fresh critic or a copy of the teacher, and a fresh head."""

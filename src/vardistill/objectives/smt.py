@@ -52,6 +52,7 @@ class SMTConfig(AdversarialConfig):
     """
 
     name: ClassVar[str] = "smt"
+    cost: ClassVar[int] = 30
     critic_gan: float = 1e-2
     """λ_C, weight of the discriminator beside denoising score matching."""
 

@@ -75,6 +75,7 @@ class VarDiUConfig:
     """
 
     name: ClassVar[str] = "vardiu"
+    cost: ClassVar[int] = 2
     posterior: PosteriorName = "prior"
     """Family of q(z | x_t). Points have prior, diagonal, full, mixture and nsf; pictures prior, diagonal, low-rank and
     coupling."""

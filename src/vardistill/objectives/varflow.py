@@ -49,6 +49,7 @@ class VarFlowConfig(RealConfig):
     """
 
     name: ClassVar[str] = "varflow"
+    cost: ClassVar[int] = 1
     compares_groups: ClassVar[bool] = True
     beta: float = 1.0
     """Power of the distance, in (0, 2)."""
