@@ -48,7 +48,7 @@ def test_the_folder_says_what_the_run_is(run: Path) -> None:
     said = json.loads((run / "identity.json").read_text())
     assert said["objective"] == {
         "kind": "VarDiU", "candidates": "batch", "control_variate": "one", "sigma_data": 1.0, "posterior_steps": 1,
-        "pool": 0,
+        "pool": 0, "chain_length": 8, "chain_rate": 0.3,
     }  # fmt: skip
     assert (said["teacher"]["module"], said["teacher"]["predicts"]) == ("network", "epsilon")
     assert said["teacher"]["schedule"] == {"kind": "VP", "beta_min": 0.1, "beta_max": 20.0}
