@@ -12,6 +12,7 @@ from vardistill.cli.main import entries
 from vardistill.cli.train import run_folder
 from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
+from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import UsageError, unknown
 from vardistill.files import is_path
 from vardistill.progress import phase
@@ -51,6 +52,19 @@ class Pictures:
     run: PicturesTeachConfig = field(default_factory=PicturesTeachConfig)
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """Fit a text-to-image teacher of shapes."""
+
+    out: Path | None = None
+    """Run folder, new or empty; default: the first free runs/teacher-PRESET-NUMBER."""
+    run: ShapesTeachConfig = field(default_factory=ShapesTeachConfig)
+
+
+ARGUMENTS: dict[type, Any] = {PointsTeachConfig: Points, PicturesTeachConfig: Pictures, ShapesTeachConfig: Shapes}
+"""What the command line takes, by the fit."""
+
+
 def main(arguments: list[str]) -> int:
     """Fit the teacher, and say where it is and how good."""
     if not arguments or arguments in (["--help"], ["-h"]):
@@ -64,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if name is None:
         raise UsageError("teach needs a preset or data before its flags; `vardistill teach --help` lists them")
     config = _start(name, rest)
-    arguments_of: Any = Points if isinstance(config, PointsTeachConfig) else Pictures
+    arguments_of = ARGUMENTS[type(config)]
     parsed = parse(arguments_of, rest, f"teach {name}", ABOUT, arguments_of(run=config))
     with run_folder(parsed.out, f"teacher-{Path(name).stem}") as out:
         return teach(parsed.run, out)
@@ -93,15 +107,16 @@ def teach(config: TeachConfig, out: Path, resume: bool = False) -> int:
         from vardistill.cli.tables import print_picture_teacher, print_teacher
         from vardistill.domains.pictures.teach import teach_images
         from vardistill.domains.points import teach as points
+        from vardistill.domains.text.shapes.teach import teach_shapes
         from vardistill.processes import join, on_main
         from vardistill.training.folder import RunFolder
 
     def run() -> RunFolder:
         join(config.device)
-        if isinstance(config, PointsTeachConfig):
-            on_main(lambda: points.teach(config, out, resume))
-        else:
-            on_main(lambda: teach_images(config, out, resume))
+        fits: dict[type, Any] = {
+            PointsTeachConfig: points.teach, PicturesTeachConfig: teach_images, ShapesTeachConfig: teach_shapes
+        }  # fmt: skip
+        on_main(lambda: fits[type(config)](config, out, resume))
         return RunFolder(out)
 
     show = print_teacher if isinstance(config, PointsTeachConfig) else print_picture_teacher
@@ -114,4 +129,4 @@ def _resume(rest: list[str]) -> int:
     from vardistill.training.folder import open_run
 
     folder = open_run(Path(rest[0]))
-    return teach(read((PicturesTeachConfig, PointsTeachConfig), folder.config), folder.path, resume=True)
+    return teach(read(tuple(ARGUMENTS), folder.config), folder.path, resume=True)

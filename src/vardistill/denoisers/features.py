@@ -1,6 +1,7 @@
 """What a denoiser's network sees: the features of an inner layer, for discriminators, distances and conditions.
 
-The layer is the middle block of a U-Net and the last hidden layer of a perceptron.
+The layer is the middle block of a U-Net and the last hidden layer of a perceptron. For distances there are also those of
+all of a U-Net's blocks.
 """
 
 from __future__ import annotations
@@ -53,6 +54,39 @@ def through_inner(
         return denoiser(x_t, t, **condition)
     finally:
         hook.remove()
+
+
+def block_features(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> list[Tensor]:
+    """What each block of a U-Net returns, (R, channels, height, width) from the first to the last, in the type of x_t.
+
+    Raises:
+        UsageError: for a network without blocks.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])  # a block that shrinks returns its skips, too
+
+    hooks = [block.register_forward_hook(keep) for block in blocks(denoiser)]
+    try:
+        denoiser(x_t, t, **condition)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [output.to(x_t.dtype) for output in seen]
+
+
+def blocks(denoiser: object) -> list[nn.Module]:
+    """The blocks of a denoiser's U-Net: those that shrink, the middle one, and those that grow.
+
+    Raises:
+        UsageError: for another network.
+    """
+    middle = inner_layer(denoiser)
+    for module in denoiser.modules() if isinstance(denoiser, nn.Module) else ():
+        if getattr(module, "mid_block", None) is middle and hasattr(module, "down_blocks"):
+            return [*module.down_blocks, middle, *module.up_blocks]
+    raise UsageError("features of several blocks need a U-Net of diffusers")
 
 
 def inner_layer(denoiser: object) -> nn.Module:

@@ -12,6 +12,10 @@ and so are their gradients. Over several processes the groups are gathered, so K
 Under a condition the points are pairs (x_t, c), and the real sample of a latent is drawn under the latent's condition.
 Only real samples of other latents have a condition that is independent of the row's, as the distance between the joint
 laws asks for: the first mean is then over i ≠ j, or over the K pairs j = i + 1.
+
+Features may come in several views φ_v at several places (blocks of a network, say). The loss is then the mean over all
+of them of L_t between φ_vp(x_t)/s_v, s_v the step's mean distance ‖φ_vp(x_t^S) − φ_vp(x_t^T)‖, without gradient: views of
+different scale count alike.
 """
 
 from __future__ import annotations
@@ -55,9 +59,9 @@ class VarFlowConfig(RealConfig):
     """Power of the distance, in (0, 2)."""
     cross: Cross = "all"
     """Pairs of student and real samples: all K², or K."""
-    space: Literal["data", "classifier", "teacher"] = "data"
-    """Where distances are taken: between the data themselves, or features of pictures, of their classifier or of the
-    teacher's encoder."""
+    space: Literal["data", "classifier", "teacher", "teacher-blocks"] = "data"
+    """Where distances are taken: between the data themselves, or features of pictures: of their classifier, of the
+    teacher's encoder, or of all blocks of the teacher, place by place."""
     label_distance: float = 0.15
     """What different labels add to the squared root mean square distance, for a conditional student."""
 
@@ -69,7 +73,7 @@ class VarFlowConfig(RealConfig):
     @property
     def takes_teacher(self) -> bool:
         """Whether it has a teacher: from data alone it has none, unless distances are taken in its features."""
-        return self.real == "teacher" or self.space == "teacher"
+        return self.real == "teacher" or self.space.startswith("teacher")
 
     def build(self, parts: Parts) -> VarFlow:
         """The objective; it knows the teacher only as whose samples it may compare with."""
@@ -92,7 +96,7 @@ class VarFlow(Objective):
         beta: the power β of the distance.
         cross: `all` K² pairs of student and real samples, or only the K `paired` ones.
         features: a frozen map of noisy samples (R, *data) and their times (R,) → (R, *features) in which distances are
-            taken; default none.
+            taken, or → a list of views (R, places, f), each of which is compared at each of its places; default none.
         classes: K, where steps draw labels 0..K−1: distances are then between the joint distributions of samples and
             labels, with the points (φ(x_t)/√f, √(λ/2) e_c).
         label_distance: λ, what different labels add to the squared distance; positive.
@@ -149,24 +153,31 @@ class VarFlow(Objective):
             raise UsageError(
                 f"the feature map does not take noisy samples, {shape}, and times, (2,): {reason}"
             ) from error
+        for view in points if isinstance(points, (list, tuple)) and points else [points]:
+            self._check_points(view, x_t, like="(R, places, f)" if view is not points else "(R, *features)")
+
+    def _check_points(self, points: object, x_t: Tensor, like: str) -> None:
+        """Raise UsageError unless these are features of two rows x_t, and differentiable."""
         if not isinstance(points, torch.Tensor):
-            raise UsageError(
-                f"the feature map must return a tensor (R, *features), but returns {type(points).__name__}"
-            )
-        if points.ndim < 2 or len(points) != 2:
-            raise UsageError(f"the feature map must return (R, *features), but returns {tuple(points.shape)} for R = 2")
+            raise UsageError(f"the feature map must return a tensor {like}, but returns {type(points).__name__}")
+        axes = points.ndim == 3 if "places" in like else points.ndim >= 2
+        if not axes or len(points) != 2:
+            raise UsageError(f"the feature map must return {like}, but returns {tuple(points.shape)} for R = 2")
         if not points.isfinite().all():
             raise UsageError("the feature map returns NaN or infinity for Gaussian noise at t = 0.5")
-        if not points.requires_grad or torch.autograd.grad(points.sum(), x_t, allow_unused=True)[0] is None:
+        if (
+            not points.requires_grad
+            or torch.autograd.grad(points.sum(), x_t, allow_unused=True, retain_graph=True)[0] is None
+        ):
             raise UsageError(
                 "no gradient passes the feature map: it cuts the graph, e.g. by no_grad; its weights are frozen anyway"
             )
 
     def generator_loss(self, draw: Draw) -> Tensor:
-        """w(t) [ mean_j ‖x_i − y_j‖^β − ½ mean_{j≠i} ‖x_i − x_j‖^β ] of each row i, (R,)."""
-        x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
+        """w(t) [ mean_j ‖x_i − y_j‖^β − ½ mean_{j≠i} ‖x_i − x_j‖^β ] of each row i, (R,); a mean over views."""
         cross = self._paired if self.cross == "paired" else self._between
-        return draw.noise.weight * draw.noise.ungroup(cross(x, y, bool(draw.batch)) - 0.5 * self._within(x))
+        losses = [(cross(x, y, bool(draw.batch)) - 0.5 * self._within(x)).mean(1) for x, y in self._views(draw)]
+        return draw.noise.weight * draw.noise.ungroup(torch.stack(losses).mean(0))
 
     def evaluations(self, latents: int, draws: int) -> int:
         """The feature map at student and real samples."""
@@ -175,17 +186,30 @@ class VarFlow(Objective):
     def measure(self, draw: Draw) -> dict[str, Tensor]:
         """Half the energy distance, meaned over the step's levels: 0 in the mean where student and data agree."""
         with torch.no_grad():
-            x, y = self._groups(draw, draw.x_t), self._groups(draw, draw.real_t)
-            distance = self._between(x, y, bool(draw.batch)) - 0.5 * self._within(x) - 0.5 * self._within(y)
-            return {"half_energy_distance": distance.mean()}
+            distances = [
+                (self._between(x, y, bool(draw.batch)) - 0.5 * self._within(x) - 0.5 * self._within(y)).mean()
+                for x, y in self._views(draw)
+            ]
+            return {"half_energy_distance": torch.stack(distances).mean()}
 
-    def _groups(self, draw: Draw, x_t: Tensor) -> Tensor:
-        """The points that distances are taken between, by groups of one level, (G·L, K, d)."""
-        points = (x_t if self.features is None else self.features(x_t, draw.noise.t)).flatten(1)
-        points = points / math.sqrt(points.shape[1])
+    def _views(self, draw: Draw) -> list[tuple[Tensor, Tensor]]:
+        """What distances are taken between, of student and data, by groups of one level: (G·L, places, K, d) each."""
+        found = [v if self.features is None else self.features(v, draw.noise.t) for v in (draw.x_t, draw.real_t)]
+        views = [found] if isinstance(found[0], torch.Tensor) else list(zip(*found, strict=True))
+        pairs = []
+        for pair in views:
+            x, y = (draw.noise.groups(v.flatten(1)[:, None] if pair is found else v).transpose(1, 2) for v in pair)
+            scale = math.sqrt(x.shape[-1]) if pair is found else mean_distance(x, y)
+            pairs.append(self._conditional(draw, x / scale, y / scale))
+        return pairs
+
+    def _conditional(self, draw: Draw, *points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (G·L, places, K, d) with those of their conditions beside them, where there are any."""
         if draw.batch:
-            points = torch.cat([points, self._condition_points(draw.batch).to(points)], dim=1)
-        return draw.noise.groups(points)
+            own = draw.noise.groups(self._condition_points(draw.batch))[:, None]
+            points = tuple(torch.cat([v, own.to(v).expand(-1, v.shape[1], -1, -1)], dim=3) for v in points)
+        x, y = points
+        return x, y
 
     def _condition_points(self, condition: Mapping[str, Tensor]) -> Tensor:
         """What stands for the conditions among the points, (R, f): of labels the corners √(λ/2) e_c of a simplex."""
@@ -204,19 +228,27 @@ class VarFlow(Objective):
     def _between(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
         """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample shares the row's condition."""
         everyone = gathered(y)
-        mean, n = energy.mean_distances(x, everyone, self.beta), everyone.shape[1]
+        mean, n = energy.mean_distances(x, everyone, self.beta), everyone.shape[-2]
         return (n * mean - energy.paired_distances(x, y, self.beta)) / (n - 1) if conditional else mean
 
     def _paired(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
         """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample shares the row's condition."""
-        own = slice(processes.rank() * x.shape[1], (processes.rank() + 1) * x.shape[1])
-        return energy.paired_distances(x, gathered(y).roll(-1, dims=1)[:, own] if conditional else y, self.beta)
+        k = x.shape[-2]
+        next_ones = gathered(y).roll(-1, dims=-2)[..., processes.rank() * k : (processes.rank() + 1) * k, :]
+        return energy.paired_distances(x, next_ones if conditional else y, self.beta)
 
     def _within(self, x: Tensor) -> Tensor:
-        return energy.mean_distances(x, gathered(x), self.beta, own=processes.rank() * x.shape[1])
+        return energy.mean_distances(x, gathered(x), self.beta, own=processes.rank() * x.shape[-2])
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The groups (G, K, d) with all processes' samples, (G, P·K, d), with gradient where x has one."""
+    """The groups (..., K, d) with all processes' samples, (..., P·K, d), with gradient where x has one."""
     collect = processes.gather_with_gradient if x.requires_grad else processes.gather
-    return collect(x.transpose(0, 1)).transpose(0, 1)
+    return collect(x.movedim(-2, 0)).movedim(0, -2)
+
+
+def mean_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of ‖x_i − y_{i+1}‖ over all groups and processes, of (..., K, d) each, without gradient; 1 where it is 0."""
+    distances = energy.paired_distances(x.detach(), y.detach().roll(-1, dims=-2))
+    mean = processes.gather(distances.mean().reshape(1)).mean()
+    return torch.where(mean > 0, mean, 1.0)

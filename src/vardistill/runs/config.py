@@ -16,6 +16,7 @@ from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
 from vardistill.domains.points.config import SCALES, PointsConfig, PointsTeachConfig
 from vardistill.domains.text.config import TextConfig
+from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import UsageError
 from vardistill.objectives.registry import ObjectiveConfig
 from vardistill.objectives.vardiu import VarDiUConfig
@@ -24,7 +25,7 @@ from vardistill.training.config import TrainingConfig
 DomainConfig = Annotated[Union[PointsConfig, PicturesConfig, TextConfig], tyro.conf.AvoidSubcommands]  # noqa: UP007
 """What runs are made of."""
 
-TeachConfig = Union[PointsTeachConfig, PicturesTeachConfig]  # noqa: UP007
+TeachConfig = Union[PointsTeachConfig, PicturesTeachConfig, ShapesTeachConfig]  # noqa: UP007
 """Fits of teachers."""
 
 

@@ -135,7 +135,12 @@ def _describe_one(option: Any) -> str:
     return f"a list of {option.__args__[0].__name__}" if typing.get_origin(option) is tuple else str(option.__name__)
 
 
-KINDS = {"": "a run", "PointsTeach": "a teacher of points", "PicturesTeach": "a teacher of pictures"}
+KINDS = {
+    "": "a run",
+    "PointsTeach": "a teacher of points",
+    "PicturesTeach": "a teacher of pictures",
+    "ShapesTeach": "a text-to-image teacher",
+}
 """What a file's kind, its first line, says that it configures; of a run it says nothing."""
 
 EARLIER = {"Images": "a run on pictures", "Teach": "a teacher of points", "ImagesTeach": "a teacher of pictures"}

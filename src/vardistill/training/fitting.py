@@ -30,6 +30,21 @@ from vardistill.training.optimisers import adam, adam_state, clip_gradients, lea
 D = TypeVar("D", bound=nn.Module)
 
 
+def begin(config: object, out: Path, resume: bool) -> RunFolder:
+    """The folder of a fit with what it keeps as its configuration, or the one to resume.
+
+    Raises:
+        UsageError: for a folder that cannot be used.
+    """
+    if resume:
+        return open_run(out)
+    folder = create(out)
+    with folder.held():
+        write_whole(folder.environment, json.dumps(environment(), indent=2))
+        config_files.write(config, folder.config)
+    return folder
+
+
 class Fit(Generic[D]):
     """The state of a fit and its steps.
 
@@ -72,16 +87,13 @@ class Fit(Generic[D]):
             Interrupted: after Ctrl-C, with a checkpoint kept.
             Diverged: after too many skipped steps, with a checkpoint kept, or for a denoiser that is not finite.
         """
-        folder = open_run(out) if resume else create(out)
+        folder = begin(config, out, resume)
         finished = folder.path / name
         with folder.held():
             if finished.exists() or any(folder.checkpoints.glob("step-*")):  # else killed before: it starts anew
                 checkpoints.set_aside_damaged(folder.checkpoints)
                 self.restore(checkpoints.latest(folder.checkpoints))
             folder.rewind(self.step)
-            if not resume:
-                write_whole(folder.environment, json.dumps(environment(), indent=2))
-                config_files.write(config, folder.config)
             if not finished.exists():  # its end: a clock's budget, read from a checkpoint, may say otherwise
                 self._train(folder)
                 save(self.average, finished)

@@ -34,7 +34,7 @@ from vardistill.domains.pictures.evaluate import (
 )
 from vardistill.domains.pictures.features import ClassifierFeatures, Features, load_features
 from vardistill.domains.pictures.sources import load_images
-from vardistill.domains.pictures.spaces import ClassifierSpace, EncoderSpace
+from vardistill.domains.pictures.spaces import BlocksSpace, ClassifierSpace, EncoderSpace
 from vardistill.domains.pictures.teach import (
     check_samples,
     described,
@@ -333,7 +333,7 @@ class Pictures:
         return Mixed(critic) if self.mixed else critic
 
     def space(self, name: str) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Pictures themselves, or features of the classifier or of the teacher's encoder."""
+        """Pictures themselves, or features of the classifier, of the teacher's encoder or of all its blocks."""
         if name == "data":
             return None
         if name == "classifier":
@@ -343,7 +343,8 @@ class Pictures:
         denoiser = self.source.denoiser
         last = denoiser.classes - 1 if denoiser.classes else None
         label = last if denoiser.null_label is None else denoiser.null_label
-        return EncoderSpace(denoiser, label, mixed=self.mixed)
+        kind = BlocksSpace if name == "teacher-blocks" else EncoderSpace
+        return kind(denoiser, label, mixed=self.mixed)
 
     def real(self, source: Literal["teacher", "data"], n: int, steps: int) -> Samples:
         """The data's training pictures, or a set of the teacher's own."""

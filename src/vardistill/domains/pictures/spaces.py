@@ -1,15 +1,23 @@
-"""Where VarFlow takes distances, if not between pixels: maps (x_t, t) → (R, f), differentiable in x_t."""
+"""Where VarFlow takes distances, if not between pixels: maps (x_t, t) → (R, f), differentiable in x_t.
+
+Of several blocks it is one map to views (R, places, f), which are compared place by place.
+"""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from vardistill.denoisers.diffusers import DiffusersDenoiser
-from vardistill.denoisers.features import features, inner_layer
+from vardistill.denoisers.features import block_features, blocks, features, inner_layer
 from vardistill.domains.pictures.classifier import Classifier
+
+
+PLACES = 4
+"""Along a side, to which blocks' features are averaged."""
 
 
 class ClassifierSpace(nn.Module):
@@ -43,6 +51,38 @@ class EncoderSpace(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(R, f) of x_t (R, C, H, W) at t (R,), in the type of x_t."""
-        condition = {} if self.label is None else {"labels": x_t.new_full((len(x_t),), self.label).long()}
-        with torch.autocast(x_t.device.type, torch.bfloat16) if self.mixed else nullcontext():
-            return features(self.denoiser, x_t, t, **condition).flatten(1)
+        with self._precision(x_t):
+            return features(self.denoiser, x_t, t, **self._told(x_t)).flatten(1)
+
+    def _told(self, x_t: Tensor) -> dict[str, Tensor]:
+        return {} if self.label is None else {"labels": x_t.new_full((len(x_t),), self.label).long()}
+
+    def _precision(self, x_t: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(x_t.device.type, torch.bfloat16) if self.mixed else nullcontext()
+
+
+class BlocksSpace(EncoderSpace):
+    """φ_b(x_t, t), what each block b of the teacher's U-Net returns, averaged over patches to at most 4×4 places.
+
+    So distances see coarse and fine structure, each where it is (Teacher-feature drifting, arXiv 2605.07327). Small
+    noise tells most: take small levels.
+
+    Args:
+        denoiser: with a U-Net of diffusers; see `EncoderSpace`.
+        label: likewise.
+        mixed: likewise.
+
+    Raises:
+        UsageError: for another network.
+    """
+
+    def __init__(self, denoiser: DiffusersDenoiser, label: int | None = None, mixed: bool = False) -> None:
+        super().__init__(denoiser, label, mixed)
+        blocks(denoiser)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """Views (R, places, channels) of x_t (R, C, H, W) at t (R,), in the type of x_t."""
+        with self._precision(x_t):
+            found = block_features(self.denoiser, x_t, t, **self._told(x_t))
+        pooled = [adaptive_avg_pool2d(v, [min(PLACES, side) for side in v.shape[2:]]) for v in found]
+        return [v.flatten(2).transpose(1, 2) for v in pooled]

@@ -10,6 +10,7 @@ from typing import Any
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsConfig, ProblemName, TeacherConfig, teacher_fit
+from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import UsageError, unknown
 from vardistill.objectives.registry import OBJECTIVES, OwnConfig, PartConfig, SumConfig
 from vardistill.runs.config import Config
@@ -60,6 +61,7 @@ PRESETS = _presets()
 TEACHERS: dict[str, Recipe[Any]] = {
     "digits": Recipe("scikit-learn's 8×8 digits, a U-Net", fit_of("digits")),
     "mnist": Recipe("MNIST, a U-Net", fit_of("mnist")),
+    "shapes": Recipe("captioned pictures from a formula, a whole text-to-image pipeline", ShapesTeachConfig()),
     **{
         target: Recipe(f"{problem}, a perceptron fitted to its data", teacher_fit(problem))
         for target, problem in POINT_TARGETS.items()
