@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import small_runs
 from linear_gaussian import (
+    AtTimes,
     Linear,
     Linears,
     complete,
@@ -31,11 +32,13 @@ from linear_gaussian import (
 from vardistill.diffusion.noise import Draw, NoiseLevels
 from vardistill.diffusion.schedules import VE, VP, Schedule
 from vardistill.errors import UsageError
-from vardistill.objectives import VarFlow
+from vardistill.objectives import Needs, Part, VarFlow, WeightedSum
 from vardistill.objectives.varflow import Cross
 from vardistill.runs import distill as distill_module
 from vardistill.runs.distill import distill
 from vardistill.training.checks import check_batch
+from vardistill.training.data import Labels
+from vardistill.training.draws import Draws
 from vardistill.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -250,6 +253,58 @@ class TestFeatures:
         assert generator.A.grad is not None
 
 
+class TestViews:
+    """Features in several views, at several places."""
+
+    @staticmethod
+    def draw(rng: torch.Generator) -> Draw:
+        return random_draw(isotropic(4), VE(), (0.3, 0.6), 12, rng, data=data(4), shared=2)
+
+    @every_cross
+    @every_beta
+    def test_each_place_is_compared_by_itself_in_units_of_its_views_mean_distance(
+        self, beta: float, cross: Cross, rng: torch.Generator
+    ) -> None:
+        draw = self.draw(rng)
+        M = torch.randn(4, 3, generator=rng)
+        maps = [lambda v: (v @ M)[:, None], lambda v: v.unflatten(1, (2, 2))]
+        expected = []
+        for of in maps:
+            x, y = (draw.noise.groups(of(v)).transpose(1, 2) for v in (draw.x_t, draw.real_t))  # (G, places, K, f)
+            scale = (x - y.roll(-1, 2)).norm(dim=3).mean()
+            for place in range(x.shape[1]):
+                a, b = x[:, place] / scale, y[:, place] / scale
+                K = a.shape[1]
+                between = (a[:, :, None] - b[:, None]).norm(dim=3) ** beta
+                between = between.mean(2) if cross == "all" else between.diagonal(dim1=1, dim2=2)
+                within = (a[:, :, None] - a[:, None]).norm(dim=3).pow(beta).sum(2) / (K - 1)
+                expected.append((between - 0.5 * within) / x.shape[1])
+        wanted = draw.noise.ungroup(torch.stack(expected).sum(0) / len(maps))
+        loss = VarFlow(beta, cross, features=lambda v, t: [of(v) for of in maps]).generator_loss(draw)
+        torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+
+    def test_views_of_any_scale_count_alike(self, rng: torch.Generator) -> None:
+        draw = self.draw(rng)
+        small, large = (
+            VarFlow(features=lambda v, t, c=c: [v[:, None, :2], c * v[:, None, 2:]]).generator_loss(draw)
+            for c in (1, 1e3)
+        )
+        torch.testing.assert_close(small, large)
+
+    @pytest.mark.parametrize(
+        ("features", "match"),
+        [
+            (lambda x_t, t: [x_t[:, None], x_t], r"must return \(R, places, f\), but returns \(2, 2\) for R = 2"),
+            (lambda x_t, t: [x_t[:, None], x_t[:, None].detach()], "no gradient passes the feature map"),
+            (lambda x_t, t: [], r"must return a tensor \(R, \*features\), but returns list"),
+        ],
+    )
+    def test_views_that_are_none_are_refused(self, features: Any, match: str) -> None:
+        with pytest.raises(UsageError, match=match):
+            VarFlow(features=features).check(small_runs.generator(), {})
+        VarFlow(features=lambda x_t, t: [x_t[:, None]]).check(small_runs.generator(), {})
+
+
 LABEL_DISTANCE = 0.5
 
 
@@ -382,6 +437,86 @@ class TestLabels:
     def test_labels_without_their_number(self, rng: torch.Generator) -> None:
         with pytest.raises(UsageError, match="steps draw labels: tell VarFlow their number, classes=K"):
             VarFlow().generator_loss(self.draw(self.away(2), rng, groups=2))
+
+
+class TestPerCondition:
+    """m latents of a group share a condition, and meet each other alone."""
+
+    labels = TestLabels()
+
+    def drawn(self, generator: Linears, m: int, groups: int, size: int, seed: int = 0, **levels: Any) -> Draw:
+        of_levels = NoiseLevels(VE(), AtTimes((T,)), shared=groups, **levels)
+        samples, conditions = self.labels.data(len(generator.b[0])), Labels(torch.ones(2))
+        draws = Draws(
+            generator, of_levels, samples, conditions, groups * size, seed, torch.device("cpu"), torch.float64
+        )
+        return complete(draws(Needs(real=True, per_condition=m), 0.0, 0, 0), generator)
+
+    @pytest.mark.parametrize(("m", "groups", "size", "draws"), [(2, 4, 6, 1), (3, 2, 12, 2), (4, 3, 8, 1)])
+    def test_latents_of_a_group_share_their_condition(self, m: int, groups: int, size: int, draws: int) -> None:
+        generator = self.labels.away(1)
+        of_levels = NoiseLevels(VE(), AtTimes((T,)), shared=groups, draws=draws)
+        samples, conditions = (lambda n, rng, labels: torch.zeros(n, 1)), Labels(torch.ones(10_000))
+        made = Draws(generator, of_levels, samples, conditions, groups * size, 0, torch.device("cpu"), torch.float64)
+        drawn = made(Needs(real=True, per_condition=m), 0.0, 0, 0)
+        of_conditions = drawn.noise.groups(drawn.noise.rows(drawn.condition["labels"])).unflatten(1, (-1, m))
+        assert (of_conditions == of_conditions[..., :1]).all()
+        assert len(of_conditions.unique()) == groups * size // m
+
+    @every_beta
+    @every_cross
+    def test_the_plain_expression_within_each_condition(self, cross: Cross, beta: float) -> None:
+        generator, m = self.labels.away(2), 3
+        draw = self.drawn(generator, m, 2, 12, draws=2)
+        x, y = (draw.noise.groups(v / math.sqrt(2)).unflatten(1, (-1, m)) for v in (draw.x_t, draw.real_t))
+        between = (x[:, :, :, None] - y[:, :, None]).norm(dim=4) ** beta
+        mean_between = between.mean(3) if cross == "all" else between.diagonal(dim1=2, dim2=3)
+        others = ~torch.eye(m, dtype=torch.bool)
+        apart = (x[:, :, :, None] - x[:, :, None])[:, :, others].unflatten(2, (m, m - 1)).norm(dim=4) ** beta
+        expected = draw.noise.ungroup((mean_between - 0.5 * apart.mean(3)).flatten(1))
+        loss = VarFlow(beta, cross, per_condition=m).generator_loss(draw)
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+
+    @every_beta
+    @every_cross
+    def test_it_is_the_mean_of_the_conditions_energy_distances(self, cross: Cross, beta: float) -> None:
+        generator, m = self.labels.away(2), 2
+        draw = self.drawn(generator, m, 1, 16_000)
+        loss = VarFlow(beta, cross, per_condition=m).generator_loss(draw)
+        of_conditions = draw.noise.groups(loss).unflatten(1, (-1, m)).mean(2).flatten()
+        sigma2 = VE()(torch.tensor(T))[1] ** 2
+        expected = torch.zeros(())
+        for c in range(2):
+            student = generator.A[c, 0, 0].detach() ** 2 + sigma2
+            offset2 = (generator.b[c].detach() - self.labels.means[c]).square().sum()
+            cross_term = expected_power(offset2, student + self.labels.stds[c] ** 2 + sigma2, 2, beta)
+            own = expected_power(torch.zeros(()), 2 * student, 2, beta)
+            expected = expected + (cross_term - 0.5 * own) / 2 / 2 ** (beta / 2)
+        assert z_scores(of_conditions, expected).abs() < z_limit(1)
+
+    def test_the_distance_vanishes_where_the_conditional_laws_agree_alone(self) -> None:
+        """With the labels exchanged the student has the data's law, but not under its labels."""
+
+        def logged(generator: Linears) -> Tensor:
+            objective = VarFlow(per_condition=2)
+            draws = [self.drawn(generator, 2, 4, 16, seed) for seed in range(200)]
+            return torch.stack([objective.measure(draw)["half_energy_distance"] for draw in draws])
+
+        right = self.labels.at_the_data()
+        exchanged = Linears(right.A.detach().flip(0), right.b.detach().flip(0))
+        assert z_scores(logged(right), 0.0).abs() < z_limit(1)
+        assert z_scores(logged(exchanged), 0.0) > z_limit(1)
+
+    def test_numbers_that_do_not_fit_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="per_condition must be 0, or at least 2"):
+            VarFlow(per_condition=1)
+        with pytest.raises(
+            UsageError, match="batch must be divisible by 12, shared levels times processes times the 3"
+        ):
+            check_batch(16, 2, VarFlow(per_condition=3), NoiseLevels(VE(), AtTimes((T,)), shared=2))
+        parts = [Part(VarFlow(per_condition=m), name=f"{m}") for m in (0, 2)]
+        with pytest.raises(UsageError, match="must have the same per_condition"):
+            WeightedSum(parts)
 
 
 def test_the_distance_is_logged_and_vanishes_where_student_and_data_agree(rng: torch.Generator) -> None:

@@ -44,14 +44,16 @@ def tensors(drawn: Drawn) -> dict[str, tuple[Tensor, int]]:
 
 
 class TestStreams:
-    @pytest.mark.parametrize("kind", ["labels", "few-varflow"])
+    @pytest.mark.parametrize(("kind", "m"), [("labels", 0), ("few-varflow", 0), ("labels", 3)])
     @pytest.mark.parametrize("processes", [2, 3, 4, 6])
-    def test_the_rows_of_an_update_are_those_of_any_number_of_processes(self, processes: int, kind: str) -> None:
+    def test_the_rows_of_an_update_are_those_of_any_number_of_processes(
+        self, processes: int, kind: str, m: int
+    ) -> None:
         """Bit for bit, also where processes share chunks: 24 rows are eight chunks of three."""
-        draw = draws(kind)
+        draw, needs = draws(kind), replace(NEEDS, per_condition=m)
         for step in (0, 5):
-            whole = draw(NEEDS, 0.3, step, 1, student_step=None)
-            shares = [draw(NEEDS, 0.3, step, 1, process, processes) for process in range(processes)]
+            whole = draw(needs, 0.3, step, 1, student_step=None)
+            shares = [draw(needs, 0.3, step, 1, process, processes) for process in range(processes)]
             assert {share.step for share in shares} == {whole.step}
             parts = [tensors(share) for share in shares]
             for name, (v, axis) in tensors(whole).items():

@@ -1,7 +1,7 @@
 """What a denoiser's network sees: the features of an inner layer, for discriminators, distances and conditions.
 
-The layer is the middle block of a U-Net and the last hidden layer of a perceptron. For distances there are also those of
-all of a U-Net's blocks.
+The layer is the middle block of a U-Net and the last hidden layer of a perceptron. For distances there are also the
+features of all of a U-Net's blocks.
 """
 
 from __future__ import annotations
@@ -84,8 +84,13 @@ def blocks(denoiser: object) -> list[nn.Module]:
     """
     middle = inner_layer(denoiser)
     for module in denoiser.modules() if isinstance(denoiser, nn.Module) else ():
-        if getattr(module, "mid_block", None) is middle and hasattr(module, "down_blocks"):
-            return [*module.down_blocks, middle, *module.up_blocks]
+        down, up = getattr(module, "down_blocks", None), getattr(module, "up_blocks", None)
+        if (
+            getattr(module, "mid_block", None) is middle
+            and isinstance(down, nn.ModuleList)
+            and isinstance(up, nn.ModuleList)
+        ):
+            return [*down, middle, *up]
     raise UsageError("features of several blocks need a U-Net of diffusers")
 
 

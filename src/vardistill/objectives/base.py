@@ -52,6 +52,8 @@ class Needs:
         levels: noise levels of its own; None for the run's.
         other_levels: noise levels beside these, whose noise it needs as `draw.other_noise`.
         smallest_batch: the fewest latents that the loss is defined for.
+        per_condition: m, latents of a group that share their condition, one after the other; 0 for conditions that are
+            drawn for every latent.
     """
 
     real: bool = False
@@ -62,6 +64,7 @@ class Needs:
     levels: NoiseLevels | None = None
     other_levels: tuple[NoiseLevels, ...] = ()
     smallest_batch: int = 1
+    per_condition: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,14 @@ Under a condition the points are pairs (x_t, c), and the real sample of a latent
 Only real samples of other latents have a condition that is independent of the row's, as the distance between the joint
 laws asks for: the first mean is then over i ≠ j, or over the K pairs j = i + 1.
 
-Features may come in several views φ_v at several places (blocks of a network, say). The loss is then the mean over all
-of them of L_t between φ_vp(x_t)/s_v, s_v the step's mean distance ‖φ_vp(x_t^S) − φ_vp(x_t^T)‖, without gradient: views of
-different scale count alike.
+With m latents that share a condition there is another way: distances are taken among these alone, as if each condition
+were a run of its own. The loss is then the energy score of p_S(· | c) at real samples under c (Gneiting & Raftery 2007,
+J. Am. Stat. Assoc. 102, 359–378), which one real sample of a condition is enough for. It suits conditions of which
+there are many: among all pairs hardly two would share one.
+
+Features may come in several views φ_v at several places p (blocks of a network, say). The loss is then the mean over
+all of them of L_t between φ_vp(x_t)/s_v, with s_v the step's mean distance ‖φ_vp(x_t^S) − φ_vp(x_t^T)‖, without
+gradient: views of different scale count alike.
 """
 
 from __future__ import annotations
@@ -64,9 +69,13 @@ class VarFlowConfig(RealConfig):
     teacher's encoder, or of all blocks of the teacher, place by place."""
     label_distance: float = 0.15
     """What different labels add to the squared root mean square distance, for a conditional student."""
+    per_condition: int = 0
+    """Latents that share a condition, among which alone distances are taken; 0 for all pairs, with labels in the
+    distance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_per_condition(self.per_condition)
         require("beta", self.beta, 0 < self.beta < 2, "in (0, 2)")
         require("label_distance", self.label_distance, self.label_distance > 0, "positive")
 
@@ -84,6 +93,7 @@ class VarFlowConfig(RealConfig):
             classes=parts.student.classes,
             label_distance=self.label_distance,
             teacher=parts.teacher,
+            per_condition=self.per_condition if parts.student.condition_names else 0,
         )
 
 
@@ -103,9 +113,10 @@ class VarFlow(Objective):
         condition_features: for conditions other than labels: maps them, (R, ...) by name, to points (R, f) whose
             squared distances are added likewise.
         teacher: only where another part of a run wants to know whom the real samples come from.
+        per_condition: m ≥ 2, latents that share a condition, among which alone distances are taken; 0 for all pairs.
 
     Raises:
-        UsageError: for β outside (0, 2), an unknown cross term, or a λ that is not positive and finite.
+        UsageError: for β outside (0, 2), an unknown cross term, a λ that is not positive and finite, or an m of 1.
     """
 
     def __init__(
@@ -117,7 +128,9 @@ class VarFlow(Objective):
         label_distance: float = 1.0,
         condition_features: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         teacher: Denoiser | None = None,
+        per_condition: int = 0,
     ) -> None:
+        _check_per_condition(per_condition)
         super().__init__(teacher, frozen=(features,) if isinstance(features, nn.Module) else ())
         energy.check_beta(beta)
         if cross not in get_args(Cross):
@@ -127,11 +140,12 @@ class VarFlow(Objective):
             raise UsageError(f"label_distance must be positive and finite, but is {label_distance:g}")
         self.classes, self.label_distance = classes, label_distance
         self.features, self.condition_features = features, condition_features
+        self.per_condition = per_condition
 
     @property
     def needs(self) -> Needs:
         """Real samples, and groups of one level."""
-        return Needs(real=True, groups=True, smallest_batch=2)
+        return Needs(real=True, groups=True, smallest_batch=2, per_condition=self.per_condition)
 
     def check(self, student: Student, condition: Mapping[str, Tensor]) -> None:
         """Raise UsageError unless the feature map takes noisy samples and lets gradient through, and conditions fit."""
@@ -153,7 +167,7 @@ class VarFlow(Objective):
             raise UsageError(
                 f"the feature map does not take noisy samples, {shape}, and times, (2,): {reason}"
             ) from error
-        for view in points if isinstance(points, (list, tuple)) and points else [points]:
+        for view in points if isinstance(points, list) and points else [points]:
             self._check_points(view, x_t, like="(R, places, f)" if view is not points else "(R, *features)")
 
     def _check_points(self, points: object, x_t: Tensor, like: str) -> None:
@@ -175,9 +189,8 @@ class VarFlow(Objective):
 
     def generator_loss(self, draw: Draw) -> Tensor:
         """w(t) [ mean_j ‖x_i − y_j‖^β − ½ mean_{j≠i} ‖x_i − x_j‖^β ] of each row i, (R,); a mean over views."""
-        cross = self._paired if self.cross == "paired" else self._between
-        losses = [(cross(x, y, bool(draw.batch)) - 0.5 * self._within(x)).mean(1) for x, y in self._views(draw)]
-        return draw.noise.weight * draw.noise.ungroup(torch.stack(losses).mean(0))
+        losses = [self._cross(x, y, draw) - 0.5 * self._within(x) for x, y in self._views(draw)]
+        return draw.noise.weight * draw.noise.ungroup(torch.stack([loss.flatten(2).mean(1) for loss in losses]).mean(0))
 
     def evaluations(self, latents: int, draws: int) -> int:
         """The feature map at student and real samples."""
@@ -187,29 +200,33 @@ class VarFlow(Objective):
         """Half the energy distance, meaned over the step's levels: 0 in the mean where student and data agree."""
         with torch.no_grad():
             distances = [
-                (self._between(x, y, bool(draw.batch)) - 0.5 * self._within(x) - 0.5 * self._within(y)).mean()
+                (self._between(x, y, draw) - 0.5 * self._within(x) - 0.5 * self._within(y)).mean()
                 for x, y in self._views(draw)
             ]
             return {"half_energy_distance": torch.stack(distances).mean()}
 
     def _views(self, draw: Draw) -> list[tuple[Tensor, Tensor]]:
-        """What distances are taken between, of student and data, by groups of one level: (G·L, places, K, d) each."""
+        """What distances are taken between, of student and data, (G·L, places, ..., K, d) each.
+
+        The groups are those of one level or, with m latents that share a condition, the (K/m, m) of these within them.
+        """
         found = [v if self.features is None else self.features(v, draw.noise.t) for v in (draw.x_t, draw.real_t)]
         views = [found] if isinstance(found[0], torch.Tensor) else list(zip(*found, strict=True))
         pairs = []
         for pair in views:
             x, y = (draw.noise.groups(v.flatten(1)[:, None] if pair is found else v).transpose(1, 2) for v in pair)
             scale = math.sqrt(x.shape[-1]) if pair is found else mean_distance(x, y)
-            pairs.append(self._conditional(draw, x / scale, y / scale))
+            pairs.append((self._conditional(draw, x / scale), self._conditional(draw, y / scale)))
         return pairs
 
-    def _conditional(self, draw: Draw, *points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (G·L, places, K, d) with those of their conditions beside them, where there are any."""
-        if draw.batch:
-            own = draw.noise.groups(self._condition_points(draw.batch))[:, None]
-            points = tuple(torch.cat([v, own.to(v).expand(-1, v.shape[1], -1, -1)], dim=3) for v in points)
-        x, y = points
-        return x, y
+    def _conditional(self, draw: Draw, points: Tensor) -> Tensor:
+        """Points (G·L, places, K, d) with those of their conditions beside them, or by conditions."""
+        if self.per_condition:
+            return points.reshape(*points.shape[:2], -1, self.per_condition, points.shape[3])
+        if not draw.batch:
+            return points
+        own = draw.noise.groups(self._condition_points(draw.batch))[:, None].to(points)
+        return torch.cat([points, own.expand(-1, points.shape[1], -1, -1)], dim=3)
 
     def _condition_points(self, condition: Mapping[str, Tensor]) -> Tensor:
         """What stands for the conditions among the points, (R, f): of labels the corners √(λ/2) e_c of a simplex."""
@@ -225,20 +242,39 @@ class VarFlow(Objective):
         corners = torch.nn.functional.one_hot(condition["labels"], self.classes)
         return corners * math.sqrt(self.label_distance / 2)
 
-    def _between(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
-        """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample shares the row's condition."""
-        everyone = gathered(y)
-        mean, n = energy.mean_distances(x, everyone, self.beta), everyone.shape[-2]
-        return (n * mean - energy.paired_distances(x, y, self.beta)) / (n - 1) if conditional else mean
+    def _cross(self, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
+        return (self._paired if self.cross == "paired" else self._between)(x, y, draw)
 
-    def _paired(self, x: Tensor, y: Tensor, conditional: bool) -> Tensor:
-        """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample shares the row's condition."""
-        k = x.shape[-2]
-        next_ones = gathered(y).roll(-1, dims=-2)[..., processes.rank() * k : (processes.rank() + 1) * k, :]
-        return energy.paired_distances(x, next_ones if conditional else y, self.beta)
+    def _between(self, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
+        """mean_j ‖x_i − y_j‖^β, over j ≠ i where the i-th real sample alone shares the row's condition."""
+        everyone, _ = self._gathered(y)
+        mean, n = energy.mean_distances(x, everyone, self.beta), everyone.shape[-2]
+        if self._independent(draw):
+            return mean
+        return (n * mean - energy.paired_distances(x, y, self.beta)) / (n - 1)
+
+    def _paired(self, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
+        """‖x_i − y_i‖^β, or ‖x_i − y_{i+1}‖^β where the i-th real sample alone shares the row's condition."""
+        if self._independent(draw):
+            return energy.paired_distances(x, y, self.beta)
+        everyone, first = self._gathered(y)
+        return energy.paired_distances(x, everyone.roll(-1, dims=-2)[..., first : first + x.shape[-2], :], self.beta)
 
     def _within(self, x: Tensor) -> Tensor:
-        return energy.mean_distances(x, gathered(x), self.beta, own=processes.rank() * x.shape[-2])
+        everyone, first = self._gathered(x)
+        return energy.mean_distances(x, everyone, self.beta, own=first)
+
+    def _independent(self, draw: Draw) -> bool:
+        """Whether the i-th real sample is drawn as all others of its group are."""
+        return bool(self.per_condition) or not draw.batch
+
+    def _gathered(self, x: Tensor) -> tuple[Tensor, int]:
+        """A group's samples of all processes, and where this one's begin; a condition's are on one process."""
+        return (x, 0) if self.per_condition else (gathered(x), processes.rank() * x.shape[-2])
+
+
+def _check_per_condition(m: int) -> None:
+    require("per_condition", m, m == 0 or m >= 2, "0, or at least 2: distances need two samples of a condition")
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -248,7 +284,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def mean_distance(x: Tensor, y: Tensor) -> Tensor:
-    """The mean of ‖x_i − y_{i+1}‖ over all groups and processes, of (..., K, d) each, without gradient; 1 where it is 0."""
+    """The mean ‖x_i − y_{i+1}‖ of all groups and processes, (..., K, d) each, without gradient; 1 where it is 0."""
     distances = energy.paired_distances(x.detach(), y.detach().roll(-1, dims=-2))
     mean = processes.gather(distances.mean().reshape(1)).mean()
     return torch.where(mean > 0, mean, 1.0)

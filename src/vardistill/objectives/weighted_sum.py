@@ -116,6 +116,8 @@ class WeightedSum(Objective):
         students = [self._student_update(part, 0.0) for part in parts]
         if any(update.needs.levels is not None and (update.needs.eta or update.needs.xi) for update in students):
             raise UsageError("a part that needs further latents or noise needs the run's levels, not its own")
+        if len({update.needs.per_condition for update in students if update.needs.groups}) > 1:
+            raise UsageError("the parts of a sum that compare groups must have the same per_condition")
         for part, update in zip(parts, students, strict=True):
             if update.needs.groups and update.needs.levels is not None and not update.needs.levels.shared:
                 raise UsageError(f"{part.label} compares groups of one level: share its levels, for example shared=8")
@@ -174,6 +176,7 @@ class WeightedSum(Objective):
             groups=any(n.groups and n.levels is None for n in needs),
             other_levels=tuple(n.levels for n in needs if n.levels is not None),
             smallest_batch=max(n.smallest_batch for n in needs),
+            per_condition=max(n.per_condition for n in needs),
         )
 
     def updates(self, progress: float = 0.0) -> list[Update]:

@@ -107,6 +107,9 @@ METRICS = {
     "coverage": Metric("Coverage", percent, "held-out pictures with a sample in their neighbourhood"),
     "memorisation": Metric("Copies", percent, "samples that copy training pictures, an unbiased estimate", "0"),
     "label_accuracy": Metric("Label accuracy", percent, "samples that the classifier sees as the class asked for"),
+    "prompt_accuracy": Metric("Prompt accuracy", percent, "pictures that are right in all that the prompt says"),
+    "clip_score": Metric("CLIP score", fixed(1), "100 cos of picture and prompt, as the CLIP model sees them"),
+    "diversity": Metric("Diversity", fixed(3), "difference of two pictures of a prompt, root mean square"),
     "seconds_per_image": Metric("Seconds per picture", significant, "of the student, one network evaluation"),
     "teacher_seconds_per_image": Metric("Seconds per picture, teacher", significant, "many steps, in the same run"),
     "teacher_evaluations": Metric("Evaluations per picture, teacher", fixed(0), "of its network"),
@@ -125,7 +128,7 @@ METRICS = {
     ),
 }
 
-SHARES = ("off_mode", "precision", "recall", "coverage", "memorisation", "label_accuracy")
+SHARES = ("off_mode", "precision", "recall", "coverage", "memorisation", "label_accuracy", "prompt_accuracy")
 """Metrics that are shares, shown in per cent."""
 
 

@@ -44,7 +44,7 @@ from vardistill.training.warning_signs import Sign, signs
 
 CHARTS = (
     "log_density", "log_mmd", "modes_found", "off_mode", "mode_tv", "energy_distance_held_out", "fd", "precision",
-    "recall", "diu", "dikl", "gap",
+    "recall", "prompt_accuracy", "clip_score", "diversity", "diu", "dikl", "gap",
 )  # fmt: skip
 
 GRADES = {

@@ -305,6 +305,12 @@ def check_batch(batch: int, processes: int, objective: Objective, levels: NoiseL
             )
         if batch // shared < 2:
             raise UsageError(f"groups need at least 2 latents each, but batch={batch} has {shared} shared levels")
+        for m in {n.per_condition for n in needs} - {0}:
+            if batch % (shared * processes * m):
+                raise UsageError(
+                    f"batch must be divisible by {shared * processes * m}, shared levels times processes times the {m} "
+                    f"latents of a condition, but is {batch}"
+                )
 
 
 def check_accumulation(training: TrainingConfig, processes: int, objective: Objective, levels: NoiseLevels) -> None:

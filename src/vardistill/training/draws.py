@@ -26,8 +26,9 @@ from vardistill.training.data import Conditions, Samples
 CHUNKS = 8
 """Parts of a batch that are drawn apart."""
 
-LEVELS, STUDENT_STEP, POOL = CHUNKS, CHUNKS + 1, CHUNKS + 2
-"""Places after the chunks of the batch: noise levels, the student's step, and the first chunk of the pool."""
+LEVELS, STUDENT_STEP, POOL, CONDITIONS = CHUNKS, CHUNKS + 1, CHUNKS + 2, 2 * CHUNKS + 2
+"""Places after the chunks of the batch: noise levels, the student's step, the pool's first chunk, and conditions that
+latents share."""
 
 DIAGNOSTICS = 2**20
 """The update's number for a draw of diagnostics, which is none of training."""
@@ -167,8 +168,12 @@ class Draws:
         shared = stream(self.seed, step, update, LEVELS, self.device)
         times = [some.times(self.batch, progress, shared, self.dtype) for some in levels]
 
-        def chunk(n: int, rng: torch.Generator) -> dict[str, Tensor]:
-            return self._chunk(needs, levels, k, n, rng)
+        together = self._together(needs, levels, step, update)
+
+        def chunk(latents: slice, rng: torch.Generator) -> dict[str, Tensor]:
+            n = latents.stop - latents.start
+            condition = {name: v[latents] for name, v in together.items()} or self._conditions(n, rng)
+            return self._chunk(needs, levels, k, n, rng, condition)
 
         rows = self._rows(chunk, self.batch, step, update, 0, process, processes)
         start = self.batch * process // processes
@@ -183,7 +188,13 @@ class Draws:
         pool = None
         if needs.pool:
             of_pool = self._rows(
-                lambda n, rng: self._latents(k, n, rng), needs.pool, step, update, POOL, process, processes
+                lambda rows, rng: self._latents(k, rows.stop - rows.start, rng),
+                needs.pool,
+                step,
+                update,
+                POOL,
+                process,
+                processes,
             )
             pool = of_pool["z"], of_pool["renoise"].transpose(0, 1)
         return Drawn(
@@ -202,7 +213,7 @@ class Draws:
 
     def _rows(
         self,
-        chunk: Callable[[int, torch.Generator], dict[str, Tensor]],
+        chunk: Callable[[slice, torch.Generator], dict[str, Tensor]],
         total: int,
         step: int,
         update: int,
@@ -214,15 +225,22 @@ class Draws:
         start, stop = total * process // processes, total * (process + 1) // processes
         ends = [total * c // CHUNKS for c in range(CHUNKS + 1)]
         own = [c for c in range(CHUNKS) if max(ends[c], start) < min(ends[c + 1], stop)]
-        parts = [chunk(ends[c + 1] - ends[c], stream(self.seed, step, update, place + c, self.device)) for c in own]
+        parts = [
+            chunk(slice(ends[c], ends[c + 1]), stream(self.seed, step, update, place + c, self.device)) for c in own
+        ]
         offset = start - ends[own[0]]
         return {name: torch.cat([part[name] for part in parts])[offset : offset + stop - start] for name in parts[0]}
 
     def _chunk(
-        self, needs: Needs, levels: tuple[NoiseLevels, ...], k: int, n: int, rng: torch.Generator
+        self,
+        needs: Needs,
+        levels: tuple[NoiseLevels, ...],
+        k: int,
+        n: int,
+        rng: torch.Generator,
+        condition: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """All that n latents are drawn with: conditions first, and what is drawn under them."""
-        condition = {} if self.conditions is None else self.conditions(n, rng)
+        """All that n latents are drawn with under their conditions."""
         rows = self._latents(k, n, rng) | {CONDITION + name: v for name, v in condition.items()}
         for i, some in enumerate(levels):
             rows[f"eps{i}"] = self._normal(rng, n, some.independent, *self.student.data_shape)
@@ -236,6 +254,22 @@ class Draws:
         if needs.xi:
             rows["xi"] = self._normal(rng, n, needs.xi, levels[0].draws, *self.student.data_shape)
         return rows
+
+    def _conditions(self, n: int, rng: torch.Generator) -> Mapping[str, Tensor]:
+        return {} if self.conditions is None else self.conditions(n, rng)
+
+    def _together(self, needs: Needs, levels: tuple[NoiseLevels, ...], step: int, update: int) -> Mapping[str, Tensor]:
+        """The conditions of all latents, where m of a group, one after the other, share one; else nothing.
+
+        Groups of L levels hold every L-th latent.
+        """
+        if not needs.per_condition:
+            return {}
+        shared, latent = max(some.shared for some in levels), torch.arange(self.batch, device=self.device)
+        of = latent // (needs.per_condition * shared) * shared + latent % shared
+        rng = stream(self.seed, step, update, CONDITIONS, self.device)
+        drawn = self._conditions(self.batch // needs.per_condition, rng)
+        return {name: v[of] for name, v in drawn.items()}
 
     def _latents(self, k: int, n: int, rng: torch.Generator) -> dict[str, Tensor]:
         z = self._normal(rng, n, *self.student.latent_shape)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tiny_models import tiny_dit, tiny_unet
 from vardistill.denoisers import DiffusersDenoiser
 from vardistill.domains.pictures.classifier import Classifier
-from vardistill.domains.pictures.spaces import ClassifierSpace, EncoderSpace
+from vardistill.domains.pictures.spaces import PLACES, BlocksSpace, ClassifierSpace, EncoderSpace
 from vardistill.errors import UsageError
 from vardistill.objectives import VarFlow
 
@@ -22,6 +22,10 @@ def classifier_space() -> ClassifierSpace:
 
 def encoder_space(classes: int | None = None, label: int | None = None) -> EncoderSpace:
     return EncoderSpace(DiffusersDenoiser(tiny_unet(classes), diffusers.DDIMScheduler()), label)
+
+
+def blocks_space(classes: int | None = None, label: int | None = None) -> BlocksSpace:
+    return BlocksSpace(DiffusersDenoiser(tiny_unet(classes), diffusers.DDIMScheduler()), label)
 
 
 def noisy(n: int = 3) -> tuple[Tensor, Tensor]:
@@ -125,3 +129,44 @@ def test_a_network_without_a_middle_block_is_refused() -> None:
     for network, name in ((tiny_dit(), "DiTTransformer2DModel"), (tiny_unet(mid_block_type=None), "UNet2DModel")):
         with pytest.raises(UsageError, match=f"{name} has no middle block"):
             EncoderSpace(DiffusersDenoiser(network, scheduler))
+
+
+class TestBlocks:
+    def test_views_are_what_blocks_return_averaged_over_patches(self) -> None:
+        """Of an 8×8 picture: places 4×4 of the blocks of 8×8 and of 4×4, whose means are the blocks' own."""
+        space, (x_t, t) = blocks_space(), noisy()
+        network, seen = space.denoiser.network, []
+        parts = [*network.down_blocks, network.mid_block, *network.up_blocks]
+        hooks = [
+            p.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+            for p in parts
+        ]
+        network(x_t, 999 * t)
+        for hook in hooks:
+            hook.remove()
+        views = space(x_t, t)
+        assert len(views) == len(parts)
+        for view, output in zip(views, seen, strict=True):
+            side = min(PLACES, output.shape[2])
+            assert view.shape == (3, side * side, output.shape[1])
+            patches = output.unflatten(2, (side, -1)).unflatten(4, (side, -1)).mean((3, 5))
+            torch.testing.assert_close(view, patches.flatten(2).transpose(1, 2))
+        assert not any(p._forward_hooks for p in parts)
+
+    def test_they_are_differentiable_in_the_pictures_and_frozen(self) -> None:
+        space, (x_t, t) = blocks_space(), noisy()
+        VarFlow(features=space)
+        for view in space(x_t.requires_grad_(), t):
+            (grad,) = torch.autograd.grad(view.square().sum(), x_t, retain_graph=True)
+            assert bool((grad.flatten(1).norm(dim=1) > 0).all())
+        assert not any(p.requires_grad for p in space.parameters())
+
+    def test_a_conditional_teacher_sees_the_label_for_none(self) -> None:
+        x_t, t = noisy()
+        denoiser = blocks_space(4).denoiser
+        of_two, of_three = (BlocksSpace(denoiser, label)(x_t, t) for label in (2, 3))
+        assert not torch.allclose(of_two[0], of_three[0])
+
+    def test_networks_without_blocks_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="DiTTransformer2DModel has no middle block"):
+            BlocksSpace(DiffusersDenoiser(tiny_dit(), diffusers.DDIMScheduler()))

@@ -26,7 +26,7 @@ from vardistill.runs.presets import PRESETS, TEXT
 from vardistill.students import NetworkStudent
 
 PROMPTS = ("a red dog", "a blue cat", "a")
-QUICK = ["--batch", "4", "--eval-samples", "20", "--device", "cpu", "--tracker", "none"]
+QUICK = ["--batch", "8", "--eval-samples", "20", "--device", "cpu", "--tracker", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(name: str, teacher: Path, prompts: Path, **changes: Any) -> Config:
     preset = PRESETS[name].config
-    training = replace(preset.training, steps=2, batch=4, device="cpu", tracker="none", eval_samples=20)
+    training = replace(preset.training, steps=2, batch=8, device="cpu", tracker="none", eval_samples=20)
     return replace(
         preset, domain=replace(preset.domain, teacher=str(teacher), prompts=str(prompts), **changes), training=training
     )
@@ -153,7 +153,7 @@ def test_every_preset_builds(name: str, folders: dict[str, Path], prompts: Path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"prompts": ""}, "no prompts: give --prompts, a text file"),
+        ({"prompts": ""}, "no prompts: give --prompts, a text file with one a line, or --data with captions"),
         ({"teacher": ""}, "no teacher: give --teacher, a pipeline's folder"),
     ],
 )

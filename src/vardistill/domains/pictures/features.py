@@ -85,11 +85,15 @@ class VisionModelFeatures(Features):
     def _features(self, x: Tensor) -> Tensor:
         if x.shape[1] not in (1, len(self.mean)):
             raise UsageError(f"{self.name} reads pictures of 1 or {len(self.mean)} channels, not {x.shape[1]}")
-        if tuple(x.shape[2:]) != self.size:
-            x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(-1, 1)
-        x = ((x + 1) / 2 - self.mean.to(x)[:, None, None]) / self.std.to(x)[:, None, None]
-        pooled: Tensor = self.network(pixel_values=x).pooler_output
+        pooled: Tensor = self.network(pixel_values=prepared(x, self.size, self.mean, self.std)).pooler_output
         return pooled.flatten(1)
+
+
+def prepared(x: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) in [−1, 1] as a vision model reads them, (B, len(mean), *size)."""
+    if tuple(x.shape[2:]) != size:
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return ((x + 1) / 2 - mean.to(x)[:, None, None]) / std.to(x)[:, None, None]
 
 
 def load_features(name: str | Path) -> Features:
@@ -113,11 +117,10 @@ def load_features(name: str | Path) -> Features:
 def _load_vision_model(name: str) -> VisionModelFeatures:
     try:
         from transformers import AutoModel
-        from transformers.utils.hub import cached_file
     except ImportError as error:
         raise UsageError(f"features of '{name}' need transformers: pip install 'vardistill[features]'") from error
     try:
-        file = cached_file(name, "preprocessor_config.json")
+        preprocessor_config(name)
         options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
         network, loading = AutoModel.from_pretrained(name, **options)
     except Exception as error:  # of the network, the hub or the files
@@ -131,12 +134,23 @@ def _load_vision_model(name: str) -> VisionModelFeatures:
             f"'{name}' has no weights for {missing[0]} and {len(missing) - 1} more: its features are random"
         )
     network = getattr(network, "vision_model", network)  # of CLIP and its kin, the half that sees
-    size, mean, std = _preprocessing(_json(Path(str(file))), name)
-    return VisionModelFeatures(network, size, mean, std, name)
+    return VisionModelFeatures(network, *preprocessing(name), name)
 
 
-def _preprocessing(config: dict[str, Any], name: str) -> tuple[tuple[int, int], Tensor, Tensor]:
-    """Rows and columns, mean and standard deviation of the network's input."""
+def preprocessor_config(name: str) -> dict[str, Any]:
+    """What a vision model's folder or hub repository says of its input; raises the hub's errors."""
+    from transformers.utils.hub import cached_file
+
+    return _json(Path(str(cached_file(name, "preprocessor_config.json"))))
+
+
+def preprocessing(name: str) -> tuple[tuple[int, int], Tensor, Tensor]:
+    """Rows and columns, mean and standard deviation of a vision model's input.
+
+    Raises:
+        UsageError: for a configuration that names no size.
+    """
+    config = preprocessor_config(name)
     size = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
     if not isinstance(size, dict):
         size = {"shortest_edge": size}

@@ -15,7 +15,6 @@ from vardistill.denoisers.diffusers import DiffusersDenoiser
 from vardistill.denoisers.features import block_features, blocks, features, inner_layer
 from vardistill.domains.pictures.classifier import Classifier
 
-
 PLACES = 4
 """Along a side, to which blocks' features are averaged."""
 
@@ -84,5 +83,5 @@ class BlocksSpace(EncoderSpace):
         """Views (R, places, channels) of x_t (R, C, H, W) at t (R,), in the type of x_t."""
         with self._precision(x_t):
             found = block_features(self.denoiser, x_t, t, **self._told(x_t))
-        pooled = [adaptive_avg_pool2d(v, [min(PLACES, side) for side in v.shape[2:]]) for v in found]
+        pooled = [adaptive_avg_pool2d(v, (min(PLACES, v.shape[2]), min(PLACES, v.shape[3]))) for v in found]
         return [v.flatten(2).transpose(1, 2) for v in pooled]

@@ -21,22 +21,33 @@ class TextConfig(PicturesConfig):
     """
 
     name: ClassVar[str] = "text"
+    teacher: str = ""
+    """A pipeline's folder or hub id, or a folder of `vardistill teach shapes`."""
     prompts: str = ""
-    """A text file with a prompt in each line."""
+    """A text file with a prompt in each line; default: the captions of --data."""
+    data: str | None = None
+    """A folder of captioned pictures, with metadata.jsonl: real samples, and what others are measured against; default:
+    the teacher's own, where it comes with some."""
+    features: str | None = None
+    """What distances to --data are measured with: a classifier's folder, or a transformers vision model's folder or hub
+    id."""
+    clip_model: str | None = None
+    """A CLIP model's folder or hub id, for the CLIP score."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts:
-            object.__setattr__(self, "prompts", located(self.prompts))
-        for name in ("data", "features"):
+        for name in ("prompts", "clip_model"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, located(value))
+        for name in ("size", "mirrored"):
             value = getattr(self, name)
-            require(name, value, value is None, "left out: text to image learns from its teacher and prompts alone")
+            require(name, value, not value, "left out: captioned pictures get the pipeline's size")
         require("start", self.student.start, self.student.start == "teacher", "'teacher'")
 
     @property
     def labels(self) -> tuple[str, str]:
         """Teacher and target in a word each."""
-        return Path(self.teacher).name or "none", Path(self.prompts).stem
+        return Path(self.teacher).name or "none", Path(self.prompts or self.data or self.teacher).stem
 
     def learns_from(self, training: TrainingConfig) -> PicturesTeachConfig | None:
         """Nothing is fitted."""

@@ -6,7 +6,7 @@ tensors under the names by which its network takes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
@@ -125,12 +125,37 @@ def cut(pipeline: Any, prompts: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pictures (n, 3, H, W) in [−1, 1] of latents as the network has them, (n, C, h, w), on the CPU.
+def in_latents(vae: Any, pictures: Iterable[Tensor], rng: torch.Generator) -> Tensor:
+    """Latents (n, C, h, w) as the network has them, on the CPU, of blocks of pictures in [−1, 1].
 
-    x = (z − shift) · scaling, with the two numbers of the autoencoder's configuration.
+    x = (z − shift) · scaling of z ~ q(z | picture), with the two numbers of the autoencoder's configuration.
+
+    Args:
+        vae: an `AutoencoderKL`.
+        pictures: (m, 3, H, W) each.
+        rng: on the CPU; draws z.
     """
-    config, like = vae.config, next(vae.parameters())
-    scaling, shift = config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
-    parts = [vae.decode(x.to(like) / scaling + shift).sample.clamp(-1, 1).cpu() for x in latents.split(BLOCK)]
-    return torch.cat(parts).float()
+    (scaling, shift), like, found = numbers(vae), next(vae.parameters()), []
+    for part in pictures:
+        q = vae.encode(part.to(like)).latent_dist
+        z = q.mean.cpu() + q.std.cpu() * torch.randn(q.mean.shape, generator=rng)
+        found.append((z - shift) * scaling)
+    return torch.cat(found)
+
+
+def numbers(vae: Any) -> tuple[float, float]:
+    """Scaling and shift."""
+    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W), about in [−1, 1], of latents as the network has them, (n, C, h, w); differentiable."""
+    scaling, shift = numbers(vae)
+    pictures: Tensor = vae.decode(latents.to(next(vae.parameters())) / scaling + shift).sample
+    return pictures
+
+
+@torch.no_grad()
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) in [−1, 1] of latents, on the CPU."""
+    return torch.cat([decode(vae, x).clamp(-1, 1).cpu() for x in latents.split(BLOCK)]).float()

@@ -10,6 +10,7 @@ from typing import Any
 from vardistill.diffusion.config import LevelsConfig
 from vardistill.domains.pictures.config import PicturesConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsConfig, ProblemName, TeacherConfig, teacher_fit
+from vardistill.domains.text.config import TextConfig
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import UsageError, unknown
 from vardistill.objectives.registry import OBJECTIVES, OwnConfig, PartConfig, SumConfig
@@ -19,7 +20,7 @@ from vardistill.runs.presets import pictures, points
 from vardistill.runs.presets.pictures import PICTURES as PICTURES, of_data
 from vardistill.runs.presets.points import POINTS as POINTS, adapted as adapted
 from vardistill.runs.presets.recipes import Recipe, grouped
-from vardistill.runs.presets.text import TEXT as TEXT
+from vardistill.runs.presets.text import SHAPES as SHAPES, TEXT as TEXT
 from vardistill.specs import Spec, parse_sum
 from vardistill.training import config_files
 
@@ -44,6 +45,8 @@ def _presets() -> dict[str, Recipe[Config]]:
             found[f"{target}-{name}"] = Recipe(f"{about}, {recipe.about}", of_data(recipe.config, data))
     for name, recipe in TEXT.items():
         found[f"text-{name}"] = Recipe(f"text to image, {recipe.about}", recipe.config)
+    for name, recipe in SHAPES.items():
+        found[f"shapes-{name}"] = Recipe(f"shapes, {recipe.about}", recipe.config)
     return found
 
 
@@ -97,6 +100,8 @@ def with_objective(config: Config, text: str, whole: bool = True) -> Config:
     domain = config.domain
     of_pictures = isinstance(domain, PicturesConfig)
     recipes: Mapping[str, Recipe[Config]] = PICTURES if of_pictures else POINTS
+    if isinstance(domain, TextConfig):
+        recipes = PICTURES | TEXT
     shared = pictures.SHARED if of_pictures else points.SHARED
     first, *others = specs = parse_sum(text)
     for spec in specs:

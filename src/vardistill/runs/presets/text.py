@@ -7,6 +7,7 @@ from typing import Any
 
 from vardistill.domains.text.config import TextConfig
 from vardistill.objectives.registry import SumConfig
+from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
 from vardistill.runs.presets.pictures import PICTURES
 
@@ -14,17 +15,26 @@ NAMES = ("diff-instruct", "varflow", "diff-instruct-varflow", "dmd", "sid", "sim
 """Recipes for pictures that need a teacher alone, or its own samples."""
 
 
-def of_prompts(config: Config) -> Config:
-    """The configuration for a guided text-to-image teacher, whose own latents are the real samples."""
-    return replace(config, domain=TextConfig(guidance=3.0), objective=from_teacher(config.objective))
+PER_CONDITION = 4
+"""Latents under a prompt, among which VarFlow takes distances: among all of a batch hardly two share one."""
 
 
-def from_teacher(objective: Any) -> Any:
-    """The objective with the teacher's own samples."""
+def of_prompts(config: Config, real: str) -> Config:
+    """The configuration for a guided text-to-image teacher, with real samples of its own (`teacher`) or of `data`."""
+    return replace(config, domain=TextConfig(guidance=3.0), objective=compared(config.objective, real))
+
+
+def compared(objective: Any, real: str) -> Any:
+    """The objective with such real samples, compared under each prompt by itself."""
     if isinstance(objective, SumConfig):
-        return SumConfig(tuple(replace(part, objective=from_teacher(part.objective)) for part in objective.parts))
-    return replace(objective, real="teacher") if hasattr(objective, "real") else objective
+        return SumConfig(tuple(replace(part, objective=compared(part.objective, real)) for part in objective.parts))
+    if isinstance(objective, VarFlowConfig):
+        objective = replace(objective, per_condition=PER_CONDITION)
+    return replace(objective, real=real) if hasattr(objective, "real") else objective
 
 
-TEXT = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config)) for name in NAMES}
+TEXT = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config, "teacher")) for name in NAMES}
 """Untuned: levels and rates are those of small pictures."""
+
+SHAPES = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config, "data")) for name in NAMES}
+"""For teachers of `vardistill teach shapes`, which come with captioned pictures."""

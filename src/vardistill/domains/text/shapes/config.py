@@ -22,7 +22,9 @@ class ShapesTeachConfig:
     """
 
     pictures: int = 20_000
-    """Captioned pictures, drawn once."""
+    """Captioned pictures that it is fitted to, drawn once."""
+    kept: int = 2000
+    """Further captioned pictures that are kept beside it, for students."""
     autoencoder_steps: int = 1200
     """Updates of the autoencoder."""
     network: UNetConfig = field(default_factory=lambda: UNetConfig((32, 64)))
@@ -59,7 +61,7 @@ class ShapesTeachConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         positive = (
-            "pictures", "autoencoder_steps", "text_layers", "steps", "batch", "lr", "checkpoint_every",
+            "pictures", "kept", "autoencoder_steps", "text_layers", "steps", "batch", "lr", "checkpoint_every",
         )  # fmt: skip
         for name in positive:
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")

@@ -2,7 +2,7 @@ r"""What pictures of shapes are worth, by their judge and beside pictures of the
 
     prompt_accuracy  share of pictures that are right in every attribute
     fd               Fréchet distance to the formula's pictures of the same captions, in the judge's features
-    diversity        mean ‖x − x'‖ of two pictures of one caption, over the formula's own; 1 is as diverse as the truth
+    diversity        root mean squared difference of two pictures of one caption, over the formula's own
 
 Prompts are asked for twice each, one after the other.
 """
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vardistill.domains.pictures.features import ClassifierFeatures
+from vardistill.domains.text.evaluate import spread, twice
 from vardistill.domains.text.shapes.formula import captions, draw_pictures, labels_of
 from vardistill.domains.text.shapes.judge import Judge
-from vardistill.errors import UsageError
 from vardistill.metrics.frechet import gaussian_distance, moments
 
 REFERENCE = 10_000
@@ -29,7 +29,7 @@ BLOCK = 1000
 
 def asked_twice(n: int, seed: int) -> tuple[str, ...]:
     """n captions, each of them twice but for the last where n is odd."""
-    return tuple(text for text in captions((n + 1) // 2, torch.Generator().manual_seed(seed)) for _ in range(2))[:n]
+    return twice(captions((n + 1) // 2, torch.Generator().manual_seed(seed)), n)
 
 
 class Truth:
@@ -67,15 +67,3 @@ class Truth:
             "fd": gaussian_distance(own, self.moments),
             "diversity": spread(pictures) / self.spread,
         }
-
-
-def spread(pictures: Tensor) -> float:
-    """The mean distance of neighbours 2i and 2i + 1 among pictures (n, C, H, W).
-
-    Raises:
-        UsageError: for fewer than two.
-    """
-    pairs = len(pictures) // 2
-    if not pairs:
-        raise UsageError("diversity needs at least two pictures of a caption")
-    return float((pictures[: 2 * pairs : 2] - pictures[1 : 2 * pairs : 2]).flatten(1).norm(dim=1).mean())

@@ -6,6 +6,7 @@ latents of captioned pictures, some of them under the empty prompt. The run fold
 
 autoencoder/    as the pipeline has it
 pipeline/       the teacher, which diffusers loads and samples alone
+pictures/       captioned pictures, of which students have their prompts
 judge/          what its pictures, and its students', are judged by
 evaluation.json the teacher's pictures by steps of Heun's method and by guidance
 samples.png     some of them
@@ -30,6 +31,8 @@ from vardistill.diffusion.samplers import sample
 from vardistill.diffusion.schedules import Schedule
 from vardistill.diffusion.weights import named_weight
 from vardistill.domains.pictures.figures import save_grids
+from vardistill.domains.text.captioned import save_captioned
+from vardistill.domains.text.families import decoded
 from vardistill.domains.text.shapes import networks
 from vardistill.domains.text.shapes.autoencoder import encoded_pictures, kept_autoencoder
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
@@ -92,6 +95,7 @@ def teach_shapes(config: ShapesTeachConfig, out: Path, resume: bool = False) -> 
         with phase("drawing captioned pictures"):
             fit = build_fit(config, words, autoencoder)
     fit.run(config, out, True, "pipeline", lambda fitted, path: save_pipeline(fitted, words, autoencoder, path))
+    keep_pictures(config, folder.path / "pictures")
     evaluate_teacher(config, fit.average, words, autoencoder, folder)
     return folder
 
@@ -146,6 +150,15 @@ def save_pipeline(fitted: Captioned, words: Any, autoencoder: Any, path: Path) -
         pipeline.save_pretrained(partial)
 
 
+def keep_pictures(config: ShapesTeachConfig, path: Path) -> None:
+    """Captioned pictures in the folder `path`, where there are none yet: other ones than the teacher's."""
+    if path.is_dir():
+        return
+    seen = scenes(config.kept, torch.Generator().manual_seed(config.seed + 4))
+    with whole(path, folder=True) as partial:
+        save_captioned(seen.pictures, seen.captions, partial)
+
+
 def evaluate_teacher(
     config: ShapesTeachConfig, teacher: Captioned, words: Any, autoencoder: Any, folder: RunFolder
 ) -> None:
@@ -183,10 +196,3 @@ def evaluate_teacher(
         shown[f"Teacher, {steps} steps, guidance {best:g}"] = x[:SHOWN]
     write_whole(folder.path / "evaluation.json", json.dumps(table, indent=2))
     save_grids(shown, folder.path / "samples.png")
-
-
-@torch.no_grad()
-def decoded(autoencoder: Any, latents: Tensor) -> Tensor:
-    """Pictures (n, 3, 32, 32) in [−1, 1] of scaled latents."""
-    pictures: Tensor = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
-    return pictures.clamp(-1, 1)
