@@ -28,13 +28,14 @@ from tiny_models import tiny_pipeline_folder, tiny_unet
 from vardistill.cli import main as cli
 from vardistill.cli.view import load_pair
 from vardistill.denoisers.diffusers import from_diffusers
+from vardistill.diffusion import Denoiser
 from vardistill.diffusion.samplers import sample
 from vardistill.domains.pictures.config import PicturesConfig
 from vardistill.domains.pictures.evaluate import even_labels
 from vardistill.domains.pictures.figures import grid
 from vardistill.domains.pictures.parts import draw
 from vardistill.errors import UsageError
-from vardistill.reports.view import MOST_PICTURES, Pair, Server, Wish, parse_wish
+from vardistill.reports.view import LONGEST_PROMPT, MOST_PICTURES, Pair, Server, Wish, Words, parse_wish
 from vardistill.runs.config import Config
 from vardistill.students.network import NetworkStudent
 from vardistill.training import config_files
@@ -168,6 +169,42 @@ def test_what_is_left_out_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("query", "told"),
     [
+        ("label=1", "unknown parameter 'label'"),
+        ("prompt=" + "x" * (LONGEST_PROMPT + 1), f"at most {LONGEST_PROMPT} letters"),
+        ("guidance=nan", "guidance must be a number from 0 to 20, but is 'nan'"),
+        ("guidance=-1", "guidance must be"),
+        ("guidance=x", "guidance must be"),
+    ],
+)
+def test_bad_prompts_get_one_line(query: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse_wish(query, CLASSES, told=True)
+
+
+def test_prompts_take_the_place_of_labels(pair: Pair) -> None:
+    """And are escaped on the page; what is asked for reaches the networks with its guidance."""
+    asked = []
+
+    def under(prompt: str, guidance: float) -> Denoiser:
+        asked.append((prompt, guidance))
+        assert pair.teacher is not None
+        return pair.teacher
+
+    words = Words(under, lambda latents: latents, ("a <dog>", "a cat"), 2.5)
+    with serving(replace(pair, words=words, class_names=())) as server:
+        _, text = get(server, "/")
+        assert 'value="a &lt;dog&gt;"' in text
+        assert '<option value="a cat"></option>' in text
+        answer = ask(server, "seed=3&count=2&steps=2&prompt=a+bird&guidance=4")
+        ask(server, "seed=3&count=2&steps=2")
+    assert asked == [("a bird", 4.0), ("a <dog>", 2.5)]
+    own = draw(pair.student, 2, 3, torch.zeros(2, dtype=torch.int64))
+    assert (decoded(answer["student"]) == grid(own, columns=2)).all()
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
         ("seed=-1", "seed must be a whole number from 0"),
         ("seed=" + "9" * 5000, "seed must be"),
         ("seed=one%0Atwo", "'one\\ntwo'"),
@@ -286,7 +323,7 @@ def test_the_page_allows_its_own_script_only(server: Server) -> None:
 def test_every_field_has_its_label_and_every_picture_its_text(server: Server) -> None:
     page = Tags(get(server, "/")[1])
     fields = page.named("input", "select")
-    assert {field["name"] for field in fields} == {"seed", "label", "count", "steps"}
+    assert {field["name"] for field in fields} == {"seed", "label", "count", "steps", "prompt", "guidance"}
     assert {field["id"] for field in fields} == {label["for"] for label in page.named("label")}
     assert all(image["alt"] for image in page.named("img"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.runs.config import Config
-from vardistill.runs.presets import pictures
+from vardistill.runs.presets import pictures, text
 from vardistill.runs.presets.pictures import of_data, with_varflow
 from vardistill.runs.presets.points import (
     DEMO,
@@ -31,6 +31,8 @@ from vardistill.runs.presets.points import (
 )
 
 QUALITY = ("log_density_gap", "log_mmd", "mmd_p_value", "modes_found", "mode_tv", "off_mode", "dikl")
+
+TEXT_QUALITY = ("prompt_accuracy", "fd", "diversity", "evaluations", "seconds_per_image")
 
 PICTURE_QUALITY = ("fd", "kd", "precision", "recall", "density", "coverage", "label_accuracy", "speedup")
 
@@ -342,11 +344,41 @@ CHOICES = {
 FEW_STEPS = (1, 2, 4, 8)
 """Steps of students that are compared."""
 
-STEPS = {
-    f"{name}, {n} step{'s' if n > 1 else ''}": with_student(PICTURES[name], steps_per_sample=n)
-    for name, n in itertools.product(("Diff-Instruct", "VarFlow"), FEW_STEPS)
-}
+
+def of_steps(recipes: Mapping[str, Config], steps: Sequence[int]) -> dict[str, Config]:
+    """Every recipe with students of so many steps."""
+    return {
+        f"{name}, {n} step{'s' if n > 1 else ''}": with_student(config, steps_per_sample=n)
+        for name, config in recipes.items()
+        for n in steps
+    }
+
+
+STEPS = of_steps({name: PICTURES[name] for name in ("Diff-Instruct", "VarFlow")}, FEW_STEPS)
 """A student's steps, each objective as it is tuned for one."""
+
+SHAPES = {
+    "Diff-Instruct": text.SHAPES["diff-instruct"].config,
+    "VarFlow": text.SHAPES["varflow"].config,
+    "Diff-Instruct + VarFlow": text.SHAPES["diff-instruct-varflow"].config,
+}
+"""What text to image is distilled with."""
+
+TEXT_VARFLOW = SHAPES["VarFlow"]
+
+TEXT_ABLATION = (
+    {"VarFlow": TEXT_VARFLOW}
+    | {f"β = {beta:g}": with_objective(TEXT_VARFLOW, beta=beta) for beta in (0.5, 1.5)}
+    | {f"weight {weight}": with_levels(TEXT_VARFLOW, weight=weight) for weight in ("sigma2", "inverse_sigma")}
+    | {f"{m} a prompt": with_objective(TEXT_VARFLOW, per_condition=m) for m in (2, 8, 16)}
+    | {"all pairs, prompts in the distance": with_objective(TEXT_VARFLOW, per_condition=0)}
+    | {"paired": with_objective(TEXT_VARFLOW, cross="paired")}
+    | {
+        f"space {space}": with_objective(TEXT_VARFLOW, space=space)
+        for space in ("teacher", "teacher-blocks", "classifier")
+    }
+)
+"""VarFlow's choices one at a time, beside its preset for shapes: β = 1, weight 1, four latents a prompt, latents."""
 
 _ALL = (
     Bench(
@@ -469,6 +501,24 @@ _ALL = (
         curves=("fd",),
         figures="vardistill.bench.steps:figures",
         budget=Budget("cpu", 2),
+        one_teacher=True,
+    ),
+    Bench(
+        "shapes",
+        "text to image: captioned shapes in 1, 2, 4 and 8 steps, with one fitted teacher",
+        lambda seeds: grid(of_steps(SHAPES, FEW_STEPS), seeds=seeds),
+        metrics=TEXT_QUALITY,
+        curves=("prompt_accuracy", "fd"),
+        budget=Budget("cpu", 10),
+        one_teacher=True,
+    ),
+    Bench(
+        "text-varflow-ablation",
+        "VarFlow's power, weight, latents a prompt, cross term and space on shapes, one at a time",
+        lambda seeds: grid(TEXT_ABLATION, seeds=seeds),
+        metrics=TEXT_QUALITY,
+        curves=("prompt_accuracy", "fd"),
+        budget=Budget("cpu", 5),
         one_teacher=True,
     ),
     Bench(

@@ -41,6 +41,7 @@ DIRECTIONS: dict[str, Direction] = {
     "kd": "lower",
     "coverage": "higher",
     "label_accuracy": "higher",
+    "prompt_accuracy": "higher",
     "gap": "lower",
     "diu": "lower",
     "dikl": "lower",

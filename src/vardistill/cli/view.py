@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vardistill.diffusion import Denoiser
     from vardistill.reports.view import Pair
     from vardistill.runs.config import Config
-    from vardistill.students import Student
+    from vardistill.students import NetworkStudent, Student
+    from vardistill.training.folder import RunFolder
 
 ABOUT = "Look at a student of pictures beside its teacher in the browser, from the same noise."
 
@@ -75,7 +76,10 @@ def load_pair(run: Path) -> Pair:
     if isinstance(domain, PointsConfig) or not isinstance(student, NetworkStudent):
         raise UsageError(f"{run} is a run on points: `vardistill view` shows pictures")
     if isinstance(domain, TextConfig):
-        raise UsageError(f"the view has no place for prompts yet: vardistill sample {run} --prompt TEXT --out x.png")
+        assert config is not None
+        pair = text_pair(config, folder, student)
+        pair.pictures(Wish(count=1, steps=1))
+        return pair
     name, numbers = folder.path.resolve().name, tuple(map(str, range(student.classes)))
     source = str(folder.teacher) if domain is None else domain.teacher or str(folder.teacher)
     try:
@@ -87,6 +91,23 @@ def load_pair(run: Path) -> Pair:
         pair = Pair(name, student, None, str(error), numbers)
     pair.pictures(Wish(count=1, steps=1))  # a network's first evaluation is slow
     return pair
+
+
+def text_pair(config: Config, folder: RunFolder, student: NetworkStudent) -> Pair:
+    """The same of a run on text to image, by prompts."""
+    from vardistill.domains.text.parts import Text
+    from vardistill.reports.view import Pair, Words
+    from vardistill.runs.experiment import load_domain
+
+    domain = load_domain(config, folder)
+    assert isinstance(domain, Text)
+    student.to(domain.device)
+
+    def under(prompt: str, guidance: float) -> Denoiser:
+        return domain.under(student, prompt, guidance)
+
+    words = Words(under, domain.pictures, domain.prompts.texts, domain.config.guidance)
+    return Pair(folder.path.resolve().name, student, domain.guided, domain.config.teacher, (), words)
 
 
 def load_teacher(config: Config, run: Path, student: Student) -> tuple[Denoiser, tuple[str, ...]]:

@@ -4,8 +4,9 @@ Both start from the same z ~ N(0, I) and labels: the student is evaluated once f
 times in n steps of Heun's method (`samplers`), from σ z at its first time.
 
     GET /           the page, which loads nothing but
-    GET /pictures   ?seed=&label=&count=&steps=, JSON: `student` and `teacher`, each with `picture` (a PNG as a data
-                    URI), `evaluations` and `seconds`; `teacher` is null where there is none
+    GET /pictures   ?seed=&label=&count=&steps=, of text to image ?seed=&prompt=&guidance=&count=&steps=, JSON:
+                    `student` and `teacher`, each with `picture` (a PNG as a data URI), `evaluations` and `seconds`;
+                    `teacher` is null where there is none
 
 The server listens on the loopback interface only, and answers requests to its own address only: a page of somebody
 else, whose name was made to lead here (DNS rebinding), gets nothing.
@@ -20,9 +21,9 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -48,6 +49,7 @@ NAMES = (HOST, "localhost")
 """What the server may be called by."""
 
 MOST_PICTURES, MOST_STEPS, MOST_SEED = 64, 50, 2**32 - 1
+LONGEST_PROMPT, MOST_GUIDANCE, MOST_PROMPTS = 1000, 20.0, 100
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; "
@@ -68,28 +70,68 @@ class Wish:
     """Pictures."""
     steps: int = TEACHER_STEPS
     """n of the teacher."""
+    prompt: str = ""
+    """Of all pictures; none for the first of the run."""
+    guidance: float | None = None
+    """Of the teacher; None for the run's."""
 
 
-def parse_wish(query: str, classes: int) -> Wish:
+def parse_wish(query: str, classes: int, told: bool = False) -> Wish:
     """A wish from a URL's query; what it leaves out or empty has its default.
 
+    Args:
+        query: of the URL.
+        classes: that there are.
+        told: whether pictures are asked for by prompts.
+
     Raises:
-        UsageError: for an unknown name, or a value that is no whole number in its range.
+        UsageError: for an unknown name, a value that is no number in its range, or too long a prompt.
     """
     ranges = {"seed": (0, MOST_SEED), "count": (1, MOST_PICTURES), "steps": (1, MOST_STEPS)}
-    if classes:
+    if classes and not told:
         ranges["label"] = (0, classes - 1)
-    given = dict(parse_qsl(query))
+    given: dict[str, Any] = dict(parse_qsl(query))
+    words = {name: given.pop(name) for name in ("prompt", "guidance") if told and name in given}
     for name in given:
         if name not in ranges:
-            raise unknown("parameter", name, ranges)
-    return Wish(**{name: _whole(name, text, *ranges[name]) for name, text in given.items()})
+            raise unknown("parameter", name, (*ranges, *(("prompt", "guidance") if told else ())))
+    if len(words.get("prompt", "")) > LONGEST_PROMPT:
+        raise UsageError(f"the prompt must have at most {LONGEST_PROMPT} letters, but has {len(words['prompt'])}")
+    if "guidance" in words:
+        words["guidance"] = _number("guidance", words["guidance"], MOST_GUIDANCE)
+    whole: dict[str, Any] = {name: _whole(name, text, *ranges[name]) for name, text in given.items()}
+    return Wish(**whole, **words)
+
+
+def _number(name: str, text: str, high: float) -> float:
+    with suppress(ValueError):
+        if len(text) <= 10 and 0 <= (value := float(text)) <= high:
+            return value
+    raise UsageError(f"{name} must be a number from 0 to {high:g}, but is {text[:20]!r}")
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:
     if not (text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
         raise UsageError(f"{name} must be a whole number from {low} to {high}, but is {text[:20]!r}")
     return int(text)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What text to image has beside pictures.
+
+    Attributes:
+        under: a prompt and a guidance → the teacher for which, as for the student from then on, the label 0 is the
+            prompt.
+        decode: latents (n, C, h, w) → pictures (n, 3, H, W).
+        prompts: of the run, the first of which is shown first.
+        guidance: of the run.
+    """
+
+    under: Callable[[str, float], Denoiser]
+    decode: Callable[[Tensor], Tensor]
+    prompts: Sequence[str]
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +144,7 @@ class Pair:
         teacher: E[x | x_t] with its guidance; None where it is not to be had.
         about: the teacher's source, or why there is none, as text.
         class_names: by label; () for an unconditional student.
+        words: of text to image; None of others.
     """
 
     name: str
@@ -109,11 +152,17 @@ class Pair:
     teacher: Denoiser | None
     about: str
     class_names: tuple[str, ...]
+    words: Words | None = None
 
     @torch.no_grad()
     def pictures(self, wish: Wish) -> dict[str, dict[str, Any] | None]:
         """What `GET /pictures` answers."""
         student, teacher, device = self.student, self.teacher, next(self.student.parameters()).device
+        words = self.words
+        if words is not None:
+            scale = words.guidance if wish.guidance is None else wish.guidance
+            teacher = words.under(wish.prompt or words.prompts[0], scale)
+            wish = replace(wish, label=0)
         rng = torch.Generator(device).manual_seed(wish.seed)
         z, renoise = student.latents(wish.count, rng), student.renoise(wish.count, rng)
         labels = even_labels(wish.count, student.classes)
@@ -121,19 +170,20 @@ class Pair:
             labels = torch.full((wish.count,), wish.label)
         condition = condition_of(labels, device)
         student(z, renoise, **condition)  # the first evaluation of a shape is slow: it is not timed
-        ours = _timed(lambda: student(z, renoise, **condition), student.steps)
+        decode = (lambda x: x) if words is None else words.decode
+        ours = _timed(lambda: student(z, renoise, **condition), student.steps, decode)
         if teacher is None:
             return {"student": ours, "teacher": None}
         sample(teacher, z, 1, **condition)
-        theirs = _timed(lambda: sample(teacher, z, wish.steps, **condition), 2 * wish.steps - 1)
+        theirs = _timed(lambda: sample(teacher, z, wish.steps, **condition), 2 * wish.steps - 1, decode)
         return {"student": ours, "teacher": theirs}
 
 
-def _timed(draw: Callable[[], Tensor], evaluations: int) -> dict[str, Any]:
+def _timed(draw: Callable[[], Tensor], evaluations: int, decode: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     started = time.perf_counter()
     pictures = draw().cpu()
     seconds = time.perf_counter() - started
-    return {"picture": _data_uri(pictures), "evaluations": evaluations, "seconds": seconds}
+    return {"picture": _data_uri(decode(pictures)), "evaluations": evaluations, "seconds": seconds}
 
 
 def _data_uri(pictures: Tensor) -> str:
@@ -149,11 +199,15 @@ def page(pair: Pair, nonce: str) -> str:
     facts = {
         "teacher": pair.about if pair.teacher is not None else None,
         "size": "×".join(map(str, pair.student.data_shape)),
-        "classes": len(pair.class_names) or None,
+        "classes": (len(pair.class_names) or None) if pair.words is None else None,
         "parameters": f"{sum(p.numel() for p in pair.student.parameters()):,}",
     }
     classes = "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(pair.class_names))
     defaults = {field.name: field.default for field in fields(Wish)}
+    words, prompts = pair.words, ""
+    if words is not None:
+        defaults |= {"prompt": escape(words.prompts[0]), "guidance": f"{words.guidance:g}"}
+        prompts = "".join(f'<option value="{escape(text)}"></option>' for text in words.prompts[:MOST_PROMPTS])
     return Template(own.joinpath("templates", "view.html").read_text(encoding="utf-8")).substitute(
         defaults,
         nonce=nonce,
@@ -161,7 +215,11 @@ def page(pair: Pair, nonce: str) -> str:
         style=own.joinpath("report.css").read_text(encoding="utf-8"),
         masthead=masthead("Student and teacher", pair.name, facts),
         classes=classes,
-        unconditional="" if classes else "hidden",
+        unconditional="" if classes and words is None else "hidden",
+        prompts=prompts,
+        wordless="" if words is not None else "hidden disabled",
+        longest=LONGEST_PROMPT,
+        most_guidance=MOST_GUIDANCE,
         alone="" if pair.teacher is not None else "hidden",
         together="hidden" if pair.teacher is not None else "",
         why=escape(pair.about),
@@ -213,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pictures(self, query: str) -> None:
         pair = self.server.pair
         try:
-            wish = parse_wish(query, pair.student.classes)
+            wish = parse_wish(query, pair.student.classes, pair.words is not None)
         except UsageError as error:
             self._answer(400, "text/plain", f"{error}\n")
             return

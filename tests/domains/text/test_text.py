@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 import tiny_pipelines
 from vardistill.cli import main as cli
+from vardistill.cli.view import load_pair
 from vardistill.denoisers import Guided, from_diffusers
 from vardistill.denoisers.prompted import Conditions, prompted
 from vardistill.domains.text.families import cut, decoded, encoded, load_pipeline
 from vardistill.domains.text.prompts import read_prompts
 from vardistill.errors import UsageError
+from vardistill.reports.view import Wish, _data_uri
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import build_domain, check, load_run
 from vardistill.runs.presets import PRESETS, TEXT
@@ -226,4 +228,9 @@ def test_from_prompts_to_pictures(
     if "--lora-rank" in words:
         the_pipeline_is_the_student(run, Path(teacher), student, capsys)
     assert "one of them" in refused(capsys, "sample", str(run), "--prompt", "x", "--label", "0")
-    assert "no place for prompts yet" in refused(capsys, "view", str(run))
+    pair = load_pair(run)
+    by_hand = student.sample(2, seed=7, labels=torch.tensor([1, 1]))
+    shown = pair.pictures(Wish(seed=7, count=2, steps=1, prompt=PROMPTS[1], guidance=1.0))
+    assert shown["student"] is not None
+    assert shown["teacher"] is not None
+    assert shown["student"]["picture"] == _data_uri(decoded(load_pipeline(teacher).vae, by_hand))

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vardistill.choices import check_choices
 from vardistill.diffusion.config import Distribution
@@ -153,6 +153,7 @@ class PicturesConfig:
     """
 
     name: ClassVar[str] = "pictures"
+    built_in: ClassVar[tuple[str, ...]] = BUILT_IN
     teacher: str = ""
     """A folder of `vardistill teach`, a diffusers pipeline's folder, or its hub id; default: one is fitted to the data
     first."""
@@ -177,7 +178,7 @@ class PicturesConfig:
         check_choices(self)
         for name in ("teacher", "data", "features"):
             if value := getattr(self, name):
-                object.__setattr__(self, name, located(value, BUILT_IN if name == "data" else ()))
+                object.__setattr__(self, name, located(value, self.built_in if name == "data" else ()))
         require("size", self.size, self.size is None or 1 <= self.size <= 4096, "from 1 to 4096")
         changed = self.size is not None or self.mirrored  # but a teacher's own data are read as for its fit
         require("data", self.data, self.data is not None or not changed, "given with size or mirrored")
@@ -188,7 +189,7 @@ class PicturesConfig:
         """Teacher and target in a word each."""
         return Path(self.teacher).name or "learned", "its own" if self.data is None else Path(self.data).stem
 
-    def learns_from(self, training: TrainingConfig) -> PicturesTeachConfig | None:
+    def learns_from(self, training: TrainingConfig) -> Any:
         """The fit of a teacher to the data where none is given, else None; seed and device are the run's."""
         if self.teacher or self.data is None:
             return None

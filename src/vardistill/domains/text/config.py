@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from vardistill.domains.pictures.config import PicturesConfig, PicturesTeachConfig
+from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import require
 from vardistill.files import located
 from vardistill.training.config import TrainingConfig
+
+SHAPES = "shapes"
+"""The data that `vardistill teach shapes` draws."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,14 @@ class TextConfig(PicturesConfig):
     """
 
     name: ClassVar[str] = "text"
+    built_in: ClassVar[tuple[str, ...]] = (SHAPES,)
     teacher: str = ""
     """A pipeline's folder or hub id, or a folder of `vardistill teach shapes`."""
     prompts: str = ""
     """A text file with a prompt in each line; default: the captions of --data."""
     data: str | None = None
-    """A folder of captioned pictures, with metadata.jsonl: real samples, and what others are measured against; default:
-    the teacher's own, where it comes with some."""
+    """A folder of captioned pictures, with metadata.jsonl: real samples, and what others are measured against; default,
+    and what `shapes` stands for: the teacher's own, where it comes with some."""
     features: str | None = None
     """What distances to --data are measured with: a classifier's folder, or a transformers vision model's folder or hub
     id."""
@@ -49,6 +54,8 @@ class TextConfig(PicturesConfig):
         """Teacher and target in a word each."""
         return Path(self.teacher).name or "none", Path(self.prompts or self.data or self.teacher).stem
 
-    def learns_from(self, training: TrainingConfig) -> PicturesTeachConfig | None:
-        """Nothing is fitted."""
-        return None
+    def learns_from(self, training: TrainingConfig) -> ShapesTeachConfig | None:
+        """The fit of a teacher of shapes where none is given, for benches; else None."""
+        if self.teacher or self.data != SHAPES:
+            return None
+        return ShapesTeachConfig(seed=training.seed, device=training.device)

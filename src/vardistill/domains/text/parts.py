@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vardistill.denoisers import from_diffusers
+from vardistill.denoisers import Guided, from_diffusers
 from vardistill.denoisers.adapters import Adapted
 from vardistill.denoisers.prompted import Conditions, PromptedDenoiser, prompted
 from vardistill.diffusion import Denoiser, sample
@@ -40,7 +40,7 @@ from vardistill.domains.pictures.parts import (
 )
 from vardistill.domains.text.captioned import CaptionedImages, read_captions
 from vardistill.domains.text.clip import ClipScore
-from vardistill.domains.text.config import TextConfig
+from vardistill.domains.text.config import SHAPES, TextConfig
 from vardistill.domains.text.evaluate import ByModels, Measured, twice
 from vardistill.domains.text.families import cut, decoded, encoded, family_of, in_latents, load_pipeline
 from vardistill.domains.text.prompts import Prompts, read_prompts
@@ -87,7 +87,8 @@ class Text(Pictures):
 
     def __init__(self, config: TextConfig, training: TrainingConfig, takes_teacher: bool = True) -> None:
         if not config.teacher:
-            raise UsageError("no teacher: give --teacher, a pipeline's folder or hub id")
+            fit = "; `vardistill teach shapes` fits one" if config.data == SHAPES else ""
+            raise UsageError(f"no teacher: give --teacher, a pipeline's folder or hub id{fit}")
         super().__init__(config, training, takes_teacher)
         self.sources = sources_of(config)
         if not config.prompts and self.sources.pictures is None:
@@ -302,6 +303,17 @@ class Text(Pictures):
         rows = encoded(self._pipeline(), prompts)
         return under_prompts(student, Conditions(rows))
 
+    def under(self, student: NetworkStudent, prompt: str, guidance: float) -> Denoiser:
+        """The teacher with this guidance and one prompt, its label 0; from then on it is the student's, too."""
+        conditions = Conditions(encoded(self._kept_pipeline, [prompt]))
+        under_prompts(student, conditions)
+        teacher = prompted(self.source.denoiser, conditions)
+        return teacher if guidance == 1 else Guided(teacher, guidance, {"labels": 1})
+
+    @cached_property
+    def _kept_pipeline(self) -> Any:
+        return self._pipeline()
+
     def pictures(self, latents: Tensor) -> Tensor:
         """(n, 3, H, W) in [−1, 1] of latents (n, C, h, w), on the CPU."""
         return decoded(self._vae, latents)
@@ -332,8 +344,11 @@ def sources_of(config: TextConfig) -> Sources:
     Raises:
         UsageError: for a teacher's run that is unfinished or of another kind.
     """
-    own, run = Path(config.data) if config.data else None, RunFolder(Path(config.teacher))
+    own = Path(config.data) if config.data and config.data != SHAPES else None
+    run = RunFolder(Path(config.teacher))
     if not run.config.is_file():
+        if config.data == SHAPES:
+            raise UsageError(f"{config.teacher} is no run of `vardistill teach shapes`: give one as --teacher")
         return Sources(config.teacher, own)
     config_files.read(ShapesTeachConfig, run.config)
     if not (run.path / "evaluation.json").is_file():

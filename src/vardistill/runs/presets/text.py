@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from vardistill.domains.text.config import TextConfig
+from vardistill.domains.text.config import SHAPES as DATA, TextConfig
 from vardistill.objectives.registry import SumConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
@@ -19,9 +19,14 @@ PER_CONDITION = 4
 """Latents under a prompt, among which VarFlow takes distances: among all of a batch hardly two share one."""
 
 
-def of_prompts(config: Config, real: str) -> Config:
-    """The configuration for a guided text-to-image teacher, with real samples of its own (`teacher`) or of `data`."""
-    return replace(config, domain=TextConfig(guidance=3.0), objective=compared(config.objective, real))
+def of_prompts(config: Config) -> Config:
+    """The configuration for a guided text-to-image teacher, whose own latents are the real samples."""
+    return replace(config, domain=TextConfig(guidance=3.0), objective=compared(config.objective, "teacher"))
+
+
+def of_shapes(config: Config) -> Config:
+    """The same for a teacher of `vardistill teach shapes`, which comes with captioned pictures."""
+    return replace(config, domain=TextConfig(guidance=2.0, data=DATA), objective=compared(config.objective, "data"))
 
 
 def compared(objective: Any, real: str) -> Any:
@@ -33,8 +38,8 @@ def compared(objective: Any, real: str) -> Any:
     return replace(objective, real=real) if hasattr(objective, "real") else objective
 
 
-TEXT = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config, "teacher")) for name in NAMES}
+TEXT = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config)) for name in NAMES}
 """Untuned: levels and rates are those of small pictures."""
 
-SHAPES = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config, "data")) for name in NAMES}
-"""For teachers of `vardistill teach shapes`, which come with captioned pictures."""
+SHAPES = {name: replace(PICTURES[name], config=of_shapes(PICTURES[name].config)) for name in NAMES}
+"""For teachers of `vardistill teach shapes`."""
