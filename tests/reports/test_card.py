@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import yaml
 
 from tiny_models import tiny_unet
 from vardistill.denoisers import DiffusersDenoiser
-from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.pictures.config import NetworkStudentConfig, PicturesConfig
 from vardistill.domains.points.config import PointsConfig
+from vardistill.domains.text.config import TextConfig
 from vardistill.errors import UsageError
+from vardistill.export import lora, whole_pipelines
 from vardistill.objectives.diff_instruct import DiffInstructConfig
 from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.vardiu import VarDiUConfig
@@ -88,6 +91,60 @@ def test_the_card_of_a_problems_run(tmp_path: Path) -> None:
     assert 'MLP.from_pretrained("FOLDER")' in card
     assert "pipeline_tag" not in card
     assert "## Measured" not in card
+
+
+def text_run(folder: RunFolder, teacher: str, scheduler: Any, rank: int = 0) -> RunFolder:
+    """What of a run on text to image its card is made of."""
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    )  # fmt: skip
+    NetworkStudent.from_teacher(DiffusersDenoiser(network, scheduler), steps=2).save_pretrained(folder.generator)
+    student = NetworkStudentConfig(lora_rank=rank, steps_per_sample=2)
+    domain = TextConfig(teacher, prompts="prompts.txt", guidance=3.0, student=student)
+    write(Config(domain, DiffInstructConfig(critic_start="teacher")), folder.config)
+    (folder.path / "prompts.txt").write_text("a red dog\na blue cat\n")
+    return folder
+
+
+def test_the_card_of_a_run_on_text(tmp_path: Path) -> None:
+    """Of what, on how many prompts, and the very lines that `export` prints."""
+    run = text_run(RunFolder(tmp_path / "dogs"), "owner/sd", diffusers.DDIMScheduler(), rank=4)
+    student = NetworkStudent.from_pretrained(run.generator).configuration()
+    cards = {name: model_card(run, name) for name in ("vardistill", "diffusers", "lora")}
+    said = (
+        "A generator of 2 steps, each one evaluation of its network, as adapters of rank 4 on its teacher. It makes a "
+        "picture in 2 steps. It was distilled from the diffusion model `sd` with guidance 3 on 2 prompts, by "
+        "Diff-Instruct."
+    )
+    assert all(said in card for card in cards.values())
+    heads = {name: yaml.safe_load(card.split("---\n")[1]) for name, card in cards.items()}
+    assert all(head["pipeline_tag"] == "text-to-image" for head in heads.values())
+    assert all(head["base_model"] == "owner/sd" for head in heads.values())
+    assert [heads[name]["library_name"] for name in cards] == ["vardistill", "diffusers", "diffusers"]
+    assert "lora" in heads["lora"]["tags"]
+    whole, adapters = whole_pipelines.usage(student), lora.usage(student)
+    assert adapters.splitlines()[1:3] == [
+        'pipeline.load_lora_weights("FOLDER")',
+        'pipeline.scheduler = LCMScheduler.from_pretrained("FOLDER", subfolder="scheduler")',
+    ]
+    assert [whole in cards[name] for name in cards] == [True, True, False]
+    assert [adapters in cards[name] for name in cards] == [True, False, True]
+    assert "vardistill sample RUN --prompt" in cards["vardistill"]
+    for name in cards:
+        for block in re.findall("```python\n(.*?)```", cards[name], re.DOTALL):
+            compile(block, name, "exec")
+
+
+def test_the_card_of_a_run_on_text_without_adapters_or_scheduler(tmp_path: Path) -> None:
+    card = model_card(text_run(RunFolder(tmp_path / "a"), str(tmp_path / "secret" / "sd"), diffusers.DDIMScheduler()))
+    assert "DiffusionPipeline" in card
+    assert "load_lora_weights" not in card
+    assert "base_model" not in card
+    assert "secret" not in card
+    edm = model_card(text_run(RunFolder(tmp_path / "b"), "owner/sd", diffusers.EDMEulerScheduler()))
+    assert "vardistill sample RUN --prompt" in edm
+    assert "DiffusionPipeline" not in edm
 
 
 def test_a_damaged_file_gets_one_line(run: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError
 
 if TYPE_CHECKING:
+    from vardistill.runs.config import Config
     from vardistill.students.student import Student
     from vardistill.training.folder import RunFolder
 
@@ -20,7 +22,8 @@ class Arguments:
     """Write a run's generator for other programs."""
 
     to: Literal["diffusers", "lora", "onnx"] = "diffusers"
-    """A folder that diffusers loads alone, the adapters for a pipeline of the teacher, or an ONNX file."""
+    """A folder that diffusers loads alone, the adapters for a pipeline of the teacher (under kohya's names, too), or an
+    ONNX file."""
     out: Path | None = None
     """The folder, new or empty, or the file; default: `diffusers`, `lora` or `generator.onnx` in the run folder."""
 
@@ -31,34 +34,41 @@ def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, rest, "export RUN", "Write a run's generator for other programs.")
     if run is None:
         raise UsageError("export needs a run folder before its flags: vardistill export RUN")
-    folder, generator = _load(Path(run))
+    folder, config, generator = _load(Path(run))
     if parsed.to == "onnx":
         return _onnx(generator, parsed.out or folder.path / "generator.onnx")
     if parsed.to == "lora":
-        return _lora(generator, parsed.out or folder.path / "lora")
-    return _diffusers(folder, generator, parsed.out or folder.path / "diffusers")
+        return _lora(folder, generator, parsed.out or folder.path / "lora")
+    return _diffusers(folder, config, generator, parsed.out or folder.path / "diffusers")
 
 
-def _load(run: Path) -> tuple[RunFolder, Student]:
+def _load(run: Path) -> tuple[RunFolder, Config | None, Student]:
     from vardistill.runs.experiment import load_run
 
-    folder, _, student = load_run(run)
-    return folder, student
+    return load_run(run)
 
 
-def _diffusers(folder: RunFolder, generator: Student, out: Path) -> int:
-    from vardistill.export.onnx import export_diffusers
+def _diffusers(folder: RunFolder, config: Config | None, generator: Student, out: Path) -> int:
+    from vardistill.domains.text.config import TextConfig
+    from vardistill.domains.text.families import load_pipeline
+    from vardistill.export import export_diffusers, export_whole
     from vardistill.reports.card import model_card
 
-    usage = export_diffusers(generator, out, model_card(folder, "diffusers"))
+    domain, card = config and config.domain, partial(model_card, folder, "diffusers")
+    if isinstance(domain, TextConfig):
+        usage = export_whole(generator, partial(load_pipeline, domain.teacher, domain.variant), out, card)
+    else:
+        usage = export_diffusers(generator, out, card())
     print(f"{out} loads without vardistill:\n\n{usage}")
     return 0
 
 
-def _lora(generator: Student, out: Path) -> int:
-    from vardistill.export.lora import export_lora
+def _lora(folder: RunFolder, generator: Student, out: Path) -> int:
+    from vardistill.export import export_lora
+    from vardistill.reports.card import model_card
 
-    print(f"{out} makes a pipeline of the teacher the student:\n\n{export_lora(generator, out)}")
+    usage = export_lora(generator, out, model_card(folder, "lora"))
+    print(f"{out} makes a pipeline of the teacher the student:\n\n{usage}")
     return 0
 
 

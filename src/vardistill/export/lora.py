@@ -1,19 +1,14 @@
 r"""Adapters as a LoRA file of diffusers, and the scheduler that takes a student's path.
 
-A folder holds the factors in the file that `pipeline.load_lora_weights(FOLDER)` reads, and `scheduler`, which makes the
-student's steps when it is given their times:
-
-    discrete   LCM's: x̂, then x_t = α x̂ + σ n; with a boundary condition that is none (c_skip < 1e-12)
-    flow       Euler's with stochastic_sampling: x̂, then x_t = (1 − σ) x̂ + σ n; without a shift, which times have
-
-Pipelines of flow matching start from unit noise, so such a student's first time has to be 1.
-Guidance is in the student already: its pipeline is called with guidance_scale=1.
+A folder holds the factors in the file that `pipeline.load_lora_weights(FOLDER)` reads, `scheduler` (see
+`export.schedulers`) and, of U-Nets, the same factors under kohya's names, which ComfyUI and other programs read, too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vardistill.denoisers.adapters import Adapted
-from vardistill.denoisers.diffusers import FLOW, import_diffusers
-from vardistill.diffusion.schedules import Table
 from vardistill.errors import UsageError
-from vardistill.export.pipelines import step_of
+from vardistill.export.pipelines import network_part
+from vardistill.export.schedulers import call, kind_of, renoising
 from vardistill.files import check_free, whole
 from vardistill.students.network import NetworkStudent
 from vardistill.students.student import Student
@@ -32,8 +26,12 @@ from vardistill.students.student import Student
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for."""
 
-NO_BOUNDARY = 1e6
-"""LCM's timestep_scaling s, in c_skip = σ²/((s i)² + σ²), σ = ½."""
+KOHYA = "kohya.safetensors"
+"""The file under kohya's names; diffusers looks for it where it is asked to."""
+
+EMBEDDING = {"lora_unet_add_embedding_linear_1": "lora_unet_label_emb_0_0",
+             "lora_unet_add_embedding_linear_2": "lora_unet_label_emb_0_2"}  # fmt: skip
+"""What the converter of diffusers leaves under names that neither kohya nor its own reader has, SDXL's sizes."""
 
 CARD = """---
 library_name: diffusers
@@ -58,66 +56,45 @@ def export_lora(generator: Student, path: Path | str, card: str | None = None) -
         Python that sets a pipeline up, without this library.
 
     Raises:
-        UsageError: for a student without adapters, a schedule that no scheduler of diffusers renoises under, a time
-            between two steps of a discrete schedule, a first time below 1 in flow matching, or a folder that is not
-            empty.
+        UsageError: for a student without adapters or a folder that is not empty, and as `renoising`.
     """
     if not isinstance(generator, NetworkStudent) or not isinstance(generator.denoiser, Adapted):
         raise UsageError("a LoRA file needs a student of adapters, and this one has trained all its weights, or merged")
-    denoiser, path = generator.denoiser, Path(path)
-    scheduler, told = renoising(denoiser, generator.times), usage(denoiser, generator.times, str(path))
+    denoiser, path, student = generator.denoiser, Path(path), generator.configuration()
+    scheduler, factors = renoising(denoiser.scheduler, generator.times), state_dict(denoiser)
     with whole(path, folder=True) as partial:
         check_free(path)
-        save_file(state_dict(denoiser), partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(factors, partial / WEIGHTS, metadata={"format": "pt"})
+        if network_part(student["network"]) == "unet":
+            save_file(kohya(factors), partial / KOHYA, metadata={"format": "pt"})
         scheduler.save_pretrained(partial / "scheduler")
-        text = card or CARD.format(usage=usage(denoiser, generator.times, "FOLDER"))
-        (partial / "README.md").write_text(text, encoding="utf-8")
-    return told
+        (partial / "README.md").write_text(card or CARD.format(usage=usage(student)), encoding="utf-8")
+    return usage(student, str(path))
 
 
 def state_dict(denoiser: Adapted) -> dict[str, Tensor]:
     """The factors under diffusers' names, `unet.LAYER.lora_A.weight`; their scale is 1."""
-    part = "unet" if type(denoiser.network).__name__.startswith("UNet") else "transformer"
+    part = network_part({"_class_name": type(denoiser.network).__name__})
     factors = denoiser.adapters.state_dict()
     return {f"{part}.{name}": v.detach().cpu().contiguous() for name, v in factors.items()}
 
 
-def renoising(denoiser: Adapted, times: Sequence[float]) -> Any:
-    """The scheduler of diffusers that takes a student's path through these times."""
-    diffusers, scheduler = import_diffusers(), denoiser.scheduler
-    if isinstance(denoiser.schedule, Table):
-        named(denoiser, times)
-        return diffusers.LCMScheduler(
-            num_train_timesteps=len(denoiser.schedule.alphas_cumprod),
-            trained_betas=scheduler.betas.tolist(),
-            prediction_type=scheduler.config.prediction_type,
-            clip_sample=False,
-            timestep_scaling=NO_BOUNDARY,
-            rescale_betas_zero_snr=False,  # betas are rescaled already
-        )
-    if type(scheduler).__name__ in FLOW:
-        if times[0] != 1:
-            raise UsageError(f"a pipeline of flow matching starts at the time 1, but the student at {times[0]:g}")
-        steps = scheduler.config.num_train_timesteps
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, stochastic_sampling=True)
-    raise UsageError(f"no scheduler of diffusers takes a student's path under {type(scheduler).__name__}")
+def kohya(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors of a U-Net under kohya's names, `lora_unet_LAYER.lora_down.weight`, and their ranks as alpha."""
+    convert: Any = import_module("diffusers.utils.state_dict_utils").convert_state_dict_to_kohya
+    found: dict[str, Tensor] = {}
+    for name, v in convert(dict(factors)).items():
+        layer, _, kind = name.partition(".")
+        found[f"{EMBEDDING.get(layer, layer)}.{kind}"] = v
+    return found
 
 
-def named(denoiser: Adapted, times: Sequence[float]) -> tuple[str, list[float]]:
-    """What a pipeline's call names the times by: `timesteps` of a discrete schedule, `sigmas` of flow matching."""
-    if isinstance(denoiser.schedule, Table):
-        return "timesteps", [step_of(t, len(denoiser.schedule.alphas_cumprod) - 1) for t in times]
-    return "sigmas", list(times)
-
-
-def usage(denoiser: Adapted, times: Sequence[float], folder: str) -> str:
-    """Python that makes a pipeline the student's."""
-    kind, place = type(renoising(denoiser, times)).__name__, json.dumps(folder, ensure_ascii=False)
-    name, values = named(denoiser, times)
-    options = f"num_inference_steps={len(values)}, {name}={values}, guidance_scale=1"
+def usage(student: Mapping[str, Any], folder: str = "FOLDER") -> str:
+    """Python that makes a pipeline of the teacher the student of this configuration."""
+    kind, place = kind_of(student["scheduler"]), json.dumps(folder, ensure_ascii=False)
     return (
         f"from diffusers import {kind}\n"
         f"pipeline.load_lora_weights({place})\n"
         f'pipeline.scheduler = {kind}.from_pretrained({place}, subfolder="scheduler")\n'
-        f"pictures = pipeline(prompt, {options}).images"
+        f"pictures = {call(student['scheduler'], student['times'])}.images"
     )

@@ -99,11 +99,25 @@ def save_pipeline(
         check_free(path)
         denoiser.network.save_pretrained(partial / PARTS[network])  # type: ignore[operator]  # a ModelMixin
         scheduler.save_pretrained(partial / "scheduler")
+        without_origins(partial)
         if not stock:
             template = files("vardistill.export") / "templates" / "pipeline.py"
             (partial / "pipeline.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
         (partial / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
         (partial / "README.md").write_text(text, encoding="utf-8")
+
+
+def network_part(network: Mapping[str, Any]) -> str:
+    """What pipelines call the network of this configuration."""
+    return "unet" if network["_class_name"].startswith("UNet") else "transformer"
+
+
+def without_origins(folder: Path) -> None:
+    """Take out of the configurations in a folder where on this machine their parts were read from."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def is_stock(student: Mapping[str, Any], steps: int | None) -> bool:

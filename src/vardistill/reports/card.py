@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vardistill.errors import UsageError, first_line
+from vardistill.export import lora, whole_pipelines
 from vardistill.export.pipelines import makes_latents, usage
 from vardistill.files import write_whole
 from vardistill.reports.contents import metrics_lines
@@ -36,14 +37,15 @@ OBJECTIVES = {
 """What papers call the objectives that configurations, and classes, name."""
 
 
-def model_card(run: RunFolder, library: str = "vardistill") -> str:
+def model_card(run: RunFolder, library: str = "vardistill", lines: str | None = None) -> str:
     """The card of a run's generator, in Markdown, from the files of the run; those that are missing are left out.
 
     It names no path of this machine: of the teacher's only the last part is kept.
 
     Args:
         run: its folder.
-        library: the one that loads the folder with the card, "vardistill" or "diffusers".
+        library: what loads the folder with the card, "vardistill", "diffusers" or, of adapters, "lora".
+        lines: Python that loads a whole pipeline's folder; default by the student's configuration.
 
     Raises:
         UsageError: for files that cannot be read.
@@ -51,7 +53,7 @@ def model_card(run: RunFolder, library: str = "vardistill") -> str:
     config = configuration(run)
     steps = steps_of(run)
     sections = (front_matter(config, library, steps), introduction(run, config, steps), measured(run, config, steps))
-    return "\n\n".join(part for part in (*sections, loading(run, library), training(run, config)) if part) + "\n"
+    return "\n\n".join(part for part in (*sections, loading(run, library, lines), training(run, config)) if part) + "\n"
 
 
 def write_card(run: RunFolder) -> None:
@@ -77,8 +79,15 @@ def counted(steps: int) -> str:
 
 def front_matter(config: Table, library: str, steps: int) -> str:
     """What the Hugging Face hub sorts models by."""
-    pictures = {"pipeline_tag": "unconditional-image-generation"} if of_pictures(config) else {}
-    head = {"library_name": library, **pictures, "tags": [f"{'one' if steps == 1 else 'few'}-step-generation", TAG]}
+    tags = [f"{'one' if steps == 1 else 'few'}-step-generation", TAG]
+    head: dict[str, Any] = {"library_name": "diffusers" if library == "lora" else library}
+    if of_text(config):
+        head["pipeline_tag"] = "text-to-image"
+        teacher = str(part(config, "domain").get("teacher"))
+        head |= {} if Path(teacher).is_absolute() else {"base_model": teacher}
+    elif of_pictures(config):
+        head["pipeline_tag"] = "unconditional-image-generation"
+    head["tags"] = [*tags, "lora"] if library == "lora" else tags
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 
 
@@ -90,16 +99,20 @@ def introduction(run: RunFolder, config: Table, steps: int) -> str:
         teacher = own_teacher(config)
         source = f"distilled from {teacher}" if teacher else "trained on data alone"
         what = f"It makes a sample of shape {shape_of(config)} in {counted(steps)}. It was {source}"
-    elif of_pictures(config):
+    elif of_pictures(config) or of_text(config):
         teacher = last_part(str(domain.get("teacher") or domain.get("data") or ""))
         guidance = domain.get("guidance", 1)
         guided = f" with guidance {guidance:g}" if guidance != 1 else ""
+        if of_text(config) and (count := prompts_of(run)):
+            guided += f" on {count:,} prompt{'s' if count > 1 else ''}"
         what = f"It makes a picture in {counted(steps)}. It was distilled from the diffusion model `{teacher}`{guided}"
     else:
         teacher = part(domain, "teacher").get("teacher", "")
         of = f"the {teacher} denoiser of `{domain.get('problem')}`"
         what = f"It makes a sample in {counted(steps)}. It was distilled from {of}"
     kind = "A one-step generator" if steps == 1 else f"A generator of {steps} steps, each one evaluation of its network"
+    if of_text(config) and (rank := rank_of(config)):
+        kind += f", as adapters of rank {rank} on its teacher"
     return f"# {run.path.resolve().name}\n\n{kind}. {what}, by {objective}."
 
 
@@ -145,7 +158,7 @@ def teachers(run: RunFolder, config: Table) -> dict[str, dict[str, float]]:
     return {titles[name]: numbers(row) for name, row in kept.items() if isinstance(row, dict)}
 
 
-def loading(run: RunFolder, library: str) -> str:
+def loading(run: RunFolder, library: str, lines: str | None = None) -> str:
     """How to load the generator, here and in diffusers."""
     config = mapping(run.generator / "config.json", json.loads)
     if not config:
@@ -154,6 +167,8 @@ def loading(run: RunFolder, library: str) -> str:
             'safetensors.torch.load_model(student, "FOLDER/model.safetensors")  # a student built as for the run',
             "samples = student.eval().sample(16)",
         )
+    if of_text(run_config := configuration(run)):
+        return loading_text(config, library, bool(rank_of(run_config)), lines)
     if "network" not in config:
         kind = "DenoisingMLP" if "times" in config else "MLP"
         return code_section(
@@ -172,6 +187,25 @@ def loading(run: RunFolder, library: str) -> str:
     exported = "" if library == "diffusers" else ", after `vardistill export RUN --to diffusers --out FOLDER`"
     theirs = f"With diffusers alone{exported}:\n\n{code(alone)}"
     return "## Loading\n\n" + "\n\n".join([theirs, ours] if library == "diffusers" else [ours, theirs])
+
+
+def loading_text(student: Table, library: str, adapters: bool, lines: str | None) -> str:
+    """How to load a text-to-image student of this configuration, as a pipeline and in the teacher's."""
+    sampling = code_block("console", '$ vardistill sample RUN --prompt "a red dog" --out dogs.png')
+    parts = {"vardistill": f"With vardistill, from its run:\n\n{sampling}"}
+    prompt = 'prompt = "a red dog"'
+    try:
+        exported = {"diffusers": lines or whole_pipelines.usage(student), "lora": lora.usage(student)}
+    except UsageError:  # no scheduler of diffusers takes its path
+        exported = {}
+    load = 'from diffusers import DiffusionPipeline\npipeline = DiffusionPipeline.from_pretrained("TEACHER")'
+    heads = {"diffusers": ("With diffusers alone", prompt), "lora": ("In the teacher's pipeline", f"{load}\n{prompt}")}
+    for name, usage_lines in exported.items():
+        what, before = heads[name]
+        after = f", after `vardistill export RUN --to {name} --out FOLDER`" if library == "vardistill" else ""
+        parts[name] = f"{what}{after}:\n\n{code(before, usage_lines)}"
+    shown = [name for name in parts if library in ("vardistill", name) and (name != "lora" or adapters)]
+    return "## Loading\n\n" + "\n\n".join(parts[name] for name in shown)
 
 
 def training(run: RunFolder, config: Table) -> str:
@@ -195,6 +229,22 @@ def training(run: RunFolder, config: Table) -> str:
 def of_pictures(config: Table) -> bool:
     """Whether this is the configuration of a run on pictures."""
     return part(config, "domain").get("kind") == "pictures"
+
+
+def of_text(config: Table) -> bool:
+    """Whether this is the configuration of a run on text to image."""
+    return part(config, "domain").get("kind") == "text"
+
+
+def rank_of(config: Table) -> int:
+    """Of a student's adapters; 0 for a student without."""
+    return int(part(part(config, "domain"), "student").get("lora_rank") or 0)
+
+
+def prompts_of(run: RunFolder) -> int:
+    """How many prompts a run on text to image has; 0 where its file is not there."""
+    path = run.path / "prompts.txt"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def configured_steps(config: Table) -> int:
@@ -250,7 +300,12 @@ def table(rows: Iterable[Iterable[str]]) -> str:
 
 def code(*lines: str) -> str:
     """A block of Python."""
-    return "\n".join(["```python", *lines, "```"])
+    return code_block("python", *lines)
+
+
+def code_block(language: str, *lines: str) -> str:
+    """A block of code."""
+    return "\n".join([f"```{language}", *lines, "```"])
 
 
 def code_section(*lines: str) -> str:

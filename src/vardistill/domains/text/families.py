@@ -68,8 +68,13 @@ def family_of(source: str) -> str:
     return str(name)
 
 
-def load_pipeline(source: str, variant: str | None = None) -> Any:
+def load_pipeline(source: str, variant: str | None = None, **parts: Any) -> Any:
     """The whole pipeline, in single precision; no code of its folder is run.
+
+    Args:
+        source: its folder or hub id.
+        variant: of its weights.
+        parts: components by name, which are then not read.
 
     Raises:
         UsageError: where it cannot be read.
@@ -83,7 +88,7 @@ def load_pipeline(source: str, variant: str | None = None) -> Any:
     left_out = [part for part in OPTIONAL if part in signature(kind).parameters and not (index.get(part) or [None])[0]]
     try:
         with quiet():
-            pipeline = kind.from_pretrained(source, **options, **dict.fromkeys(left_out))
+            pipeline = kind.from_pretrained(source, **options, **dict.fromkeys(left_out), **parts)
     except Exception as error:  # files may be missing or damaged: each reader has its own errors
         raise unreadable(source, "a component", error) from error
     for part in pipeline.components.values():
