@@ -155,7 +155,7 @@ def test_every_preset_builds(name: str, folders: dict[str, Path], prompts: Path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"prompts": ""}, "no prompts: give --prompts, a text file with one a line, or --data with captions"),
+        ({"prompts": ""}, "no prompts: give --prompts, FILE.txt with one a line, FILE.csv:COLUMN"),
         ({"teacher": ""}, "no teacher: give --teacher, a pipeline's folder"),
     ],
 )
@@ -179,18 +179,22 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @torch.no_grad()
 def the_pipeline_is_the_student(
-    run: Path, teacher: Path, student: NetworkStudent, capsys: pytest.CaptureFixture[str]
+    run: Path, kind: str, teacher: Path, student: NetworkStudent, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the lines that the export prints, and its own encoders."""
     capsys.readouterr()
-    assert cli.run(["export", str(run), "--to", "lora"]) == 0
+    assert cli.run(["export", str(run), "--to", kind]) == 0
     _, lines = capsys.readouterr().out.split(":\n\n", 1)
-    pipeline = load_pipeline(str(teacher))
-    z = student.latents(2, torch.Generator().manual_seed(3))
-    call = f"{lines.strip()}".replace("pipeline(prompt,", "pipeline(prompt, latents=z, output_type='latent', ")
-    names = {"pipeline": pipeline, "prompt": [PROMPTS[1]] * 2, "z": z}
-    exec(call, names)
-    own = student(z, labels=torch.tensor([1, 1]))
+    names: dict[str, Any] = {"pipeline": load_pipeline(str(teacher)), "prompt": [PROMPTS[1]] * 2}
+    z = names["z"] = student.latents(2, torch.Generator().manual_seed(3))
+    torch.manual_seed(4)
+    rng = names["rng"] = torch.Generator().manual_seed(4)
+    exec(
+        lines.strip().replace("pipeline(prompt,", "pipeline(prompt, latents=z, generator=rng, output_type='latent',"),
+        names,
+    )
+    rng.manual_seed(4)
+    own = student(z, torch.randn(student.steps - 1, *z.shape, generator=rng), labels=torch.tensor([1, 1]))
     torch.testing.assert_close(names["pictures"], own, rtol=1e-4, atol=1e-4)
 
 
@@ -225,8 +229,8 @@ def test_from_prompts_to_pictures(
     import numpy as np
 
     torch.testing.assert_close(torch.from_numpy(np.load(out)["samples"]), wanted, rtol=1e-4, atol=1e-4)
-    if "--lora-rank" in words:
-        the_pipeline_is_the_student(run, Path(teacher), student, capsys)
+    for kind in ("diffusers", *(["lora"] if "--lora-rank" in words else [])):
+        the_pipeline_is_the_student(run, kind, Path(teacher), student, capsys)
     assert "one of them" in refused(capsys, "sample", str(run), "--prompt", "x", "--label", "0")
     pair = load_pair(run)
     by_hand = student.sample(2, seed=7, labels=torch.tensor([1, 1]))

@@ -712,6 +712,27 @@ def _folder(path: Path, size: Size | None, default_size: Size | None) -> tuple[t
 def _hub(
     name: str, size: Size | None, default_size: Size | None, instead: str = ""
 ) -> tuple[tuple[Images, ...], tuple[str, ...]]:
+    data = load_hub(name, instead)
+    if not isinstance(data, Mapping):
+        return (_kept(HubImages(data, f"hf:{name}", size, default_size)),), ()
+
+    def read(split: str, like: Images | None) -> Images:
+        sizes = (size, default_size) if like is None else (like.shape[1:], None)
+        return HubImages(data[split], f"hf:{name}, split {split}", *sizes)
+
+    return _pair(f"hf:{name}", list(data), read)
+
+
+def load_hub(name: str, instead: str = "") -> Any:
+    """A data set of the Hugging Face hub, or a folder that `save_to_disk` wrote: its splits by name, or one of them.
+
+    Args:
+        name: its id or folder.
+        instead: what a message adds.
+
+    Raises:
+        UsageError: without `datasets`, or where it cannot be loaded.
+    """
     try:
         datasets = import_module("datasets")
     except ImportError as error:
@@ -722,18 +743,10 @@ def _hub(
     if is_folder and not any((Path(name) / file).is_file() for file in SAVED):
         raise UsageError(f"{name} is no data set of `datasets`: a folder of pictures is given without hf:")
     try:
-        data = datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
+        return datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub or the data set's files
         reason = "it is empty" if isinstance(error, IndexError) else _one_line(error)
         raise UsageError(f"cannot load hf:{name}: {reason}{instead}") from error
-    if not isinstance(data, Mapping):
-        return (_kept(HubImages(data, f"hf:{name}", size, default_size)),), ()
-
-    def read(split: str, like: Images | None) -> Images:
-        sizes = (size, default_size) if like is None else (like.shape[1:], None)
-        return HubImages(data[split], f"hf:{name}, split {split}", *sizes)
-
-    return _pair(f"hf:{name}", list(data), read)
 
 
 def _dtype(feature: Any) -> str:

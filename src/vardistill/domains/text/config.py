@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vardistill.domains.pictures.config import PicturesConfig
+from vardistill.domains.text.prompts import Source
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import require
 from vardistill.files import located
@@ -29,7 +30,8 @@ class TextConfig(PicturesConfig):
     teacher: str = ""
     """A pipeline's folder or hub id, or a folder of `vardistill teach shapes`."""
     prompts: str = ""
-    """A text file with a prompt in each line; default: the captions of --data."""
+    """A text file with a prompt in each line; FILE.csv:COLUMN, FILE.jsonl:COLUMN, FILE.parquet:COLUMN or
+    hf:NAME:COLUMN; or a folder of captioned pictures, with metadata.jsonl; default: the captions of --data."""
     data: str | None = None
     """A folder of captioned pictures, with metadata.jsonl: real samples, and what others are measured against; default,
     and what `shapes` stands for: the teacher's own, where it comes with some."""
@@ -41,9 +43,10 @@ class TextConfig(PicturesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prompts", "clip_model"):
-            if value := getattr(self, name):
-                object.__setattr__(self, name, located(value))
+        if self.prompts:
+            object.__setattr__(self, "prompts", Source.parse(self.prompts).found)
+        if self.clip_model:
+            object.__setattr__(self, "clip_model", located(self.clip_model))
         for name in ("size", "mirrored"):
             value = getattr(self, name)
             require(name, value, not value, "left out: captioned pictures get the pipeline's size")
@@ -52,7 +55,7 @@ class TextConfig(PicturesConfig):
     @property
     def labels(self) -> tuple[str, str]:
         """Teacher and target in a word each."""
-        return Path(self.teacher).name or "none", Path(self.prompts or self.data or self.teacher).stem
+        return Path(self.teacher).name or "none", Source.parse(self.prompts or self.data or self.teacher).label
 
     def learns_from(self, training: TrainingConfig) -> ShapesTeachConfig | None:
         """The fit of a teacher of shapes where none is given, for benches; else None."""

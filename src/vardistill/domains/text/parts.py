@@ -43,7 +43,7 @@ from vardistill.domains.text.clip import ClipScore
 from vardistill.domains.text.config import SHAPES, TextConfig
 from vardistill.domains.text.evaluate import ByModels, Measured, twice
 from vardistill.domains.text.families import cut, decoded, encoded, family_of, in_latents, load_pipeline
-from vardistill.domains.text.prompts import Prompts, read_prompts
+from vardistill.domains.text.prompts import HOW, Prompts, read_prompts
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.domains.text.shapes.evaluate import Truth, asked_twice
 from vardistill.domains.text.shapes.judge import Judge, load_judge
@@ -92,7 +92,7 @@ class Text(Pictures):
         super().__init__(config, training, takes_teacher)
         self.sources = sources_of(config)
         if not config.prompts and self.sources.pictures is None:
-            raise UsageError("no prompts: give --prompts, a text file with one a line, or --data with captions")
+            raise UsageError(f"no prompts: give --prompts, {HOW}; or --data with captions")
         self._measures: dict[tuple[int, int], tuple[Measured, Conditions, Tensor]] = {}
 
     def _load_source(self, folder: RunFolder | None) -> None:
@@ -108,7 +108,7 @@ class Text(Pictures):
         if kept is not None and kept.is_file():
             return read_prompts(kept)
         if self.config.prompts:
-            return read_prompts(Path(self.config.prompts))
+            return read_prompts(self.config.prompts)
         assert self.sources.pictures is not None
         return Prompts(tuple(dict.fromkeys(text for _, text in read_captions(self.sources.pictures))))
 
