@@ -11,10 +11,12 @@ from rich.table import Table
 
 from vardistill.cli.main import program
 from vardistill.domains.base import Measures
+from vardistill.reports.formats import duration
 from vardistill.reports.page import compared, verdict
 from vardistill.reports.verdict import perfect_student
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import load_domain
+from vardistill.runs.rehearsal import Rehearsal
 from vardistill.training import config_files
 from vardistill.training.folder import RunFolder
 
@@ -44,6 +46,23 @@ def print_evaluation(values: Mapping[str, Any], domain: Measures) -> None:
         own = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         table.add_row(name, own, *(column.get(name, "") for column in columns.values()))
     Console().print(table)
+
+
+def print_rehearsal(found: Rehearsal, steps: int) -> None:
+    """What a run would take."""
+    trained = ", ".join(f"{name} {n:,}" for name, n in found.trained.items())
+    shares = ", ".join(f"{name} {size(n)}" for name, n in found.memory.items())
+    print(f"parameters: {sum(found.trained.values()):,} trained ({trained}); {found.parameters:,} in all")
+    print(f"memory:     {size(sum(found.memory.values()))} ({shares}), and activations beside")
+    if found.peak is not None:
+        print(f"peak:       {size(found.peak)} on the accelerator, with activations")
+    print(f"pace:       {found.seconds:.3g} s a step, {found.samples:.3g} samples per second")
+    print(f"time:       {duration(found.left)} for up to {steps:,} step{'s' if steps > 1 else ''}, and metrics beside")
+
+
+def size(n: int) -> str:
+    """Bytes, for people."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
 
 
 def print_picture_teacher(folder: RunFolder) -> None:

@@ -15,7 +15,7 @@ from vardistill.cli.main import entries
 from vardistill.domains.points.config import SCALES, PointsConfig, TeacherConfig
 from vardistill.errors import UsageError
 from vardistill.files import is_path, reason
-from vardistill.launch import launched
+from vardistill.launch import is_first, launched
 from vardistill.progress import phase
 from vardistill.runs.config import Config
 from vardistill.runs.own import check_resumed
@@ -71,6 +71,8 @@ class Arguments:
 
     out: Path | None = None
     """Run folder, new or empty; default: the first free runs/PRESET-NUMBER."""
+    dry_run: bool = False
+    """Take ten steps, say what the run would take in memory and time, and leave nothing."""
     run: Config = field(default_factory=Config)
 
 
@@ -97,8 +99,22 @@ def main(arguments: list[str]) -> int:
     check_networks(rest)
     about = "Train a generator of one or a few steps; --objective replaces the objective, with levels and rates."
     parsed = parse(Arguments, rest, f"train {name}", about, Arguments(run=config))
+    if parsed.dry_run:
+        return dry_run(parsed.run)
     with run_folder(parsed.out, name) as out:
         return train(parsed.run, out)
+
+
+def dry_run(config: Config) -> int:
+    """Say what a run would take; returns the exit code."""
+    with phase("loading PyTorch", kept=False):
+        from vardistill.cli.tables import print_rehearsal
+        from vardistill.runs.rehearsal import rehearse
+
+    rehearsal = rehearse(config)
+    if is_first():
+        print_rehearsal(rehearsal, config.training.steps)
+    return 0
 
 
 def train(config: Config, out: Path, resume: bool = False) -> int:

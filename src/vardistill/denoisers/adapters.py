@@ -99,9 +99,11 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> DiffusersDenoiser:
-        """A denoiser with weights of its own, W + B A."""
+        """A denoiser with weights of its own, W + B A, in single precision where the base's are half."""
         denoiser = copy.deepcopy(self._shared.denoiser)
         network = denoiser.network
+        if next(network.parameters()).dtype in HALF:
+            network.float()
         for name, layer in list(adapted_layers(network)):
             parent, _, child = name.rpartition(".")
             layer.merge()

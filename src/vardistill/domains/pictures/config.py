@@ -135,6 +135,10 @@ class NetworkStudentConfig:
     """Noise-to-signal ratio σ/α of the first level; default: five standard deviations of the data."""
     lora_rank: int = 0
     """Rank of adapters on frozen weights of the teacher; 0 trains all weights."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: slower steps in less memory."""
+    base_precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the teacher's frozen weights, under adapters of single precision; bf16 takes half the memory."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -142,6 +146,8 @@ class NetworkStudentConfig:
         require("steps_per_sample", self.steps_per_sample, 1 <= self.steps_per_sample <= 64, "from 1 to 64")
         require("lora_rank", self.lora_rank, self.lora_rank >= 0, "0 or positive")
         require("start", self.start, not self.lora_rank or self.start == "teacher", "'teacher' with a lora_rank")
+        on_base = self.base_precision == "fp32" or self.lora_rank > 0
+        require("base_precision", self.base_precision, on_base, "fp32 without a lora_rank, whose base it is of")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vardistill.denoisers import Adapted, DiffusersDenoiser, Guided, Mixed, from_diffusers
+from vardistill.denoisers.adapters import HALF
 from vardistill.denoisers.diffusers import network_name
 from vardistill.devices import computes_in_bf16, find_device
 from vardistill.diffusion import Denoiser, Schedule, sample
@@ -181,10 +182,18 @@ class Pictures:
     def load(self, folder: RunFolder | None) -> None:
         """Load teacher and data, and build the student; a classifier that has yet to be fitted is stood in for."""
         self._load_source(folder)
+        network: Any = self.source.denoiser.network
+        if self.config.student.base_precision == "bf16":
+            network.to(torch.bfloat16)
+        if self.config.student.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # which adapted networks and copies have from it
         self.schedule: Schedule = self.source.denoiser.schedule
         self.guided = self._guided()
         self.teacher = Mixed(self.guided) if self.mixed else self.guided
         self.student = self._build_student()
+        if self.config.student.gradient_checkpointing:
+            network = self.student.denoiser.network
+            network.enable_gradient_checkpointing()
         self.features = self._features(folder)
         if folder is not None:  # the teacher may draw samples
             self.source.denoiser.to(self.device)
@@ -326,7 +335,8 @@ class Pictures:
         """The teacher without its guidance: with adapters, or a copy with its weights or fresh ones."""
         source = self.source.denoiser
         with initial_weights(self.seed + 1):
-            critic = Adapted(source, sizes["rank"]) if sizes.get("rank") else deepcopy(source).requires_grad_(True)
+            critic = Adapted(source, sizes["rank"]) if sizes.get("rank") else in_single(deepcopy(source))
+            critic.requires_grad_(True)
             if start == "fresh":
                 fresh = NetworkStudent(**NetworkStudent.from_teacher(source, data_std=self.data_std).configuration())
                 critic.network.load_state_dict(fresh.denoiser.network.state_dict())
@@ -473,6 +483,13 @@ def teachers_pictures(student: Student, teacher: Denoiser, n: int, seed: int) ->
         for part in torch.arange(n, device=device).split(BLOCK)
     ]
     return torch.cat(drawn)
+
+
+def in_single(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
+    """The denoiser with weights that can be trained: of single precision, where they are of half."""
+    if next(denoiser.parameters()).dtype in HALF:
+        denoiser.network.float()
+    return denoiser
 
 
 def condition_of(labels: Tensor | None, device: torch.device) -> dict[str, Any]:
