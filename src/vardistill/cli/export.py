@@ -51,12 +51,14 @@ def _load(run: Path) -> tuple[RunFolder, Config | None, Student]:
 def _diffusers(folder: RunFolder, config: Config | None, generator: Student, out: Path) -> int:
     from vardistill.domains.text.config import TextConfig
     from vardistill.domains.text.families import load_pipeline
+    from vardistill.domains.text.parts import sources_of
     from vardistill.export import export_diffusers, export_whole
     from vardistill.reports.card import model_card
 
     domain, card = config and config.domain, partial(model_card, folder, "diffusers")
     if isinstance(domain, TextConfig):
-        usage = export_whole(generator, partial(load_pipeline, domain.teacher, domain.variant), out, card)
+        load = partial(load_pipeline, sources_of(domain).pipeline, domain.variant)
+        usage = export_whole(generator, load, out, card)
     else:
         usage = export_diffusers(generator, out, card())
     print(f"{out} loads without vardistill:\n\n{usage}")

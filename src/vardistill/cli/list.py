@@ -21,7 +21,7 @@ from vardistill.objectives.registry import OBJECTIVES
 from vardistill.objectives.vardiu import VarDiUConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.progress import columns
-from vardistill.runs.presets import PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, TEACHERS, TEXT
+from vardistill.runs.presets import AT_SIZE, PICTURE_SETS, PICTURES, POINT_TARGETS, POINTS, TEACHERS, TEXT
 from vardistill.training.config_files import kind_of
 from vardistill.training.warning_signs import RULES
 
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         presets_of("points", POINT_TARGETS): {name: recipe.about for name, recipe in POINTS.items()},
         presets_of("pictures", PICTURE_SETS): {name: recipe.about for name, recipe in PICTURES.items()},
         presets_of("text to image", ["text"]): {name: recipe.about for name, recipe in TEXT.items()},
+        "presets of models at their size": {name: recipe.about for name, recipe in AT_SIZE.items()},
         "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
         "objectives, or FILE.py:CLASS of your own, and evaluations of networks in a step, for each latent, at the "
         "defaults": {name: needs_of(kind) for name, kind in OBJECTIVES.items()},

@@ -20,6 +20,7 @@ from vardistill.progress import phase
 from vardistill.runs.config import Config
 from vardistill.runs.own import check_resumed
 from vardistill.runs.presets import (
+    AT_SIZE,
     PICTURE_SETS,
     PICTURES,
     POINT_TARGETS,
@@ -61,6 +62,8 @@ USAGE = "\n".join(
         *presets(PICTURE_SETS, {name: recipe.about for name, recipe in PICTURES.items()}),
         "presets of text to image (of a --teacher and --prompts that are given):",
         *presets(["text"], {name: recipe.about for name, recipe in TEXT.items()}),
+        "presets of models at their size (--prompts are given):",
+        *entries({name: recipe.about for name, recipe in AT_SIZE.items()}),
     ]
 )
 

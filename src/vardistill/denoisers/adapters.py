@@ -103,7 +103,7 @@ class Adapted(nn.Module):
         denoiser = copy.deepcopy(self._shared.denoiser)
         network = denoiser.network
         if next(network.parameters()).dtype in HALF:
-            network.float()
+            nn.Module.float(network)  # diffusers' own warns
         for name, layer in list(adapted_layers(network)):
             parent, _, child = name.rpartition(".")
             layer.merge()

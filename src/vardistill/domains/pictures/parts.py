@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vardistill.denoisers import Adapted, DiffusersDenoiser, Guided, Mixed, from_diffusers
 from vardistill.denoisers.adapters import HALF
@@ -184,7 +184,7 @@ class Pictures:
         self._load_source(folder)
         network: Any = self.source.denoiser.network
         if self.config.student.base_precision == "bf16":
-            network.to(torch.bfloat16)
+            nn.Module.to(network, torch.bfloat16)  # diffusers' own warns
         if self.config.student.gradient_checkpointing:
             network.enable_gradient_checkpointing()  # which adapted networks and copies have from it
         self.schedule: Schedule = self.source.denoiser.schedule
@@ -488,7 +488,7 @@ def teachers_pictures(student: Student, teacher: Denoiser, n: int, seed: int) ->
 def in_single(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
     """The denoiser with weights that can be trained: of single precision, where they are of half."""
     if next(denoiser.parameters()).dtype in HALF:
-        denoiser.network.float()
+        nn.Module.float(denoiser.network)  # diffusers' own warns
     return denoiser
 
 

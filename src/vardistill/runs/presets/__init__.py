@@ -20,7 +20,7 @@ from vardistill.runs.presets import pictures, points
 from vardistill.runs.presets.pictures import PICTURES as PICTURES, of_data
 from vardistill.runs.presets.points import POINTS as POINTS, adapted as adapted
 from vardistill.runs.presets.recipes import Recipe, grouped
-from vardistill.runs.presets.text import SHAPES as SHAPES, TEXT as TEXT
+from vardistill.runs.presets.text import AT_SIZE as AT_SIZE, SHAPES as SHAPES, TEXT as TEXT
 from vardistill.specs import Spec, parse_sum
 from vardistill.training import config_files
 
@@ -47,7 +47,7 @@ def _presets() -> dict[str, Recipe[Config]]:
         found[f"text-{name}"] = Recipe(f"text to image, {recipe.about}", recipe.config)
     for name, recipe in SHAPES.items():
         found[f"shapes-{name}"] = Recipe(f"shapes, {recipe.about}", recipe.config)
-    return found
+    return found | AT_SIZE
 
 
 def taught(config: Config) -> Config:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vardistill.diffusion.config import LevelsConfig
+from vardistill.diffusion.levels import UniformTime
+from vardistill.domains.pictures.config import NetworkStudentConfig
 from vardistill.domains.text.config import SHAPES as DATA, TextConfig
-from vardistill.objectives.registry import SumConfig
+from vardistill.objectives.diff_instruct import DiffInstructConfig
+from vardistill.objectives.registry import PartConfig, SumConfig
 from vardistill.objectives.varflow import VarFlowConfig
 from vardistill.runs.config import Config
-from vardistill.runs.presets.pictures import PICTURES
+from vardistill.runs.presets.pictures import PICTURES, TRAINING
+from vardistill.runs.presets.recipes import Recipe
 
 NAMES = ("diff-instruct", "varflow", "diff-instruct-varflow", "dmd", "sid", "sim")
 """Recipes for pictures that need a teacher alone, or its own samples."""
@@ -43,3 +48,45 @@ TEXT = {name: replace(PICTURES[name], config=of_prompts(PICTURES[name].config)) 
 
 SHAPES = {name: replace(PICTURES[name], config=of_shapes(PICTURES[name].config)) for name in NAMES}
 """For teachers of `vardistill teach shapes`."""
+
+MODELS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd35": "stabilityai/stable-diffusion-3.5-medium",
+}
+"""Hub ids of the models that the paper on VarFlow distils, by the names of their presets."""
+
+PAPER = VarFlowConfig(beta=1.0, cross="paired", real="teacher", real_samples=2000, real_steps=25)
+"""The paper's (its table 3): β = 1 and paired samples; beside it w = σ², t uniform and 16 latents at one level."""
+
+RANK = 64
+"""Of adapters; the paper states none."""
+
+
+def at_size(teacher: str) -> Config:
+    """VarFlow on a model of the paper's; rates, guidance and lengths are not the paper's, which states none."""
+    student = NetworkStudentConfig(lora_rank=RANK, gradient_checkpointing=True, base_precision="bf16")
+    return Config(
+        domain=TextConfig(teacher=teacher, guidance=4.5, student=student),
+        objective=PAPER,
+        levels=LevelsConfig(distribution=UniformTime(), weight="sigma2", shared=1),
+        training=replace(TRAINING, steps=10_000, batch=16, lr=1e-4, auxiliary_lr=1e-4, ema=0.999, eval_every=0),
+    )
+
+
+def beside_diff_instruct(config: Config) -> Config:
+    """Diff-Instruct + λ·VarFlow, with a critic of adapters on the same base; λ is that of small pictures."""
+    critic = DiffInstructConfig(critic_start="teacher", critic_rank=RANK)
+    parts = PartConfig(critic), PartConfig(config.objective, 6.0, 1.0, config.levels)
+    return replace(config, objective=SumConfig(parts), levels=PICTURES["diff-instruct"].config.levels)
+
+
+AT_SIZE = {
+    f"{name}-{recipe}": Recipe(f"{about}, adapters on {source}", config)
+    for name, source in MODELS.items()
+    for recipe, about, config in (
+        ("varflow", "VarFlow as in its paper", at_size(source)),
+        ("diff-instruct-varflow", "Diff-Instruct + λ·VarFlow", beside_diff_instruct(at_size(source))),
+    )
+}
+"""For models at their size, on an accelerator; rehearsed on tiny models of the same classes alone."""
