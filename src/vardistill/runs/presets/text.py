@@ -77,6 +77,7 @@ def at_size(teacher: str) -> Config:
 def beside_diff_instruct(config: Config) -> Config:
     """Diff-Instruct + λ·VarFlow, with a critic of adapters on the same base; λ is that of small pictures."""
     critic = DiffInstructConfig(critic_start="teacher", critic_rank=RANK)
+    assert not isinstance(config.objective, SumConfig)
     parts = PartConfig(critic), PartConfig(config.objective, 6.0, 1.0, config.levels)
     return replace(config, objective=SumConfig(parts), levels=PICTURES["diff-instruct"].config.levels)
 
