@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import at_size
 import tiny_pipelines
 from vardistill.denoisers import from_diffusers
 from vardistill.denoisers.adapters import adapted_layers
@@ -181,19 +182,7 @@ def test_every_layer_has_a_name_of_kohyas_that_diffusers_reads_back(kind: str) -
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    options: dict[str, Any] = {
-        "sd15": {"sample_size": 64, "cross_attention_dim": 768},
-        "sdxl": {
-            "sample_size": 128, "cross_attention_dim": 2048, "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "projection_class_embeddings_input_dim": 2816, "transformer_layers_per_block": [1, 2, 10],
-            "use_linear_projection": True,
-        },
-    }[kind]  # fmt: skip
-    with torch.device("meta"):
-        network = diffusers.UNet2DConditionModel(**options)
+    network = at_size.network(kind)
     layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     factors = {f"unet.{name}.lora_{part}.weight": torch.full((3,), i) for i, name in enumerate(layers) for part in "AB"}
     found, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(kohya(factors), unet_config=network.config)

@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 
+import at_size
 import tiny_pipelines
 from vardistill.cli import main as cli
+from vardistill.denoisers import Adapted, DiffusersDenoiser
 from vardistill.runs.presets import AT_SIZE, PRESETS
+from vardistill.runs.presets.text import RANK
 from vardistill.runs.rehearsal import rehearse
+from vardistill.training.memory import predicted_memory
 
-QUICK = ["--dry-run", "--device", "cpu", "--batch", "16"]
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "text.md"
+
+QUICK = ["--dry-run", "--device", "cpu", "--batch", "64"]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +85,21 @@ def test_recipes_at_size_run_on_tiny_models_of_their_class(
     )
     assert "samples per second" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", at_size.OPTIONS)
+def test_documented_memory_is_what_is_predicted(name: str) -> None:
+    """Of the networks at their size: adapters on a base in half precision, without a critic and with one."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler = flow if name == "sd35" else diffusers.DDIMScheduler(beta_schedule="scaled_linear")
+    base = DiffusersDenoiser(at_size.network(name), scheduler, latents=True)
+    with torch.device("meta"):
+        student, critic = Adapted(base, RANK), Adapted(base, RANK)
+    trained = sum(p.numel() for p in student.parameters())
+    sizes = [
+        sum(predicted_memory({"student": student} | others, [base]).values()) / 2**30
+        for others in ({}, {"critic": critic})
+    ]
+    (row,) = (line for line in DOCUMENTED.read_text().splitlines() if line.startswith(f"| `{name}-varflow`"))
+    assert f"| {trained / 1e6:.1f} M | {sizes[0]:.2f} GiB, with a critic {sizes[1]:.2f} GiB |" in row
