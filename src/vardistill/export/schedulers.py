@@ -49,6 +49,7 @@ def renoising(scheduler: Any, times: Sequence[float]) -> Any:
         prediction_type=scheduler.config.prediction_type,
         clip_sample=False,
         timestep_scaling=NO_BOUNDARY,
+        steps_offset=1,  # without which pipelines of Stable Diffusion warn; times that are given have none
         rescale_betas_zero_snr=False,  # betas are rescaled already
     )
 
