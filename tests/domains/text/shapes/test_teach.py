@@ -15,17 +15,40 @@ from vardistill.cli import main as cli
 from vardistill.domains.text.families import encoded, in_latents, load_pipeline
 from vardistill.domains.text.shapes import evaluate as evaluate_module, judge as judge_module, teach as teach_module
 from vardistill.domains.text.shapes.autoencoder import autoencoder_loss, encoded_pictures
+from vardistill.domains.text.shapes.encoder import fit_text_encoder, states_of, tokens_of
 from vardistill.domains.text.shapes.evaluate import Truth, asked_twice
-from vardistill.domains.text.shapes.formula import WORDS, captions, draw_pictures, labels_of, scenes
+from vardistill.domains.text.shapes.formula import (
+    WORDS,
+    attributes,
+    captions,
+    captions_of,
+    draw_labels,
+    draw_pictures,
+    labels_of,
+    scenes,
+)
 from vardistill.domains.text.shapes.judge import Judge, load_judge
 from vardistill.domains.text.shapes.networks import TOKENS, autoencoder, tokenizer
-from vardistill.domains.text.shapes.teach import tokens_of
 from vardistill.files import remove
 from vardistill.runs.config import Config
 from vardistill.runs.experiment import build_domain, check
 from vardistill.runs.presets import PRESETS, SHAPES, with_objective
 
-TINY = ["--pictures", "60", "--kept", "40", "--autoencoder-steps", "2", "--batch", "4", "--channels", "8", "16"]
+TINY = [
+    "--pictures",
+    "60",
+    "--kept",
+    "40",
+    "--autoencoder-steps",
+    "2",
+    "--text-steps",
+    "2",
+    "--batch",
+    "4",
+    "--channels",
+    "8",
+    "16",
+]
 QUICK = ["--batch", "8", "--eval-samples", "12", "--device", "cpu", "--tracker", "none"]
 
 
@@ -91,7 +114,7 @@ def test_latents_have_unit_variance_in_the_pipelines_scale(teacher: Path) -> Non
     vae = load_pipeline(str(teacher / "pipeline")).vae
     rng = torch.Generator().manual_seed(5)
     latents = in_latents(vae, scenes(500, rng).pictures.split(100), rng)
-    assert latents.shape == (500, 8, 8, 8)
+    assert latents.shape == (500, 16, 8, 8)
     assert float(latents.var()) == pytest.approx(1, abs=0.05)
 
 
@@ -116,7 +139,7 @@ def test_a_teacher_that_is_stopped_ends_as_an_unbroken_one(teacher: Path, tmp_pa
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("\nsteps: 1\n", "\nsteps: 2\n"))
     assert cli.run(["teach", "--resume", str(out)]) == 0
-    for part in ("unet", "text_encoder"):
+    for part in ("unet", "text_encoder", "vae"):
         own, whole = (next((root / "pipeline" / part).glob("*.safetensors")).read_bytes() for root in (out, teacher))
         assert own == whole
     assert (out / "evaluation.json").exists()
@@ -202,3 +225,20 @@ def test_conditions_of_a_caption_do_not_depend_on_its_company(teacher: Path) -> 
     texts = captions(5, torch.Generator().manual_seed(0))
     whole, alone = (encoded(pipeline, part)["encoder_hidden_states"] for part in (texts, texts[2:3]))
     torch.testing.assert_close(whole[[2, -1]], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_text_encoders_last_state_tells_what_captions_say() -> None:
+    """Colours of unseen captions by the nearest mean state: three in four at least, where chance is one in four."""
+    words = tokenizer()
+    encoder = fit_text_encoder(words, 32, 2, 0, steps=120)
+    rng = torch.Generator().manual_seed(7)
+    labels, swapped = draw_labels(600, rng)
+    labels = labels.clone()
+    states = states_of(encoder, words, captions_of(labels, swapped))[:, -1]
+    there = (labels > 0).float().argmax(1)
+    colour = attributes(labels)[1][torch.arange(600), there]
+    place_colour = there * 4 + colour
+    means = torch.stack([states[:400][place_colour[:400] == k].mean(0) for k in range(16)])
+    found = torch.cdist(states[400:], means).argmin(1)
+    assert float((found == place_colour[400:]).float().mean()) > 0.75

@@ -15,7 +15,7 @@ from vardistill.errors import require
 
 @dataclass(frozen=True)
 class ShapesTeachConfig:
-    """A text-to-image pipeline of shapes: an autoencoder, then a text encoder and a U-Net that are fitted together.
+    """A text-to-image pipeline of shapes: an autoencoder, a text encoder, and then a U-Net between them.
 
     Raises:
         UsageError: for a number out of its range or an unknown choice.
@@ -27,6 +27,8 @@ class ShapesTeachConfig:
     """Further captioned pictures that are kept beside it, for students."""
     autoencoder_steps: int = 1200
     """Updates of the autoencoder."""
+    text_steps: int = 600
+    """Updates of the text encoder."""
     network: UNetConfig = field(default_factory=lambda: UNetConfig((32, 64)))
     text_width: int = 64
     """Size of the text encoder's states; a multiple of 4."""
@@ -35,10 +37,10 @@ class ShapesTeachConfig:
     prompt_dropout: float = 0.1
     """Share of pictures with the empty prompt, for guidance."""
     distribution: Distribution = field(default_factory=lambda: EDM(-0.4, 1.2))
-    steps: int = 6000
-    """Updates."""
+    steps: int = 2500
+    """Updates of the U-Net."""
     max_minutes: float | None = None
-    """Budget in minutes, for text encoder and U-Net; the learning rate then follows the clock."""
+    """Budget in minutes, for the U-Net; the learning rate then follows the clock."""
     clock: Literal["wall", "cpu"] = "wall"
     """What the budget counts: wall-clock time, or processor time."""
     batch: int = 48
@@ -61,7 +63,8 @@ class ShapesTeachConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         positive = (
-            "pictures", "kept", "autoencoder_steps", "text_layers", "steps", "batch", "lr", "checkpoint_every",
+            "pictures", "kept", "autoencoder_steps", "text_steps", "text_layers", "steps", "batch", "lr",
+            "checkpoint_every",
         )  # fmt: skip
         for name in positive:
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")

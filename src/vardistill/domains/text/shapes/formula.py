@@ -31,7 +31,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 
-RADII = ((3.0, 3.3), (4.2, 4.5))
+RADII = ((3.3, 3.6), (4.6, 4.9))
 """Of the circle of an object's area, in pixels, from and to, by size."""
 
 RGB = ((0.9, 0.15, 0.15), (0.1, 0.75, 0.2), (0.15, 0.3, 0.95), (0.95, 0.85, 0.1))

@@ -1,6 +1,6 @@
 """The untrained components of a Stable Diffusion pipeline of shapes, all of them from configurations.
 
-    picture (3, 32, 32) → autoencoder → latents (8, 8, 8) → U-Net with cross-attention ← CLIP's text model ← caption
+    picture (3, 32, 32) → autoencoder → latents (16, 8, 8) → U-Net with cross-attention ← CLIP's text model ← caption
 
 The tokenizer's vocabulary is the formula's: each of its words is a token.
 """
@@ -25,7 +25,7 @@ TOKENS = 16
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-LATENT_CHANNELS, HALVINGS = 8, 2
+LATENT_CHANNELS, HALVINGS = 16, 2
 """Of the autoencoder."""
 
 
@@ -95,14 +95,18 @@ def autoencoder(seed: int) -> Any:
 
 
 def unet(config: UNetConfig, text_width: int, seed: int) -> nn.Module:
-    """A `UNet2DConditionModel` of the latents, with attention to pictures and captions at every resolution."""
+    """A `UNet2DConditionModel` of the latents.
+
+    Attention to pictures and captions at every resolution, and a pooled caption beside the time.
+    """
     levels = len(config.channels)
     with initial_weights(seed):
         network: nn.Module = import_diffusers().UNet2DConditionModel(
             sample_size=SIDE >> HALVINGS, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
             layers_per_block=config.blocks, block_out_channels=config.channels, norm_num_groups=8,
             attention_head_dim=8, cross_attention_dim=text_width, down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            up_block_types=("CrossAttnUpBlock2D",) * levels, addition_embed_type="text",
+            addition_embed_type_num_heads=4,
         )  # fmt: skip
     return network
 

@@ -1,10 +1,11 @@
 """Fitting a text-to-image teacher of shapes: a whole `StableDiffusionPipeline`, of which nothing is downloaded.
 
-The autoencoder is fitted first. Text encoder and U-Net are then fitted together, by denoising score matching on the
-latents of captioned pictures, some of them under the empty prompt. The run folder holds, beside `config.yaml`,
-`metrics.jsonl` and `checkpoints/`:
+Autoencoder and text encoder are fitted first. The U-Net is then fitted by denoising score matching on the latents of
+captioned pictures, some of them under the empty prompt. The run folder holds, beside `config.yaml`, `metrics.jsonl` and
+`checkpoints/`:
 
 autoencoder/    as the pipeline has it
+text_encoder/   likewise
 pipeline/       the teacher, which diffusers loads and samples alone
 pictures/       captioned pictures, of which students have their prompts
 judge/          what its pictures, and its students', are judged by
@@ -16,19 +17,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vardistill.denoisers import Guided, dsm_loss
 from vardistill.denoisers.diffusers import DiffusersDenoiser, import_diffusers
 from vardistill.devices import find_device
 from vardistill.diffusion.noise import NoiseLevels
 from vardistill.diffusion.samplers import sample
-from vardistill.diffusion.schedules import Schedule
 from vardistill.diffusion.weights import named_weight
 from vardistill.domains.pictures.figures import save_grids
 from vardistill.domains.text.captioned import save_captioned
@@ -36,6 +35,7 @@ from vardistill.domains.text.families import decoded
 from vardistill.domains.text.shapes import networks
 from vardistill.domains.text.shapes.autoencoder import encoded_pictures, kept_autoencoder
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
+from vardistill.domains.text.shapes.encoder import kept_text_encoder, states_of
 from vardistill.domains.text.shapes.evaluate import Truth, asked_twice
 from vardistill.domains.text.shapes.formula import scenes
 from vardistill.domains.text.shapes.judge import kept_judge
@@ -61,25 +61,6 @@ SHOWN = 64
 """Pictures that are shown, at most."""
 
 
-class Captioned(nn.Module):
-    """A U-Net with its text encoder as one denoiser, conditional on tokens.
-
-    Args:
-        denoiser: with a network that takes token states.
-        text_encoder: tokens (B, T) int64 → states (B, T, width), first of what it returns.
-    """
-
-    def __init__(self, denoiser: DiffusersDenoiser, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.denoiser, self.text_encoder = denoiser, text_encoder
-        self.schedule: Schedule = denoiser.schedule
-
-    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """E[x | x_t, caption], shape of x_t, for tokens (B, T)."""
-        x: Tensor = self.denoiser(x_t, t, encoder_hidden_states=self.text_encoder(tokens)[0])
-        return x
-
-
 def teach_shapes(config: ShapesTeachConfig, out: Path, resume: bool = False) -> RunFolder:
     """Fit a pipeline in the run folder `out`, or go on with one that was stopped.
 
@@ -91,33 +72,41 @@ def teach_shapes(config: ShapesTeachConfig, out: Path, resume: bool = False) -> 
     words = networks.tokenizer()
     folder = begin(config, out, resume)
     with folder.held():
-        autoencoder = kept_autoencoder(folder.path / "autoencoder", config.seed, config.autoencoder_steps)
+        seed, sizes = config.seed, (config.text_width, config.text_layers)
+        autoencoder = kept_autoencoder(folder.path / "autoencoder", seed, config.autoencoder_steps)
+        encoder = kept_text_encoder(folder.path / "text_encoder", words, *sizes, seed, config.text_steps)
         with phase("drawing captioned pictures"):
-            fit = build_fit(config, words, autoencoder)
-    fit.run(config, out, True, "pipeline", lambda fitted, path: save_pipeline(fitted, words, autoencoder, path))
+            fit = build_fit(config, words, encoder, autoencoder)
+
+    def save(fitted: DiffusersDenoiser, path: Path) -> None:
+        save_pipeline(fitted, words, encoder, autoencoder, path)
+
+    fit.run(config, out, True, "pipeline", save)
     keep_pictures(config, folder.path / "pictures")
-    evaluate_teacher(config, fit.average, words, autoencoder, folder)
+    evaluate_teacher(config, fit.average, words, encoder, autoencoder, folder)
     return folder
 
 
-def build_fit(config: ShapesTeachConfig, words: Any, autoencoder: Any) -> Fit[Captioned]:
-    """An untrained U-Net and text encoder, and what fits them to the latents of captioned pictures."""
+def build_fit(config: ShapesTeachConfig, words: Any, encoder: Any, autoencoder: Any) -> Fit[DiffusersDenoiser]:
+    """An untrained U-Net, and what fits it to the latents of captioned pictures."""
     device = find_device(config.device)
     network = networks.unet(config.network, config.text_width, config.seed)
-    encoder = networks.text_encoder(words, config.text_width, config.text_layers, config.seed)
-    denoiser = Captioned(DiffusersDenoiser(network, networks.scheduler(), latents=True), encoder).to(device)
+    denoiser = DiffusersDenoiser(network, networks.scheduler(), latents=True).to(device)
     seen = scenes(config.pictures, torch.Generator().manual_seed(config.seed))
     scaling = autoencoder.config.scaling_factor
     mean, std = (scaling * v.to(device) for v in encoded_pictures(autoencoder, seen.pictures))
-    tokens, empty = tokens_of(words, seen.captions).to(device), tokens_of(words, [""]).to(device)
+    number = {text: i for i, text in enumerate(dict.fromkeys(["", *seen.captions]))}
+    states = states_of(encoder, words, list(number)).to(device)
+    texts = torch.tensor([number[text] for text in seen.captions], device=device)
     levels = NoiseLevels(denoiser.schedule, config.distribution, named_weight("edm", 1.0))
 
-    def loss(denoiser: Captioned, progress: float, rng: torch.Generator) -> Tensor:
+    def loss(denoiser: DiffusersDenoiser, progress: float, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(mean), (config.batch,), generator=rng, device=device)
         x = mean[rows] + std[rows] * torch.randn(config.batch, *mean.shape[1:], generator=rng, device=device)
-        dropped = torch.rand(config.batch, 1, generator=rng, device=device) < config.prompt_dropout
+        dropped = torch.rand(config.batch, generator=rng, device=device) < config.prompt_dropout
         noise = levels.draw(x.shape[1:], len(x), progress, rng)
-        return dsm_loss(denoiser, x, noise, tokens=empty.where(dropped, tokens[rows])).mean()
+        told = states[texts[rows].masked_fill(dropped, 0)]
+        return dsm_loss(denoiser, x, noise, encoder_hidden_states=told).mean()
 
     training = TrainingConfig(
         steps=config.steps,
@@ -133,17 +122,11 @@ def build_fit(config: ShapesTeachConfig, words: Any, autoencoder: Any) -> Fit[Ca
     return Fit(denoiser, loss, training)
 
 
-def tokens_of(words: Any, texts: Sequence[str]) -> Tensor:
-    """The tokens of texts, (n, T) int64, as a pipeline has them."""
-    tokens: Tensor = words(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return tokens
-
-
-def save_pipeline(fitted: Captioned, words: Any, autoencoder: Any, path: Path) -> None:
+def save_pipeline(fitted: DiffusersDenoiser, words: Any, encoder: Any, autoencoder: Any, path: Path) -> None:
     """The whole pipeline as a folder of diffusers, whole or not at all."""
     pipeline = import_diffusers().StableDiffusionPipeline(
-        vae=autoencoder, text_encoder=fitted.text_encoder, tokenizer=words, unet=fitted.denoiser.network,
-        scheduler=fitted.denoiser.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=autoencoder, text_encoder=encoder, tokenizer=words, unet=fitted.network,
+        scheduler=fitted.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     with whole(path, folder=True) as partial:
         check_free(path)
@@ -160,24 +143,24 @@ def keep_pictures(config: ShapesTeachConfig, path: Path) -> None:
 
 
 def evaluate_teacher(
-    config: ShapesTeachConfig, teacher: Captioned, words: Any, autoencoder: Any, folder: RunFolder
+    config: ShapesTeachConfig, teacher: DiffusersDenoiser, words: Any, encoder: Any, autoencoder: Any, folder: RunFolder
 ) -> None:
     """Choose the guidance, judge the teacher's pictures under it, and show some."""
     judge = kept_judge(folder.path / "judge", config.seed)
     prompts = asked_twice(config.eval_samples, config.seed + 1)
-    tokens, empty = tokens_of(words, prompts), tokens_of(words, [""])
+    states, empty = states_of(encoder, words, prompts), states_of(encoder, words, [""])
     device = next(teacher.parameters()).device
 
     def drawn(guidance: float, steps: int, n: int) -> tuple[Tensor, float]:
         """Pictures of the first n prompts, and the seconds that they took."""
-        guided = Guided(teacher, guidance, {"tokens": empty.to(device)})
+        guided = Guided(teacher, guidance, {"encoder_hidden_states": empty.to(device)})
         rng = torch.Generator(device).manual_seed(config.seed + 2)
         started, blocks = time.perf_counter(), []
         for part in bar(
-            tokens[:n].split(BLOCK), name=f"pictures, guidance {guidance:g}, {steps} steps", unit="batches"
+            states[:n].split(BLOCK), name=f"pictures, guidance {guidance:g}, {steps} steps", unit="batches"
         ):
-            shape = (len(part), *teacher.denoiser.data_shape)
-            x = sample(guided, torch.randn(shape, generator=rng, device=device), steps, tokens=part.to(device))
+            noise = torch.randn(len(part), *teacher.data_shape, generator=rng, device=device)
+            x = sample(guided, noise, steps, encoder_hidden_states=part.to(device))
             blocks.append(decoded(autoencoder, x.cpu()))
         return torch.cat(blocks), time.perf_counter() - started
 
