@@ -4,8 +4,9 @@ r"""Captioned pictures from a formula: one or two objects, each in a corner of i
     object   = "a" size colour shape place,   such as "a small red triangle top left"
 
 A picture is 32×32. An object covers clip(½ − f, 0, 1) of a pixel by the signed distance f of its shape, in pixels, so
-that edges are antialiased; objects are painted over a grey ground. What a caption does not say is drawn: place and size
-within bounds, tilt, brightness of the colour and of the ground. That is what two pictures of one caption differ by.
+that edges are antialiased; objects are painted over a grey ground, and leave their corner by a pixel at most. What a
+caption does not say is drawn: place and size within bounds, tilt, brightness of the colour and of the ground. That is
+what two pictures of one caption differ by.
 
 A picture's labels say what is in each corner: 0 for nothing, else 1 + (size · COLOURS + colour) · SHAPES + shape.
 """
