@@ -56,8 +56,11 @@ MODELS = {
 }
 """Hub ids of the models that the paper on VarFlow distils, by the names of their presets."""
 
-PAPER = VarFlowConfig(beta=1.0, cross="paired", real="teacher", real_samples=2000, real_steps=25)
-"""The paper's (its table 3): β = 1 and paired samples; beside it w = σ², t uniform and 16 latents at one level."""
+PAPER = VarFlowConfig(
+    beta=1.0, cross="paired", real="teacher", real_samples=2000, real_steps=25, per_condition=PER_CONDITION
+)
+"""The paper's (its table 3): β = 1 and paired samples; beside it w = σ², t uniform and 16 latents at one level. Whether
+they share a prompt the paper does not say; here four do, as with a prompt each the minimum would not be the data."""
 
 RANK = 64
 """Of adapters; the paper states none."""
