@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     described = {
         presets_of("points", POINT_TARGETS): {name: recipe.about for name, recipe in POINTS.items()},
         presets_of("pictures", PICTURE_SETS): {name: recipe.about for name, recipe in PICTURES.items()},
-        presets_of("text to image", ["text"]): {name: recipe.about for name, recipe in TEXT.items()},
+        presets_of("text to image", ["text", "shapes"]): {name: recipe.about for name, recipe in TEXT.items()},
         "presets of models at their size": {name: recipe.about for name, recipe in AT_SIZE.items()},
         "teacher presets": {name: preset.about for name, preset in TEACHERS.items()},
         "objectives, or FILE.py:CLASS of your own, and evaluations of networks in a step, for each latent, at the "

@@ -53,6 +53,7 @@ def test_captions_by_any_of_three_names_with_single_blanks(name: str, tmp_path: 
         ("[1]", "line 1: give"),
         ('{"file_name": "x.png"}', "line 1: give"),
         ('{"text": "x"}', "line 1: give"),
+        ('{"file_name": "x.png", "text": null}', "line 1: give"),
         ('{"file_name": "../x.png", "text": "x"}', "line 1: ../x.png is outside the folder"),
         ('{"file_name": "/x.png", "text": "x"}', "line 1: /x.png is outside the folder"),
     ],

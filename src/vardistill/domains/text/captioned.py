@@ -69,8 +69,8 @@ def read_captions(root: Path) -> Iterator[tuple[str, str]]:
         try:
             entry = json.loads(line)
             file = str(entry["file_name"])
-            text = " ".join(str(next(entry[name] for name in CAPTIONS if name in entry)).split())
-        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+            text = " ".join(next(entry[name] for name in CAPTIONS if name in entry).split())
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
             raise UsageError(
                 f'{path}, line {number}: give {{"file_name": "1.png", "text": "a caption"}} in each line'
             ) from error

@@ -25,7 +25,7 @@ class ShapesTeachConfig:
     """Captioned pictures that it is fitted to, drawn once."""
     kept: int = 2000
     """Further captioned pictures that are kept beside it, for students."""
-    autoencoder_steps: int = 1200
+    autoencoder_steps: int = 1600
     """Updates of the autoencoder."""
     text_steps: int = 600
     """Updates of the text encoder."""
@@ -37,7 +37,7 @@ class ShapesTeachConfig:
     prompt_dropout: float = 0.1
     """Share of pictures with the empty prompt, for guidance."""
     distribution: Distribution = field(default_factory=lambda: EDM(-0.4, 1.2))
-    steps: int = 2500
+    steps: int = 2000
     """Updates of the U-Net."""
     max_minutes: float | None = None
     """Budget in minutes, for the U-Net; the learning rate then follows the clock."""
@@ -57,7 +57,7 @@ class ShapesTeachConfig:
     """Steps between checkpoints."""
     max_skipped: int = 100
     """Skipped steps (gradients that are not finite) after which the fit ends with an error."""
-    eval_samples: int = 1000
+    eval_samples: int = 300
     """Pictures that the samplers draw at the end to be judged."""
 
     def __post_init__(self) -> None:
