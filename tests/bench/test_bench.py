@@ -163,6 +163,46 @@ def test_a_failing_cell_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
     assert len(again.finished) == 3
 
 
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of every process that begins from now on."""
+    begun: list[str] = []
+    start = running.command
+
+    def counted(task: running.Task) -> Any:
+        begun.append(" ".join(Path(word).name for word in task.words))
+        return start(task)
+
+    monkeypatch.setattr(running, "command", counted)
+    return begun
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_cells_that_share_a_process_end_as_those_with_their_own(jobs, monkeypatch, unbroken, tmp_path):
+    begun = starts(monkeypatch)
+    shared = dataclasses.replace(BENCH, one_process=True)
+    run_bench(shared, tmp_path, jobs=jobs, seeds=2)
+    names = [cell.name for cell in shared.plan(seeds=2)]
+    size = {1: 6, 2: 3, 5: 2}[jobs]
+    chains = [names[i : i + size] for i in range(0, 6, size)]
+    assert begun == [" --then ".join(f"train {name}" for name in chain) for chain in chains]
+    assert untimed(tmp_path)["cells"] == untimed(unbroken)["cells"]
+    assert all((tmp_path / f"{name}.log").is_file() for name in names)
+
+
+def test_a_cell_that_fails_in_a_shared_process_leaves_the_rest_to_the_next(monkeypatch, tmp_path):
+    begun = starts(monkeypatch)
+    first, second, third = (cell.name for cell in BENCH.plan(seeds=1))
+    befall(monkeypatch, **{second: "fail"})
+    results = run_bench(dataclasses.replace(BENCH, one_process=True), tmp_path, seeds=1)
+    assert begun == [f"train {first} --then train {second} --then train {third}", f"train {third}"]
+    (failure,) = results.failures
+    assert (failure.name, failure.exit) == (second, 1)
+    assert failure.reason == "vardistill: updates had <gradients> that are not finite"
+    assert len(results.finished) == 2
+    assert (tmp_path / f"{first}.log").read_text() == ""
+    assert "too many" in (tmp_path / f"{second}.log").read_text()
+
+
 def test_teachers_are_fitted_once_and_shared(tmp_path):
     results = run_bench(TAUGHT, tmp_path, seeds=2, jobs=2)
     assert len(results.finished) == 8
@@ -628,6 +668,7 @@ def test_a_subprocess_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys)
 def test_budgets_limit_what_they_count():
     own = Config()
     assert Budget().limit(own).training == dataclasses.replace(own.training, tracker="none")
+    assert Budget("steps", 20).limit(own, milestones=3).training.milestones == 3
     steps = Budget("steps", 200).limit(own).training
     assert (steps.steps, steps.max_minutes) == (200, None)
     for kind in ("wall", "cpu"):

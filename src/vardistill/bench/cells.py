@@ -105,11 +105,11 @@ class Budget:
         counted = {"steps": "steps", "wall": "minutes", "cpu": "minutes of processor time"}
         return f"{self.amount:,g} {counted[self.kind]}"
 
-    def limit(self, config: Config) -> Config:
+    def limit(self, config: Config, milestones: int = MILESTONES) -> Config:
         """The configuration under this budget, without a tracker; evaluated at the same shares of it as any other."""
         training = replace(config.training, tracker="none")
         if self.amount is not None:
-            training = replace(training, eval_every=0, milestones=MILESTONES)
+            training = replace(training, eval_every=0, milestones=milestones)
         if self.kind != "steps":
             training = replace(training, steps=UNLIMITED, max_minutes=self.amount, clock=self.kind)
         elif self.amount is not None:
@@ -162,7 +162,9 @@ class Bench:
             returns values by name. It may log lines of kind "eval" there, which make curves.
         figures: further pictures: a function of the `Results` that returns figures of matplotlib by title.
         one_teacher: whether all seeds learn from the first seed's teacher, where it is one to be fitted.
-        jobs: cells at a time by default.
+        milestones: points of a curve under a budget.
+        one_process: whether the cells of a job share a process, one after another: for those that take less time than
+            the start of one.
     """
 
     name: str
@@ -176,7 +178,8 @@ class Bench:
     measure: str | None = None
     figures: str | None = None
     one_teacher: bool = False
-    jobs: int = 1
+    milestones: int = MILESTONES
+    one_process: bool = False
 
     def plan(self, seeds: int | None = None, budget: Budget | None = None, data: str | None = None) -> list[Cell]:
         """The cells under a budget; seeds, budget and pictures are the bench's own by default.
@@ -186,7 +189,7 @@ class Bench:
         """
         limit = (budget or self.budget).limit
         seeds = self.seeds if seeds is None else seeds
-        cells = [replace(cell, config=limit(cell.config)) for cell in self.cells(seeds)]
+        cells = [replace(cell, config=limit(cell.config, self.milestones)) for cell in self.cells(seeds)]
         for name, count in Counter(cell.name for cell in cells).items():
             if count > 1:
                 raise UsageError(f"{count} cells of the bench {self.name} are named {name}: tell their labels apart")

@@ -388,8 +388,9 @@ _ALL = (
         metrics=QUALITY,
         curves=("log_mmd",),
         seeds=1,
-        jobs=2,
         budget=Budget("steps", 20),
+        milestones=2,
+        one_process=True,
     ),
     Bench(
         "quality",

@@ -21,10 +21,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 from vardistill.bench.cells import Bench, Budget, Cell, Direction, Settings, load
 from vardistill.bench.results import Results, collect, failure_file, read_json
+from vardistill.bench.work import THEN, log_file
 from vardistill.errors import UsageError, unknown
 from vardistill.files import locked, reason, write_whole
 from vardistill.progress import bar, clock, columns, fitting, say
@@ -97,7 +98,9 @@ def run_bench(
         check_folder(bench, cells, folder)
         write_whole(folder / "bench.json", json.dumps(asdict(settings), indent=2))
         say(f"{bench.name}: {len(chosen)} runs of {settings.budget.about}, {jobs} at a time, in {folder}")
-        run_cells(chosen, folder, jobs, threads, bench.measure, lock, bench.one_teacher, bench.metrics)
+        run_cells(
+            chosen, folder, jobs, threads, bench.measure, lock, bench.one_teacher, bench.metrics, bench.one_process
+        )
         return _collect_and_write(bench, cells, settings, folder)
 
 
@@ -211,6 +214,7 @@ def run_cells(
     lock: int | None = None,
     one_teacher: bool = False,
     metrics: Sequence[str] = (),
+    one_process: bool = False,
 ) -> None:
     """Run the cells that are not finished, after the teachers that several of them learn from.
 
@@ -223,6 +227,7 @@ def run_cells(
         lock: a file descriptor that the processes inherit.
         one_teacher: whether all seeds learn from the first seed's teacher.
         metrics: to tell of each cell as it ends.
+        one_process: whether a job's cells share a process, see `Bench`.
 
     Raises:
         UsageError: for a teacher that cannot be fitted as it is asked for.
@@ -245,7 +250,7 @@ def run_cells(
                 continue
             config = replace(config, domain=config.domain.with_teacher(teacher))
         tasks.append(_task(path, config, measure))
-    _run_tasks(tasks, jobs, threads, lock, metrics)
+    _run_tasks(tasks, jobs, threads, lock, metrics, one_process)
 
 
 def _task(path: Path, config: Config, measure: str | None) -> Task:
@@ -284,31 +289,61 @@ def command(task: Task) -> list[str]:
     return [sys.executable, "-m", "vardistill.bench.work", *task.words]
 
 
+def chain(tasks: Iterable[Task]) -> Task:
+    """One task that does these, one after another, and ends with the first that fails."""
+    first, *others = tasks
+    return replace(first, words=(*first.words, *(word for task in others for word in (THEN, *task.words))))
+
+
 @dataclass
 class _Process:
-    """A task under way."""
+    """Tasks one after another, the first of which is under way, and since when."""
 
-    task: Task
+    tasks: deque[Task]
     popen: subprocess.Popen[bytes]
-    log: IO[bytes]
     started: float
 
+    @property
+    def task(self) -> Task:
+        """The one that is under way."""
+        return self.tasks[0]
 
-def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None, metrics: Sequence[str] = ()) -> None:
+    def go_on(self) -> None:
+        """To the next task, the first being finished."""
+        self.tasks.popleft()
+        self.started = time.monotonic()
+
+
+def _run_tasks(
+    tasks: Iterable[Task],
+    jobs: int,
+    threads: int,
+    lock: int | None,
+    metrics: Sequence[str] = (),
+    one_process: bool = False,
+) -> None:
     """Run the unfinished tasks, a few at a time; Ctrl-C stops them with a checkpoint each."""
     waiting = deque(task for task in tasks if not is_finished(task.folder))
     running: list[_Process] = []
     if not waiting:
         return
     progress = Progress(waiting, jobs, metrics)
+    share = math.ceil(len(waiting) / jobs) if one_process else 1
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(waiting.popleft(), threads, lock))
+                own = [waiting.popleft() for _ in range(min(share, len(waiting)))]
+                running.append(_start(own, threads, lock))
             time.sleep(0.05)
-            for process in [p for p in running if p.popen.poll() is not None]:
-                running.remove(process)
-                progress.ended(process, _end(process), running)
+            for process in list(running):
+                ended = process.popen.poll() is not None  # asked first: what it finished is then all there
+                while len(process.tasks) > 1 and is_finished(process.task.folder):
+                    progress.ended(process, None, running)
+                    process.go_on()
+                if ended:
+                    running.remove(process)
+                    progress.ended(process, _end(process), running)
+                    waiting.extend(list(process.tasks)[1:])
             progress.show(running)
     except KeyboardInterrupt:
         for process in running:
@@ -321,28 +356,28 @@ def _run_tasks(tasks: Iterable[Task], jobs: int, threads: int, lock: int | None,
             progress.bar.close()
 
 
-def _start(task: Task, threads: int, lock: int | None) -> _Process:
-    """Begin a task in a session of its own, which the terminal's Ctrl-C does not reach."""
-    failure_file(task.folder).unlink(missing_ok=True)
-    log = task.folder.with_name(f"{task.name}.log").open("ab")
+def _start(tasks: Sequence[Task], threads: int, lock: int | None) -> _Process:
+    """Begin the tasks in a session of its own, which the terminal's Ctrl-C does not reach."""
+    for task in tasks:
+        failure_file(task.folder).unlink(missing_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment |= {"PYTHONIOENCODING": "utf-8"}
-    popen = subprocess.Popen(
-        command(task), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-        start_new_session=True, pass_fds=() if lock is None or os.name == "nt" else (lock,),
-    )  # fmt: skip
-    return _Process(task, popen, log, time.monotonic())
+    with log_file(tasks[0].folder).open("ab") as log:
+        popen = subprocess.Popen(
+            command(chain(tasks)), env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True, pass_fds=() if lock is None or os.name == "nt" else (lock,),
+        )  # fmt: skip
+    return _Process(deque(tasks), popen, time.monotonic())
 
 
 def _end(process: _Process) -> str | None:
     """Keep the reason of a failure and return it, None for a task that is finished."""
     assert process.popen.stdin is not None
     process.popen.stdin.close()
-    process.log.close()
     code, path = process.popen.returncode, process.task.folder
     if code == 0 and is_finished(path):
         return None
-    return _record_failure(path, {"exit": code, "reason": last_line(Path(process.log.name))})
+    return _record_failure(path, {"exit": code, "reason": last_line(log_file(path))})
 
 
 def _record_failure(path: Path, failure: Mapping[str, Any], before: str = "") -> str:

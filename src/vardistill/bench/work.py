@@ -1,10 +1,11 @@
-"""What a bench's subprocess does: `python -m vardistill.bench.work train|teach|measure ...`.
+"""What a bench's subprocess does: `python -m vardistill.bench.work train|teach|measure ... [--then ...]`.
 
 It stops, with a checkpoint, when its standard input ends: that is when the bench that started it is gone.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,19 +23,48 @@ from vardistill.runs.config import Config, TeachConfig
 from vardistill.training.config_files import read
 from vardistill.training.folder import RunFolder, environment
 
+THEN = "--then"
+"""Between the words of a task and those of the next."""
+
 
 def main(words: list[str]) -> int:
-    """Do what the words say and return the exit code: 0 success, 1 diverged, 2 a mistake, 130 interrupted."""
+    """Do what the words say, one task after another until one fails.
+
+    Returns:
+        The exit code: 0 success, 1 diverged, 2 a mistake, 130 interrupted.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a bench in the background may have it ignored
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    action, folder, *rest = words
     try:
-        return ACTIONS[action](Path(folder), *rest)
+        for i, (action, folder, *rest) in enumerate(tasks_of(words)):
+            if i:
+                say_into(log_file(Path(folder)))
+            if code := ACTIONS[action](Path(folder), *rest):
+                return code
+        return 0
     except UsageError as error:
         print(f"vardistill: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def tasks_of(words: list[str]) -> list[list[str]]:
+    """The words of each task."""
+    return [list(task) for then, task in itertools.groupby(words, lambda word: word == THEN) if not then]
+
+
+def log_file(folder: Path) -> Path:
+    """What the process of a task in this folder says."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def say_into(log: Path) -> None:
+    """Have all that this process says go there from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def stop_with_parent() -> None:

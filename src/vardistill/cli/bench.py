@@ -31,8 +31,8 @@ class Arguments:
     """The bench's folder, new or to go on in; default: bench/NAME."""
     seeds: int | None = None
     """Seeds of every row; default: the bench's."""
-    jobs: int | None = None
-    """Runs at a time; default: the bench's, one for all but `smoke`."""
+    jobs: int = 1
+    """Runs at a time."""
     threads: int = 1
     """Threads of each run."""
     budget: Literal["steps", "wall", "cpu"] | None = None
@@ -77,8 +77,7 @@ def run(bench: Bench, parsed: Arguments, out: Path) -> int:
     else:
         try:
             limit, only = budget(bench, parsed), parsed.only or ()
-            jobs = bench.jobs if parsed.jobs is None else parsed.jobs
-            results = run_bench(bench, out, parsed.seeds, limit, jobs, parsed.threads, only, parsed.data)
+            results = run_bench(bench, out, parsed.seeds, limit, parsed.jobs, parsed.threads, only, parsed.data)
         except KeyboardInterrupt:
             print("vardistill: interrupted; the same command goes on where this stopped", file=sys.stderr)
             return 130
