@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 SHOWN = 100
 """Characters of a value that an error still shows."""
@@ -37,6 +37,12 @@ def require_positive(name: str, value: object) -> None:
     require(name, value, isinstance(value, Real) and 0 < float(value) < math.inf, "a number, positive and finite")
 
 
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise a UsageError that names the value unless it is a whole number of at least this size."""
+    require(name, value, isinstance(value, Integral) and not isinstance(value, bool), "a whole number")
+    require(name, value, isinstance(value, Integral) and int(value) >= least, f"at least {least}")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or what it is where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -53,6 +59,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     if not isinstance(name, str):
         return UsageError(f"a {kind} is told by its name, but is {type(name).__name__}")
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    folded = {own.casefold(): own for own in names}
+    nearest = [folded[own] for own in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(names)}"
     return UsageError(f"unknown {kind} '{name}': {hint}")

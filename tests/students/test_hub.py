@@ -16,6 +16,7 @@ from tiny_models import tiny_unet
 from vardistill.denoisers import DiffusersDenoiser
 from vardistill.domains.pictures.classifier import Classifier
 from vardistill.errors import UsageError
+from vardistill.students import hub
 from vardistill.students.network import NetworkStudent
 from vardistill.students.perceptron import MLP
 
@@ -42,6 +43,7 @@ def test_a_repository_of_pickles_alone_is_refused_unopened(
             raise LocalEntryNotFoundError(filename)
         return str(tmp_path / filename)
 
+    monkeypatch.setattr(hub, "require_answer", lambda repository: None)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
     with pytest.raises(UsageError, match="the weights are a pickle") as caught:
         type(own).from_pretrained("somebody/network")
@@ -55,6 +57,7 @@ def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.
         asked.append(repo_id)
         raise OSError("offline")
 
+    monkeypatch.setattr(hub, "require_answer", lambda repository: None)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", ask)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -77,3 +80,20 @@ def test_folders_of_something_else_name_what_loads_them(tmp_path: Path) -> None:
     MLP(depth=1, width=8).save_pretrained(tmp_path / "mlp")
     with pytest.raises(UsageError, match="holds no NetworkStudent"):
         NetworkStudent.from_pretrained(tmp_path / "mlp")
+
+
+def test_folders_without_such_a_network_say_what_they_lack(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no MLP: No such file or directory: .*model\.safetensors"):
+        MLP.from_pretrained(tmp_path)
+    MLP(depth=1, width=4).save_pretrained(tmp_path / "generator")
+    with pytest.raises(UsageError, match=r"is a run: its student is in .*generator$"):
+        MLP.from_pretrained(tmp_path)
+    config = tmp_path / "generator" / "config.json"
+    config.write_text(config.read_text().replace('"width": 4', '"width": 5'))
+    with pytest.raises(UsageError, match=r"holds no MLP: .*size mismatch") as other:
+        MLP.from_pretrained(tmp_path / "generator")
+    assert "\n" not in str(other.value)
+    weights = tmp_path / "generator" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UsageError, match="holds no MLP: "):
+        MLP.from_pretrained(tmp_path / "generator")

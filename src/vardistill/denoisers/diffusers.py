@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from vardistill.denoisers.module import FromModule
 from vardistill.denoisers.network import Preconditioned
 from vardistill.diffusion.schedules import VE, Rectified, Schedule, Table
-from vardistill.errors import UsageError, first_line
-from vardistill.files import check_hub_id
+from vardistill.errors import UsageError, require
+from vardistill.files import check_hub_id, reason
+from vardistill.hub import require_answer
 from vardistill.networks import own_precision
 
 NETWORKS = {
@@ -299,6 +300,9 @@ def from_diffusers(
     if isinstance(source, (str, Path)):
         return DiffusersDenoiser(*load(str(source), variant, dtype))
     if isinstance(source, tuple):
+        require(
+            "a tuple", len(source), len(source) in (2, 3), "a network and its scheduler and, where told, its classes"
+        )
         return DiffusersDenoiser(*source)
     network = getattr(source, "unet", None) or getattr(source, "transformer", None)
     if network is None or getattr(source, "scheduler", None) is None:
@@ -354,6 +358,7 @@ def read_index(source: str) -> dict[str, Any]:
         else:
             from huggingface_hub import hf_hub_download
 
+            require_answer(source)
             text = Path(hf_hub_download(source, "model_index.json")).read_text(encoding="utf-8")
         return dict(json.loads(text).items())
     except Exception as error:  # the hub's client has some twenty kinds
@@ -405,8 +410,7 @@ def weights_files(source: str, part: str) -> list[str]:
 def unreadable(source: str, what: str, error: Exception) -> UsageError:
     """One line for a pipeline that could not be read."""
     kind = "" if Path(source).is_dir() else ", which is no folder here"
-    reason = first_line(error)
-    return UsageError(f"cannot read {what} of the pipeline '{source}'{kind}: {reason}")
+    return UsageError(f"cannot read {what} of the pipeline '{source}'{kind}: {reason(error)}")
 
 
 def import_diffusers() -> Any:

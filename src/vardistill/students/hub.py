@@ -10,8 +10,12 @@ from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 
-from vardistill.errors import UsageError, first_line
+from vardistill.errors import UsageError, first_line, require_type
 from vardistill.files import check_hub_id
+from vardistill.hub import require_answer
+
+TOLD = 200
+"""Characters of an error of torch, which names tensor by tensor."""
 
 
 class SafeHubMixin(PyTorchModelHubMixin):
@@ -29,6 +33,9 @@ class SafeHubMixin(PyTorchModelHubMixin):
                 know.
         """
         source = pretrained_model_name_or_path
+        require_type("a network's source", source, (str, Path), "a folder or a hub id")
+        if (Path(source) / "generator").is_dir():
+            raise UsageError(f"{source} is a run: its student is in {Path(source) / 'generator'}")
         if (Path(source) / "model_index.json").is_file():
             raise UsageError(
                 f"{source} is a pipeline: diffusers.DiffusionPipeline.from_pretrained loads it, and as a denoiser "
@@ -37,10 +44,14 @@ class SafeHubMixin(PyTorchModelHubMixin):
         if Path(source).is_dir():
             try:
                 return super().from_pretrained(source, **options)
-            except TypeError as error:  # of arguments that the folder's configuration lacks
-                raise UsageError(f"{source} holds no {cls.__name__}: {first_line(error)}") from error
+            except UsageError:
+                raise
+            except Exception as error:  # of arguments that its configuration lacks, of weights that are cut off
+                told = first_line(error) if "\n" not in str(error) else " ".join(str(error).split())[:TOLD]
+                raise UsageError(f"{source} holds no {cls.__name__}: {told}") from error
         check_hub_id(source)
         try:
+            require_answer(str(source))
             return super().from_pretrained(source, **options)
         except UsageError:
             raise

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from small_pictures import bytes_of, everything, picture, pixels, save
+from vardistill.domains.pictures import sources
 from vardistill.domains.pictures.data import ImageData, StoredImages, label_frequencies
 from vardistill.domains.pictures.sources import FolderImages, HubImages, load_images
 from vardistill.domains.points.problems import Digits
@@ -654,6 +655,7 @@ def test_without_the_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
         asked.append(name)
         raise ConnectionError("no\nroute")
 
+    monkeypatch.setattr(sources, "require_answer", lambda *_: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
     refused(r"^cannot load hf:a/b: no route$", "hf:a/b")
     refused(r"cannot load hf:ylecun/mnist: no route; a local file can be given instead, as mnist\.npz$", "mnist")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from vardistill.domains.pictures.classifier import Classifier, load_classifier
 from vardistill.errors import UsageError
 from vardistill.files import check_hub_id
+from vardistill.hub import require_answer
 
 
 class Features(ABC):
@@ -120,6 +121,8 @@ def _load_vision_model(name: str) -> VisionModelFeatures:
     except ImportError as error:
         raise UsageError(f"features of '{name}' need transformers: pip install 'vardistill[features]'") from error
     try:
+        if not Path(name).is_dir():
+            require_answer(name)
         preprocessor_config(name)
         options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
         network, loading = AutoModel.from_pretrained(name, **options)

@@ -38,6 +38,7 @@ from vardistill.domains.pictures.data import (
 )
 from vardistill.domains.points.problems import digits
 from vardistill.errors import UsageError, unknown
+from vardistill.hub import require_answer
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp"),
@@ -743,6 +744,8 @@ def load_hub(name: str, instead: str = "") -> Any:
     if is_folder and not any((Path(name) / file).is_file() for file in SAVED):
         raise UsageError(f"{name} is no data set of `datasets`: a folder of pictures is given without hf:")
     try:
+        if not is_folder:
+            require_answer(name, "dataset")
         return datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub or the data set's files
         reason = "it is empty" if isinstance(error, IndexError) else _one_line(error)

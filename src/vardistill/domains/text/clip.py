@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from vardistill.domains.pictures.features import prepared, preprocessing
 from vardistill.errors import UsageError, first_line
+from vardistill.files import check_hub_id
+from vardistill.hub import require_answer
 
 BLOCK = 64
 """Pictures and prompts that are embedded at once."""
@@ -32,6 +35,9 @@ class ClipScore:
     def __init__(self, name: str) -> None:
         try:
             transformers = import_module("transformers")
+            if not Path(name).is_dir():
+                check_hub_id(name)
+                require_answer(name)
             options = {"use_safetensors": True, "trust_remote_code": False}
             self.network = transformers.CLIPModel.from_pretrained(name, **options).eval().requires_grad_(False)
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(name)
