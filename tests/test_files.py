@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -185,6 +186,38 @@ def test_a_path_is_no_id_of_the_hub(path: str | Path, tmp_path: Path, monkeypatc
     Path("file").touch()
     with pytest.raises(UsageError, match="^file is a file, but a folder is wanted$"):
         files.check_hub_id("file")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for fine in (Path("new.npz"), tmp_path / "new.npz"):
+        files.check_place(fine)
+        assert not fine.exists()
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").touch()
+    for bad, why in (("no/x.npz", "there is no folder no"), ("file/x.npz", "no folder file"), ("folder.npz", "is a f")):
+        with pytest.raises(UsageError, match=f"^cannot write {bad}: .*{why}"):
+            files.check_place(Path(bad))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UsageError, match="its folder is not to be written"):
+        files.check_place(Path("new.npz"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match="^cannot write .*there: Is a directory$"), whole(tmp_path / "there"):
+        pytest.fail("the work was done")
+    assert names(tmp_path) == ["there"]
+
+
+def test_a_path_is_told_as_a_shell_takes_it() -> None:
+    for path in ("runs/one", Path("runs/my first run"), "a;b$c'd"):
+        assert shlex.split(f"vardistill sample {files.typed(path)} --num 3") == [
+            "vardistill", "sample", str(path), "--num", "3",
+        ]  # fmt: skip
+    assert files.typed("runs/one") == "runs/one"
 
 
 def test_a_lock_is_held_once_and_ends_with_its_process(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, Union
 
 from vardistill.errors import require, unknown
@@ -40,13 +40,16 @@ def _choices_of(cls: type) -> dict[str, tuple[tuple[Any, ...], list[Any]]]:
 
 
 def check_choices(config: object) -> None:
-    """Raise a UsageError for a field that holds none of its choices, or no whole number that torch takes for an int."""
+    """Raise a UsageError for a field that holds none of its choices, no number, or no whole one that torch takes."""
     for name, (kinds, choices) in _choices_of(type(config)).items():
         value = getattr(config, name)
         if value in choices or (value is None and types.NoneType in kinds):
             continue
         if int in kinds:
             require(name, value, _is_whole(value), " or ".join([*map(repr, choices), "a whole number of 64 bits"]))
+        elif float in kinds:
+            known = isinstance(value, Real) and not isinstance(value, bool)
+            require(name, value, known, " or ".join([*map(repr, choices), "a number"]))
         elif choices:
             raise unknown(name, str(value), choices)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -38,6 +40,8 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
     place = Path(os.path.abspath(path))  # "." has no name; links stay as they are
     partial = place.with_name(f"{PARTIAL}{place.name}")
     try:
+        if not folder and place.is_dir():  # told before the work of making it
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
         remove(partial)
         if folder:
             partial.mkdir(parents=True)
@@ -67,6 +71,17 @@ def check_free(path: Path) -> None:
         raise UsageError(f"{path} is there and not an empty folder: choose another")
 
 
+def check_place(path: Path) -> None:
+    """Raise UsageError where a file could not be written, before the work of making it."""
+    parent = Path(os.path.abspath(path)).parent
+    if not parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: its folder is not to be written")
+
+
 def remove(path: Path) -> None:
     """Remove a file, a folder with all that is in it, or nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
@@ -92,6 +107,11 @@ def located(source: str, built_in: tuple[str, ...] = ()) -> str:
 def is_path(word: str) -> bool:
     """Whether a word of the command line is meant as a path, not as a name."""
     return len(Path(word).parts) > 1 or bool(Path(word).suffix) or os.path.exists(word)
+
+
+def typed(path: str | Path) -> str:
+    """A path as a shell takes it, in quotes where it has a space."""
+    return shlex.quote(str(path))
 
 
 def check_hub_id(source: str | Path) -> None:

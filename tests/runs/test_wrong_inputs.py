@@ -21,6 +21,10 @@ def exact(x_t: Tensor, t: Tensor) -> Tensor:
     return VP(t[:, None])[1] * x_t
 
 
+STILL = vd.denoisers.from_module(exact, VP, predicts="epsilon")
+"""E[x | x_t] of N(0, I)."""
+
+
 class Reversed:
     """A schedule whose inverse is another schedule's."""
 
@@ -111,3 +115,60 @@ def test_a_notebook_without_gradients_trains(mode: Any) -> None:
     with mode():
         vd.distill(student, teacher=teacher, training=config(steps=2))
     assert not torch.equal(before, student.state_dict()["layers.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"evaluate": 3}, "evaluate must be a function of the student, but is 3"),
+        (
+            {"evaluate": lambda student: None},
+            "what evaluate returns must be a mapping of names to numbers, but is None",
+        ),
+        ({"evaluate": lambda student: [1.0]}, "must be a mapping of names to numbers, but is list"),
+        ({"evaluate": lambda student: {"fd": "low"}}, "mapping of names to numbers, but fd is str"),
+        ({"evaluate": lambda student: {"fd": torch.ones(3)}}, "mapping of names to numbers, but fd is Tensor"),
+        ({"evaluate": lambda student: {3: 1.0}}, "with a text for each name, but is 3"),
+        ({"out": 3}, "out must be a path, but is 3"),
+        ({"out": "a\0b"}, "out must be a path, but is a"),
+    ],
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_a_run_is_told_of_its_user(given: Any, words: str, kept: bool, tmp_path: Any) -> None:
+    place = {"out": tmp_path / "run"} if kept else {}
+    with pytest.raises(vd.UsageError) as refused:
+        distil(**{"teacher": STILL} | place | given)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_any_library_are_metrics() -> None:
+    values = {"a": torch.tensor(3.0), "b": np.float32(2), "c": 1}
+    run = distil(teacher=STILL, evaluate=lambda student: values)
+    *_, last = (line for line in run.history if line["kind"] == "eval")
+    assert {name: last[name] for name in values} == {"a": 3.0, "b": 2.0, "c": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: distil(objective=vd.objectives.SDS(None)), "the teacher must be a denoiser"),
+        (lambda: distil(objective=vd.objectives.VarDiU(None, None)), "the teacher must be a denoiser"),
+        (lambda: distil(teacher=STILL, levels="edm"), "levels must be vardistill.NoiseLevels"),
+        (lambda: distil(teacher=STILL, levels=vd.levels.EDM()), "levels must be vardistill.NoiseLevels"),
+        (lambda: distil(teacher=STILL, levels=vd.NoiseLevels), "levels must be vardistill.NoiseLevels"),
+        (lambda: vd.TrainingConfig(networks="critic(lr=1)"), "networks must be a tuple of NetworkConfig"),
+        (lambda: vd.TrainingConfig(networks=("critic(lr=1)",)), "networks must be a tuple of NetworkConfig"),
+        (lambda: vd.TrainingConfig(lr=torch.tensor(1e-3)), "lr must be a number, but is"),
+        (lambda: vd.TrainingConfig(ema="0.9"), "ema must be a number, but is 0.9"),
+        (lambda: vd.denoisers.from_diffusers((1,)), "a tuple must be a network and its scheduler"),
+        (lambda: vd.NetworkStudent.from_teacher(STILL), "but the teacher is FromModule: vardistill.students.from_teac"),
+        (lambda: vd.NetworkStudent.from_teacher(None), "but the teacher is NoneType"),
+        (lambda: vd.students.MLP.from_pretrained(None), "a network's source must be a folder or a hub id"),
+    ],
+)
+def test_parts_of_another_kind_are_named(wrong: Any, words: str) -> None:
+    with pytest.raises(vd.UsageError) as refused:
+        wrong()
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -84,7 +84,7 @@ def test_more_steps_than_a_schedule_has() -> None:
     with pytest.raises(UsageError, match="8 steps are too many for the schedule: their times would be") as caught:
         default_times(short, 8)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="steps must be at least 1, but are 0"):
+    with pytest.raises(UsageError, match="steps must be at least 1, but is 0"):
         default_times(short, 0)
 
 

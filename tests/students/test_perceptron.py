@@ -112,8 +112,15 @@ def test_weights_and_settings_come_back_from_disk(tmp_path: Path, arguments: dic
         ({"data": -1}, "data must be at least 1, but is -1"),
         ({"depth": 0}, "depth must be at least 1, but is 0"),
         ({"width": 0}, "width must be at least 1, but is 0"),
-        ({"data_std": 0.0}, "data_std must be positive, but is 0"),
-        ({"data_std": float("nan")}, "data_std must be positive, but is nan"),
+        ({"latent": 2.0}, "latent must be a whole number, but is 2.0"),
+        ({"latent": "2"}, "latent must be a whole number, but is 2"),
+        ({"depth": True}, "depth must be a whole number, but is True"),
+        ({"fourier": -1}, "fourier must be at least 0, but is -1"),
+        ({"data_std": 0.0}, "data_std must be a number, positive and finite, but is 0"),
+        ({"data_std": float("nan")}, "data_std must be a number, positive and finite, but is nan"),
+        ({"data_std": float("inf")}, "data_std must be a number, positive and finite, but is inf"),
+        ({"data_std": "1"}, "data_std must be a number, positive and finite, but is 1"),
+        ({"data_std": torch.ones(2)}, "data_std must be a number, positive and finite, but is tensor([1., 1.])"),
         ({"activation": "sliu"}, "unknown activation 'sliu': did you mean silu"),
     ],
 )
@@ -122,6 +129,30 @@ def test_mistakes(arguments: dict[str, Any], message: str) -> None:
         small(**arguments)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 2.5}, "the number of samples must be a whole number, but is 2.5"),
+        ({"n": "3"}, "the number of samples must be a whole number, but is 3"),
+        ({"n": 0}, "the number of samples must be at least 1, but is 0"),
+        ({"n": 3, "seed": "a"}, "seed must be a whole number of 64 bits, but is a"),
+        ({"n": 3, "seed": 2**64}, "seed must be a whole number of 64 bits, but is 18446744073709551616"),
+        ({"n": 3, "block": 0}, "block must be at least 1, but is 0"),
+    ],
+)
+def test_samples_that_there_are_not(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        small().sample(**arguments)
+    assert str(caught.value) == message
+
+
+def test_labels_and_points_are_tensors() -> None:
+    with pytest.raises(UsageError, match="^labels must be a tensor of 2 integers below 3, but is list$"):
+        conditional().sample(2, labels=[0, 1])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^points must be a tensor \(n, d\) of floats, but is list$"):
+        MLP.from_data([[0.0, 1.0]])  # type: ignore[arg-type]
 
 
 def conditional() -> Linears:

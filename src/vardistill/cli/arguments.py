@@ -17,6 +17,12 @@ from vardistill.progress import columns
 
 T = TypeVar("T")
 
+NUMBERS = {
+    r"invalid literal for int\(\) with base 10": "a whole number",
+    "could not convert string to float": "a number",
+}
+"""What Python says of a text that is no number, and what was wanted."""
+
 
 def parse(cls: type[T], arguments: list[str], command: str, about: str, default: T | None = None) -> T:
     """An instance of `cls` from flags, nested dataclasses' flags without prefixes.
@@ -111,4 +117,6 @@ def _one_line(message: str) -> str:
     text = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split())
     text = re.split(r"Argument helptext:|For full helptext|Full help", text)[0].strip()
     text = re.sub(r"^(Value error|Parsing error|Invalid choice|Missing argument|Unrecognized options) ", "", text)
+    for told, meant in NUMBERS.items():
+        text = re.sub(rf"^Error parsing (--\S+): {told}: ", rf"\1 must be {meant}, but is ", text)
     return re.sub(r"^Error parsing [^-]\S*: ", "", text)

@@ -11,7 +11,7 @@ import numpy as np
 from vardistill.choices import check_choices
 from vardistill.cli.arguments import parse, take_positional
 from vardistill.errors import UsageError, require
-from vardistill.files import whole
+from vardistill.files import check_free, check_place, whole
 from vardistill.progress import phase
 
 SUFFIXES = (".npz", ".png", "")
@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError("sample needs a run folder before its flags: vardistill sample RUN")
     if parsed.out.suffix not in SUFFIXES:
         raise UsageError(f"samples are written as .npz, .png or, of pictures, a folder, but --out is {parsed.out}")
+    check = check_place if parsed.out.suffix else check_free
+    check(parsed.out)
     with phase(f"drawing {parsed.num:,} samples", kept=False):
         draw(Path(run), parsed)
     print(f"{parsed.num} samples in {parsed.out}")

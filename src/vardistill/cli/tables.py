@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vardistill.cli.main import program
 from vardistill.domains.base import Measures
+from vardistill.files import typed
 from vardistill.reports.formats import duration
 from vardistill.reports.page import compared, verdict
 from vardistill.reports.verdict import perfect_student
@@ -30,7 +31,7 @@ def print_run(folder: RunFolder) -> None:
     Console().print(f"verdict:   {heading}. {summary}", markup=False, highlight=False)
     print(f"report:    {folder.path / 'report.html'}")
     print(f"generator: {folder.generator}")
-    print(f"samples:   {program()} sample {folder.path} --num 100 --out samples.png")
+    print(f"samples:   {program()} sample {typed(folder.path)} --num 100 --out samples.png")
 
 
 def print_evaluation(values: Mapping[str, Any], domain: Measures) -> None:

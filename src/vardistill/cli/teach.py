@@ -14,7 +14,7 @@ from vardistill.domains.pictures.config import PicturesTeachConfig, fit_of
 from vardistill.domains.points.config import SCALES, PointsTeachConfig, teacher_fit
 from vardistill.domains.text.shapes.config import ShapesTeachConfig
 from vardistill.errors import UsageError, unknown
-from vardistill.files import is_path
+from vardistill.files import is_path, typed
 from vardistill.progress import phase
 from vardistill.runs.config import TeachConfig
 from vardistill.runs.presets import TEACHERS
@@ -120,7 +120,7 @@ def teach(config: TeachConfig, out: Path, resume: bool = False) -> int:
         return RunFolder(out)
 
     show = print_teacher if isinstance(config, PointsTeachConfig) else print_picture_teacher
-    return run_to_end(run, show, f"vardistill teach --resume {out}")
+    return run_to_end(run, show, f"vardistill teach --resume {typed(out)}")
 
 
 def _resume(rest: list[str]) -> int:

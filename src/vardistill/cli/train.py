@@ -14,7 +14,7 @@ from vardistill.cli.ends import run_to_end
 from vardistill.cli.main import entries
 from vardistill.domains.points.config import SCALES, PointsConfig, TeacherConfig
 from vardistill.errors import UsageError
-from vardistill.files import is_path, reason
+from vardistill.files import is_path, reason, typed
 from vardistill.launch import is_first, launched
 from vardistill.progress import phase
 from vardistill.runs.config import Config
@@ -126,7 +126,7 @@ def train(config: Config, out: Path, resume: bool = False) -> int:
         from vardistill.cli.tables import print_run
         from vardistill.runs.experiment import run_experiment
 
-    return run_to_end(lambda: run_experiment(config, out, resume), print_run, f"vardistill train --resume {out}")
+    return run_to_end(lambda: run_experiment(config, out, resume), print_run, f"vardistill train --resume {typed(out)}")
 
 
 def check_networks(words: list[str]) -> None:

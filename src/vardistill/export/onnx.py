@@ -194,13 +194,15 @@ class Known:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without the exporter's own warnings and its notes on packages that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the exporter's own warnings, its notes on packages that are not installed and on guards that it drops."""
+    levels = {logging.getLogger("torch.onnx"): logging.ERROR, logging.getLogger("torch._guards"): logging.CRITICAL}
+    before = {logger: logger.level for logger in levels}
+    for logger, level in levels.items():
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in before.items():
+            logger.setLevel(level)

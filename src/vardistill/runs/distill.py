@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vardistill.diffusion import Denoiser, NoiseLevels
 from vardistill.domains.own import Own
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require
 from vardistill.objectives import Objective
 from vardistill.processes import launched, on_main
 from vardistill.runs.experiment import finish
 from vardistill.students import Student
-from vardistill.training.checks import check_objective, check_student
+from vardistill.training.checks import check_objective, check_student, numbers
 from vardistill.training.config import TrainingConfig
 from vardistill.training.data import Conditions, Samples
 from vardistill.training.defaults import default_objective, with_default_levels
@@ -79,6 +79,8 @@ def distill(
     if levels is None:
         shares = training.batch // launched(), training.batch // 2  # of a process; of groups that are pairs
         objective, levels = with_default_levels(objective, student, math.gcd(*shares, 8))
+    require("evaluate", evaluate, evaluate is None or callable(evaluate), "a function of the student")
+    require("out", out, out is None or (isinstance(out, str | Path) and "\0" not in str(out)), "a path")
     if resume and out is None:
         raise UsageError("resume needs the run folder: give it as out")
     folder = None
@@ -90,7 +92,9 @@ def distill(
         if folder is None:
             return trainer.run()
         own = Own(student, training, objective, trainer.draws.data, conditions)
-        trainer.evaluate = lambda average: own.metrics(average) | ({} if evaluate is None else dict(evaluate(average)))
+        trainer.evaluate = lambda average: (
+            own.metrics(average) | ({} if evaluate is None else numbers(evaluate(average)))
+        )
         run = trainer.run(resume)
         on_main(lambda: finish(own, folder, run, objective))
     return run

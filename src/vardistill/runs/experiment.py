@@ -28,7 +28,7 @@ from vardistill.domains.points.parts import Points
 from vardistill.domains.text.config import TextConfig
 from vardistill.domains.text.parts import Text
 from vardistill.errors import UsageError
-from vardistill.files import whole, write_whole
+from vardistill.files import typed, whole, write_whole
 from vardistill.objectives import Objective
 from vardistill.objectives.base import RealConfig
 from vardistill.objectives.registry import singles, takes_teacher
@@ -203,7 +203,7 @@ def load_run(path: Path) -> tuple[RunFolder, Config | None, Student]:
     folder = open_run(path)
     config: Config | None = config_files.read(Config, folder.config) if folder.config.is_file() else None
     if not folder.generator.is_dir():
-        remedy = f"`vardistill train --resume {path}`" if config else "vd.distill(..., resume=True)"
+        remedy = f"`vardistill train --resume {typed(path)}`" if config else "vd.distill(..., resume=True)"
         raise UsageError(f"{path} has no finished generator yet: go on with {remedy}")
     if config is None:
         return folder, None, load_own(folder).student

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vardistill.diffusion.denoiser import Denoiser
 from vardistill.diffusion.schedules import Schedule, Table
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require_positive, require_whole
 from vardistill.students.student import Student
 
 INITIAL_RATIO = 5.0
@@ -53,6 +53,7 @@ class DenoisingStudent(Student):
         classes: int = 0,
     ) -> None:
         super().__init__()
+        require_positive("data_std", data_std)
         self.times = checked_times(times)
         self.denoiser = denoiser
         self.latent_shape = self.data_shape = tuple(data_shape)
@@ -98,8 +99,10 @@ def default_times(
     Raises:
         UsageError: for n < 1, or so many times that the schedule does not tell them apart.
     """
-    if steps < 1:
-        raise UsageError(f"a student's steps must be at least 1, but are {steps}")
+    require_whole("a student's steps", steps)
+    require_positive("data_std", data_std)
+    if ratio is not None:
+        require_positive("ratio", ratio)
     first = INITIAL_RATIO * data_std if ratio is None else ratio
     alpha, sigma = schedule(torch.tensor([1.0, 0.0], dtype=torch.float64))
     largest, least = (sigma / alpha).tolist()

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from vardistill.denoisers.adapters import HALF, Adapted
 from vardistill.denoisers.diffusers import DISCRETE, EDM, FLOW, NETWORKS, DiffusersDenoiser, import_diffusers
-from vardistill.errors import unknown
+from vardistill.errors import UsageError, unknown
 from vardistill.students.denoising import DenoisingStudent, default_times
 from vardistill.students.hub import SafeHubMixin
 
@@ -93,6 +93,11 @@ class NetworkStudent(
         Raises:
             UsageError: as `default_times`, the class and `Adapted`.
         """
+        if not (hasattr(teacher, "network") and hasattr(teacher, "scheduler")):
+            raise UsageError(
+                f"a NetworkStudent starts from a DiffusersDenoiser, but the teacher is {type(teacher).__name__}: "
+                "vardistill.students.from_teacher takes others"
+            )
         if times is None:
             times = default_times(teacher.schedule, steps, data_std, ratio)
         classes = teacher.classes if classes is None else classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require_positive, require_type, require_whole
 from vardistill.networks import full_precision, mlp
 from vardistill.students.axes import PrincipalAxes, principal_axes
 from vardistill.students.hub import SafeHubMixin
@@ -57,12 +57,9 @@ class MLP(
     ) -> None:
         super().__init__()
         for name, size in {"latent": latent, "data": data, "depth": depth, "width": width}.items():
-            if size < 1:
-                raise UsageError(f"{name} must be at least 1, but is {size}")
-        if fourier < 0:
-            raise UsageError(f"fourier must not be negative, but is {fourier}")
-        if not data_std > 0:
-            raise UsageError(f"data_std must be positive, but is {data_std:g}")
+            require_whole(name, size)
+        require_whole("fourier", fourier, least=0)
+        require_positive("data_std", data_std)
         self.latent_shape, self.data_shape = (latent,), (data,)
         self.data_std, self.data_mean = data_std, data_mean
         self.register_buffer("frequencies", torch.randn(latent, fourier))
@@ -107,6 +104,7 @@ class MLP(
         Raises:
             UsageError: as `principal_axes` does.
         """
+        require_type("points", points, Tensor, "a tensor (n, d) of floats")
         axes = principal_axes(points, points.shape[-1] if latent is None else latent)
         std = float(points.var(0).mean().sqrt())
         generator = cls(axes.directions.shape[1], len(axes.mean), depth, width, activation, std, 0.0, fourier, True)

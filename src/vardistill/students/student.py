@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from vardistill.diffusion.schedules import Schedule
-from vardistill.errors import UsageError
+from vardistill.errors import UsageError, require, require_type, require_whole
 
 PRESERVED = 1e-6
 """How far α² + σ² may be from 1 where a schedule preserves the variance, for rounding."""
@@ -176,8 +177,9 @@ class Student(nn.Module):
         Raises:
             UsageError: unless n is at least 1, and there are n labels for a conditional generator and none for another.
         """
-        if n < 1:
-            raise UsageError(f"the number of samples must be at least 1, but is {n}")
+        require_whole("the number of samples", n)
+        require_whole("block", block)
+        require("seed", seed, isinstance(seed, Integral) and -(2**63) <= int(seed) < 2**64, "a whole number of 64 bits")
         parameter = next(self.parameters())
         rng = torch.Generator(parameter.device).manual_seed(seed)
         z = self.latents(n, rng).split(block)
@@ -192,6 +194,8 @@ class Student(nn.Module):
     def _checked(self, labels: Tensor | None, n: int) -> Tensor:
         if not self.classes:
             raise UsageError("the generator is unconditional: it takes no labels")
+        if labels is not None:
+            require_type("labels", labels, Tensor, f"a tensor of {n} integers below {self.classes}")
         if labels is None or labels.shape != (n,) or labels.is_floating_point():
             raise UsageError(f"the generator is conditional: give {n} integer labels below {self.classes}")
         if not (int(labels.min()) >= 0 and int(labels.max()) < self.classes):

@@ -10,7 +10,7 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vardistill.diffusion import Denoiser, NoiseLevels, same_schedule
+from vardistill.diffusion import Denoiser, NoiseLevels, require_denoiser, same_schedule
 from vardistill.diffusion.schedules import expand
 from vardistill.errors import UsageError, first_line, require, require_type, unknown
 from vardistill.objectives import Objective, VarDiU
@@ -31,6 +31,7 @@ def check_settings(
     """Raise UsageError unless the parts of a run fit, as far as they tell without a forward pass."""
     check_student(student, conditions)
     check_objective(objective)
+    require_type("levels", levels, NoiseLevels, "vardistill.NoiseLevels(teacher.schedule, ...)")
     if processes > 1 and ":" in training.device:
         raise UsageError(
             f"{processes} processes have a device each: set device to auto or {training.device.partition(':')[0]}, not "
@@ -89,6 +90,23 @@ def check_student(student: Student, conditions: Conditions | None = None) -> Non
         raise UsageError(
             f"the conditions are {len(conditions.frequencies)} labels, but the generator takes {student.classes}"
         )
+
+
+def numbers(values: object) -> dict[str, float]:
+    """What `evaluate` returned, as numbers by name; raises UsageError for other than a mapping of names to numbers."""
+    rule = "a mapping of names to numbers"
+    require_type("what evaluate returns", values, Mapping, rule)
+    found: dict[str, float] = {}
+    assert isinstance(values, Mapping)
+    for name, value in values.items():
+        try:
+            require("what evaluate returns", name, isinstance(name, str), f"{rule}, with a text for each name")
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors of several numbers
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"what evaluate returns must be {rule}, but {name} is {type(value).__name__}") from error
+    return found
 
 
 def two_conditions(student: Student, conditions: Conditions | None) -> Mapping[str, Tensor]:
@@ -208,6 +226,10 @@ def check_objective(objective: Objective) -> None:
             f"the objective must be a vardistill.objectives.Objective, but is {type(objective).__name__}: give a "
             "denoiser as teacher"
         )
+    if objective.scores_by_teacher:
+        require_denoiser(objective.teacher, "teacher")
+    for name, network in objective.networks.items():
+        require_type(f"the {name} of {type(objective).__name__}", network, nn.Module, "an nn.Module")
     if STUDENT in objective.networks:
         raise UsageError(f"'{STUDENT}' is the student's name: call {type(objective).__name__}'s own network another")
     for name in trained_networks(objective) - {STUDENT}:

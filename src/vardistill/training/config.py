@@ -62,7 +62,8 @@ class NetworkConfig:
             require(f"{self.name}'s {name}", getattr(self, name), (getattr(self, name) or 0) < 1, "in [0, 1)")
         for name in ("lr", "clip"):
             require(f"{self.name}'s {name}", getattr(self, name), getattr(self, name) != 0, "positive")
-        require(f"{self.name}'s lr", self.lr, self.lr != math.inf, "finite")
+        for name in ("lr", "weight_decay"):
+            require(f"{self.name}'s {name}", getattr(self, name), getattr(self, name) != math.inf, "finite")
 
     @classmethod
     def parse(cls, words: list[str]) -> NetworkConfig:
@@ -171,10 +172,10 @@ class TrainingConfig:
         check_choices(self)
         for name in ("steps", "batch", "lr", "auxiliary_lr", "clip", "log_every", "checkpoint_every", "eval_samples"):
             require(name, getattr(self, name), getattr(self, name) > 0, "positive")
-        for name in ("lr", "auxiliary_lr"):
-            require(name, getattr(self, name), getattr(self, name) < float("inf"), "finite")
         for name in ("max_skipped", "weight_decay", "eval_every"):
             require(name, getattr(self, name), getattr(self, name) >= 0, "0 or positive")
+        for name in ("lr", "auxiliary_lr", "weight_decay"):
+            require(name, getattr(self, name), getattr(self, name) < float("inf"), "finite")
         for name in ("beta1", "beta2", "ema", "warmup", "head_start"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("lr_final", self.lr_final, 0 <= self.lr_final <= 1, "in [0, 1]")
@@ -184,6 +185,10 @@ class TrainingConfig:
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+        known = isinstance(self.networks, tuple) and all(isinstance(own, NetworkConfig) for own in self.networks)
+        require(
+            "networks", self.networks, known, "a tuple of NetworkConfig, such as (NetworkConfig('critic', lr=1e-4),)"
+        )
         names = [own.name for own in self.networks]
         require("networks", names, len(set(names)) == len(names), "of different names")
 

@@ -27,7 +27,7 @@ from zipfile import BadZipFile
 import yaml
 
 from vardistill.errors import UsageError, first_line
-from vardistill.files import locked, reason, write_whole
+from vardistill.files import locked, reason, typed, write_whole
 from vardistill.launch import is_first
 
 UNREADABLE = (
@@ -171,7 +171,7 @@ def create(path: Path) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if folder.kept:
             raise UsageError(
-                f"the run folder {path} is not empty: choose another with --out, or go on with --resume {path}"
+                f"the run folder {path} is not empty: choose another with --out, or go on with --resume {typed(path)}"
             )
         probe = path / ".write-probe"
         probe.touch()

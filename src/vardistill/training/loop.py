@@ -49,6 +49,7 @@ from vardistill.training.checks import (
     check_settings,
     check_tracker,
     doubts,
+    numbers,
     real_samples,
     trained_networks,
 )
@@ -395,7 +396,7 @@ class Trainer:
             return
         self.books.measuring()
         with evaluation_mode(self.student):
-            values = on_main(lambda: {name: float(v) for name, v in measure(self.average).items()})
+            values = on_main(lambda: numbers(measure(self.average)))
         if values is not None:
             self._record("eval", values)
             self.books.warn(self.step, {"kind": "eval", **values})

@@ -47,6 +47,7 @@ from vardistill.domains.pictures.teach import (
 )
 from vardistill.errors import UsageError, unknown
 from vardistill.export.pipelines import PARTS
+from vardistill.files import typed
 from vardistill.metrics.memorisation import nearest
 from vardistill.networks import initial_weights
 from vardistill.objectives import Objective
@@ -111,7 +112,9 @@ def load_teacher(source: str, variant: str | None = None) -> Teacher:
     config: PicturesTeachConfig = config_files.read(PicturesTeachConfig, run.config)
     pipeline, classifier = run.path / "pipeline", run.path / "classifier"
     if not pipeline.is_dir():
-        raise UsageError(f"{source} has no finished teacher yet: go on with `vardistill teach --resume {source}`")
+        raise UsageError(
+            f"{source} has no finished teacher yet: go on with `vardistill teach --resume {typed(source)}`"
+        )
     denoiser = load_denoiser(str(pipeline))
     if not classifier.is_dir():
         return Teacher(denoiser, config)
