@@ -31,7 +31,9 @@ def of_prompts(config: Config) -> Config:
 
 def of_shapes(config: Config) -> Config:
     """The same for a teacher of `vardistill teach shapes`, which comes with captioned pictures."""
-    return replace(config, domain=TextConfig(guidance=2.0, data=DATA), objective=compared(config.objective, "data"))
+    domain, objective = TextConfig(guidance=2.0, data=DATA), compared(config.objective, "data")
+    training = replace(config.training, steps=300, eval_every=100, eval_samples=300)  # some ten minutes of a processor
+    return replace(config, domain=domain, objective=objective, training=training)
 
 
 def compared(objective: Any, real: str) -> Any:
