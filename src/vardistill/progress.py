@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 WIDTH = 120
 """Columns of a bar, at most."""
 
+LEAST = 20
+"""Columns that texts are broken into, however few a terminal says that it has."""
+
 COUNTED = 40
 """Of these, for the bar and its counts."""
 
@@ -91,7 +94,7 @@ def bar(
 
 def columns() -> int:
     """Of the terminal, one less than it has: a full line would break."""
-    return shutil.get_terminal_size().columns - 1
+    return max(LEAST, shutil.get_terminal_size().columns - 1)
 
 
 def fitting(figures: Iterable[str]) -> str:

@@ -418,6 +418,31 @@ def test_a_run_with_damaged_metrics_is_not_resumed(
     assert told in refused(capsys, "train", "--resume", str(run.path))
 
 
+@pytest.mark.parametrize("columns", ["1", "0", "-5", "x"])
+def test_any_width_of_the_terminal_will_do(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.run(["list"]) == 0
+    assert cli.run(["train", "mog40-vardiu", "--help"]) == 0
+    assert "mog40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("closed", "words", "code"), [(1, ["list"], 0), (2, ["list"], 0), (2, ["report"], 2)])
+def test_closed_streams_will_do(closed: int, words: list[str], code: int) -> None:
+    command = [sys.executable, "-m", "vardistill", *words]
+    ended = subprocess.run(["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_backend_of_matplotlib_that_is_not_there_does_not_matter() -> None:
+    code = "from vardistill.cli.main import main\nimport sys\nsys.argv = ['vardistill', 'train', '--help']\n"
+    code += "try: main()\nexcept SystemExit as end: assert not end.code\nimport matplotlib.figure"
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("words", [["list"], ["train", "mog40-vardiu", "--help"], ["bench", "--help"]])
 def test_any_encoding_of_the_output_will_do(words: list[str], encoding: str) -> None:

@@ -60,11 +60,13 @@ HELP = "\n".join(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 diverged, 2 a user's mistake, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what an encoding other than UTF-8 lacks becomes a question mark
-            stream.reconfigure(errors="replace")
-    code = run(list(sys.argv[1:] if argv is None else argv))
     with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where they are closed
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what an encoding other than UTF-8 lacks becomes a question mark
+                stream.reconfigure(errors="replace")
+        os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever windows a notebook or a shell wants
+        code = run(list(sys.argv[1:] if argv is None else argv))
         try:
             sys.stdout.flush()
         except OSError as error:
