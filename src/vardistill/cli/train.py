@@ -60,7 +60,7 @@ USAGE = "\n".join(
         *presets(POINT_TARGETS, {name: recipe.about for name, recipe in POINTS.items()}),
         "presets of pictures (images: of a --teacher that is given):",
         *presets(PICTURE_SETS, {name: recipe.about for name, recipe in PICTURES.items()}),
-        "presets of text to image (text: of a --teacher and --prompts; shapes: of one by `teach shapes`):",
+        "presets of text to image (of a --teacher; text with --prompts):",
         *presets(["text", "shapes"], {name: recipe.about for name, recipe in TEXT.items()}),
         "presets of models at their size (--prompts are given):",
         *entries({name: recipe.about for name, recipe in AT_SIZE.items()}),
