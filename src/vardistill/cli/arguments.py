@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
+import shutil
 import textwrap
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import tyro
 
 from vardistill.errors import UsageError, unknown
-from vardistill.progress import columns
+from vardistill.progress import LEAST, columns
 
 T = TypeVar("T")
 
@@ -41,7 +44,7 @@ def parse(cls: type[T], arguments: list[str], command: str, about: str, default:
     _refuse_unknown_flags(cls, arguments, default)
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), wide_enough():
             parsed = tyro.cli(
                 cls,
                 args=arguments,
@@ -55,6 +58,20 @@ def parse(cls: type[T], arguments: list[str], command: str, about: str, default:
         if not stop.code:
             raise
         raise UsageError(_one_line(errors.getvalue())) from None
+
+
+@contextlib.contextmanager
+def wide_enough() -> Iterator[None]:
+    """In a terminal of `LEAST` columns at least: of one column tyro's help has no end."""
+    told = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < LEAST:
+        os.environ["COLUMNS"] = str(LEAST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if told is not None:
+            os.environ["COLUMNS"] = told
 
 
 def take_positional(arguments: list[str]) -> tuple[str | None, list[str]]:
