@@ -48,7 +48,9 @@ class SafeHubMixin(PyTorchModelHubMixin):
                 raise
             except Exception as error:  # of arguments that its configuration lacks, of weights that are cut off
                 told = first_line(error) if "\n" not in str(error) else " ".join(str(error).split())[:TOLD]
-                raise UsageError(f"{source} holds no {cls.__name__}: {told}") from error
+                raise UsageError(
+                    f"{source} holds no {cls.__name__}: {told}; it is truncated or not one of vardistill's"
+                ) from error
         check_hub_id(source)
         try:
             require_answer(str(source))

@@ -185,6 +185,7 @@ class TrainingConfig:
         require("eval_samples", self.eval_samples, self.eval_samples >= 2, "at least 2")
         if self.max_minutes is not None:
             require("max_minutes", self.max_minutes, self.max_minutes > 0, "positive")
+        object.__setattr__(self, "networks", tuple(self.networks) if isinstance(self.networks, list) else self.networks)
         known = isinstance(self.networks, tuple) and all(isinstance(own, NetworkConfig) for own in self.networks)
         require(
             "networks", self.networks, known, "a tuple of NetworkConfig, such as (NetworkConfig('critic', lr=1e-4),)"
