@@ -242,6 +242,8 @@ def test_a_cell_of_another_configuration_is_refused(tmp_path):
         run_bench(TAUGHT, tmp_path)
     with pytest.raises(UsageError, match="is not a bench's folder"):
         running.report(BENCH, tmp_path / "good_true_mog40_seed0")
+    with pytest.raises(UsageError, match="good_true_mog40_seed0 is a run: choose another --out"):
+        run_bench(BENCH, tmp_path / "good_true_mog40_seed0")
 
 
 def test_a_sum_that_differs_in_one_weight_is_told_by_its_name(tmp_path):

@@ -320,6 +320,8 @@ def test_the_list_names_every_preset_and_bench(capsys: pytest.CaptureFixture[str
         (["train", "mog40-vardiu", "--depth", "0"], "depth must be at least 1"),
         (["train", "mog40-vardiu", "--steps", "1e3"], "vardistill: --steps must be a whole number, but is '1e3'"),
         (["train", "mog40-vardiu", "--lr", "fast"], "vardistill: --lr must be a number, but is 'fast'"),
+        (["bench", "smoke", "--steps", "nan"], "vardistill: --steps must be a whole number, but is 'nan'"),
+        (["train", "mog40-vardiu", "--max-minutes", "soon"], "--max-minutes must be a number, but is 'soon'"),
         (["train", "mog40-vardiu", "--weight-decay", "inf"], "weight_decay must be finite, but is inf"),
         (["train", "mog40-vardiu", "--networks", "student(weight_decay=inf)"], "student's weight_decay must be finite"),
         (["train", "mog40-vardiu", "--objective", "VARFLOW"], "unknown objective 'VARFLOW': did you mean varflow?"),

@@ -167,6 +167,8 @@ def check_bench(bench: Bench) -> None:
 
 def check_folder(bench: Bench, cells: Iterable[Cell], folder: Path) -> None:
     """Raise UsageError where the folder holds another bench, or a cell of another configuration."""
+    if RunFolder(folder).config.exists():
+        raise UsageError(f"{folder} is a run: choose another --out for a bench")
     there = (read_json(folder / "bench.json") or {}).get("bench", bench.name)
     if there != bench.name:
         raise UsageError(f"{folder} holds the bench {there}: choose another --out for {bench.name}")

@@ -20,6 +20,9 @@ from vardistill.progress import LEAST, columns
 
 T = TypeVar("T")
 
+OPTIONAL = r"Error parsing (--\S+): no type matching \{None\}\|(INT|FLOAT) could be instantiated from \['(.*?)'\]"
+"""What tyro says of a text that is no number, of a flag that may be left out."""
+
 NUMBERS = {
     r"invalid literal for int\(\) with base 10": "a whole number",
     "could not convert string to float": "a number",
@@ -134,6 +137,8 @@ def _one_line(message: str) -> str:
     text = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split())
     text = re.split(r"Argument helptext:|For full helptext|Full help", text)[0].strip()
     text = re.sub(r"^(Value error|Parsing error|Invalid choice|Missing argument|Unrecognized options) ", "", text)
+    if found := re.match(OPTIONAL, text):
+        return f"{found[1]} must be {'a whole number' if found[2] == 'INT' else 'a number'}, but is '{found[3]}'"
     for told, meant in NUMBERS.items():
         text = re.sub(rf"^Error parsing (--\S+): {told}: ", rf"\1 must be {meant}, but is ", text)
     return re.sub(r"^Error parsing [^-]\S*: ", "", text)
