@@ -438,6 +438,14 @@ def test_closed_streams_will_do(closed: int, words: list[str], code: int) -> Non
     assert "Traceback" not in ended.stderr
 
 
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vardistill", "sample", "/nope"]
+    words = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(tmp_path), *command]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "vardistill: the folder that this is started in is gone: change to another\n"
+
+
 def test_a_backend_of_matplotlib_that_is_not_there_does_not_matter() -> None:
     code = "from vardistill.cli.main import main\nimport sys\nsys.argv = ['vardistill', 'train', '--help']\n"
     code += "try: main()\nexcept SystemExit as end: assert not end.code\nimport matplotlib.figure"

@@ -86,6 +86,7 @@ def run(argv: list[str]) -> int:
         if argv[0] == "--version":
             print(__version__)
             return 0
+        check_here()
         return _run_command(argv[0], argv[1:])
     except SystemExit as stop:  # after a help
         return int(stop.code or 0)
@@ -110,6 +111,14 @@ def run(argv: list[str]) -> int:
         return 2
 
 
+def check_here() -> None:
+    """Raise UsageError where the folder that the user is in was removed: no path means anything there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the folder that this is started in is gone: change to another") from error
+
+
 def named(text: str) -> str:
     """The text, with commands as this user has to type them."""
     return re.sub(rf"\bvardistill (?=(?:{'|'.join(COMMANDS)})\b)", f"{program()} ", text)
@@ -127,7 +136,10 @@ def program() -> str:
 
 
 def _short(path: str) -> str:
-    return min(path, os.path.relpath(path), key=len)
+    try:
+        return min(path, os.path.relpath(path), key=len)
+    except (OSError, ValueError):  # of a folder that is gone, of another drive
+        return path
 
 
 def _run_command(name: str, arguments: list[str]) -> int:
